@@ -1,0 +1,52 @@
+"""The installer of Detectron2's Python part keeps what is there and records what it installs."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
+
+
+def load_program():
+    spec = importlib.util.spec_from_file_location("install_detectron2", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_with(folder: Path) -> subprocess.CompletedProcess:
+    """Run the program in a process that finds the packages in ``folder`` first."""
+    return subprocess.run(
+        [sys.executable, PROGRAM],
+        env={"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_detectron2_that_can_be_imported_is_kept(tmp_path):
+    (tmp_path / "detectron2" / "engine").mkdir(parents=True)
+    (tmp_path / "detectron2" / "__init__.py").touch()
+    (tmp_path / "detectron2" / "engine" / "__init__.py").touch()
+    run = run_with(tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert f"{tmp_path / 'detectron2'} is left as it is" in run.stdout
+
+
+def test_broken_detectron2_is_named_and_not_replaced(tmp_path):
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "__init__.py").write_text("import no_such_package_anywhere")
+    run = run_with(tmp_path)
+    assert run.returncode == 1
+    assert str(tmp_path) in run.stderr
+    assert "no_such_package_anywhere" in run.stderr
+    assert "pip uninstall" in run.stderr
+
+
+def test_record_lists_only_what_is_installed(tmp_path):
+    record = tmp_path / "RECORD"
+    kept = "detectron2/__init__.py,,\nsal_detectron2-0.7.2.dist-info/METADATA,,\n"
+    record.write_text(kept + "detectron2/_C.cpython-310-x86_64-linux-gnu.so,,\ntools/a.py,,\n")
+    load_program().drop_absent_files(record)
+    assert record.read_text() == kept
