@@ -1,0 +1,297 @@
+"""The vocabulary: what the model may call a pixel. Names, synonyms and colours travel together.
+
+Nothing else in the project knows names, synonyms or prompt templates; the model sees tensors, and
+a category's position in one :class:`Vocabulary` object is its id. Needs no torch.
+"""
+
+import difflib
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+from dcp_clip.categories import (
+    Category,
+    VocabularyError,
+    check_distinct,
+    read_categories,
+    split_names,
+)
+from dcp_clip.colors import Color, check_color, default_color
+from dcp_clip.prompts import build_prompts, load_templates
+
+__all__ = ["Vocabulary", "VocabularyError", "build_prompts", "default_color", "load_templates"]
+
+
+class Vocabulary:
+    """An ordered list of C categories, immutable, hashable and cheap to pickle.
+
+    Names are brought to one spelling: Unicode NFC, runs of white space made one space, none at the
+    ends. A synonym repeated within a category counts once.
+
+    Attributes:
+        synonyms: C tuples of names; the first of each is the category's main name.
+        display_names: C names for legends and tables.
+        colors: C RGB colours, 0 ... 255.
+    """
+
+    __slots__ = ("synonyms", "display_names", "colors", "_fingerprint", "_positions")
+
+    synonyms: tuple[tuple[str, ...], ...]
+    display_names: tuple[str, ...]
+    colors: tuple[Color, ...]
+
+    def __init__(
+        self,
+        names: Sequence[str | Sequence[str]],
+        *,
+        display_names: Sequence[str] | None = None,
+        colors: Sequence[Sequence[int] | None] | None = None,
+    ) -> None:
+        """
+        Args:
+            names: one entry a category: a name, or a sequence of synonyms, the main name first.
+                A comma within a name is part of it; see :meth:`from_string` for separators.
+            display_names: default: the main names.
+            colors: RGB triples; None, or None for a category, takes :func:`default_color`.
+
+        Raises:
+            VocabularyError: if there is no category, a name is empty or no string, two categories
+                have the same names, or the lengths differ.
+        """
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise VocabularyError(
+                f"A vocabulary needs a list of names in a fixed order, got {type(names).__name__}: "
+                "for one string use Vocabulary.from_string."
+            )
+        if len(names) == 0:
+            raise VocabularyError("The vocabulary is empty: give at least one category name.")
+        synonyms = tuple(_clean_category(entry, i) for i, entry in enumerate(names))
+        check_distinct(synonyms)
+        if display_names is None:
+            display_names = [category[0] for category in synonyms]
+        if colors is None:
+            colors = [None] * len(synonyms)
+        for what, values in (("display names", display_names), ("colours", colors)):
+            if len(values) != len(synonyms):
+                raise VocabularyError(f"{len(values)} {what} for {len(synonyms)} categories.")
+        self._set(
+            synonyms,
+            tuple(_clean_name(name, f"Display name {i}") for i, name in enumerate(display_names)),
+            tuple(
+                default_color(category[0]) if color is None else check_color(color, category[0])
+                for color, category in zip(colors, synonyms, strict=True)
+            ),
+        )
+
+    def _set(self, synonyms, display_names, colors, fingerprint=None) -> None:
+        values = (synonyms, display_names, colors, fingerprint, None)
+        for slot, value in zip(self.__slots__, values, strict=True):
+            object.__setattr__(self, slot, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"A Vocabulary cannot be changed ('{name}'): make a new one.")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    # ---- ways to make one
+
+    @classmethod
+    def from_categories(cls, categories: Sequence[Category]) -> "Vocabulary":
+        """Make a vocabulary of a dataset's category list, see :mod:`dcp_clip.categories`."""
+        return cls(
+            [category.all_names for category in categories],
+            colors=[category.color for category in categories],
+        )
+
+    @classmethod
+    def from_string(cls, text: str) -> "Vocabulary":
+        """Read ``"sky; tree; car, automobile"``.
+
+        ';' or a new line ends a category, ',' separates its synonyms. Without any ';' or new line
+        commas separate categories (``"sky, tree, car"``), so end a single category that has
+        synonyms with ';' (``"car, automobile;"``). Blank lines are skipped.
+
+        Raises:
+            VocabularyError: as the constructor.
+        """
+        if not isinstance(text, str):
+            raise VocabularyError(f"Expected a string of names, got {type(text).__name__}.")
+        return cls(split_names(text))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Vocabulary":
+        """Read a .txt or .json file, see :func:`dcp_clip.categories.read_categories`.
+
+        Raises:
+            VocabularyError: naming the file, if it is missing or its content is at fault.
+        """
+        categories = read_categories(path)
+        try:
+            return cls.from_categories(categories)
+        except VocabularyError as e:
+            raise VocabularyError(f"{path}: {e}") from e
+
+    @classmethod
+    def from_dataset(cls, name: str) -> "Vocabulary":
+        """Take the categories of a dataset registered in Detectron2.
+
+        Reads ``stuff_classes`` and, where the metadata has them, ``stuff_synonyms`` (a list of
+        names a category) and ``stuff_colors``.
+
+        Raises:
+            VocabularyError: if there is no such dataset, or it has no ``stuff_classes``.
+        """
+        from detectron2.data import DatasetCatalog, MetadataCatalog  # torch: only when needed
+
+        if not _is_dataset(name):
+            hint = _suggest(name, DatasetCatalog.list())
+            raise VocabularyError(f"No dataset '{name}' is registered in Detectron2.{hint}")
+        metadata = MetadataCatalog.get(name)
+        display_names = metadata.get("stuff_classes")
+        if not display_names:
+            raise VocabularyError(
+                f"The dataset '{name}' has no stuff_classes in its metadata, so it is not one for "
+                "semantic segmentation."
+            )
+        return cls(
+            metadata.get("stuff_synonyms") or display_names,
+            display_names=display_names,
+            colors=metadata.get("stuff_colors"),
+        )
+
+    @classmethod
+    def parse(cls, spec: Union["Vocabulary", str, Path, Sequence]) -> "Vocabulary":
+        """Make a vocabulary of whatever a user may give. The first rule that fits decides:
+
+        1. a ``Vocabulary`` is returned as it is;
+        2. a ``Path``, or a string that ends in .txt or .json, is a file (:meth:`from_file`);
+           one that does not exist is an error, not a category of that name;
+        3. a registered dataset (:meth:`from_dataset`); a string that is built like the name of
+           one ("..._sem_seg...") and is not registered is an error;
+        4. any other string is read by :meth:`from_string`;
+        5. a list or tuple goes to the constructor.
+
+        Raises:
+            VocabularyError: if the chosen reading fails.
+        """
+        if isinstance(spec, cls):
+            return spec
+        if isinstance(spec, Path):
+            return cls.from_file(spec)
+        if not isinstance(spec, str):
+            return cls(spec)
+        text = spec.strip()
+        if re.fullmatch(r"[^;\n]+\.(txt|json)", text, flags=re.IGNORECASE):
+            return cls.from_file(text)
+        if re.fullmatch(r"[\w-]+", text):  # one word: the catalog need not be asked for others
+            if re.search(r"_sem_seg(_|$)", text) or _is_dataset(text):
+                return cls.from_dataset(text)
+        return cls.from_string(spec)
+
+    # ---- use
+
+    def index(self, name: str) -> int:
+        """Return the id of the category with this main or display name, or else this synonym.
+
+        Raises:
+            VocabularyError: if no category has the name, or several have.
+        """
+        if self._positions is None:
+            object.__setattr__(self, "_positions", self._find_positions())
+        cleaned = _clean_name(name, "The name looked for")
+        for table in self._positions:
+            found = table.get(cleaned, [])
+            if len(found) > 1:
+                raise VocabularyError(f"'{name}' names the categories {found}: it is ambiguous.")
+            if found:
+                return found[0]
+        raise VocabularyError(f"'{name}' is not in the vocabulary.{_suggest(name, table)}")
+
+    def _find_positions(self) -> tuple[dict[str, list[int]], ...]:
+        main: dict[str, list[int]] = {}
+        every: dict[str, list[int]] = {}
+        for i, category in enumerate(self.synonyms):
+            display_name = self.display_names[i]
+            for name in {category[0], display_name}:
+                main.setdefault(name, []).append(i)
+            for name in {*category, display_name}:
+                every.setdefault(name, []).append(i)
+        return main, every
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the names and synonyms in their order: the key of cached text features.
+
+        Display names and colours do not enter, as the text encoder does not see them.
+        """
+        if self._fingerprint is None:
+            # repr keeps the borders: ("a", "b") and ("a, b",) differ.
+            digest = hashlib.sha256(repr(self.synonyms).encode("utf-8", "surrogatepass"))
+            object.__setattr__(self, "_fingerprint", digest.hexdigest())
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self.synonyms)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Vocabulary):
+            return NotImplemented
+        return self is other or (
+            self.synonyms == other.synonyms
+            and self.display_names == other.display_names
+            and self.colors == other.colors
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.display_names[:8]) + (", ..." if len(self) > 8 else "")
+        return f"Vocabulary({len(self)} categories: {shown})"
+
+    def __deepcopy__(self, memo: dict) -> "Vocabulary":
+        return self
+
+    def __reduce__(self) -> tuple:
+        # Records carry their vocabulary from loader workers to the model: not checked again there.
+        return _restore, (self.synonyms, self.display_names, self.colors, self.fingerprint())
+
+
+def _restore(synonyms, display_names, colors, fingerprint) -> Vocabulary:
+    vocabulary = Vocabulary.__new__(Vocabulary)
+    vocabulary._set(synonyms, display_names, colors, fingerprint)
+    return vocabulary
+
+
+def _clean_category(entry: str | Sequence[str], position: int) -> tuple[str, ...]:
+    where = f"Category {position} (counting from 0)"
+    names = [entry] if isinstance(entry, str) else entry
+    if not isinstance(names, Sequence):
+        raise VocabularyError(f"{where} is no name and no list of names: {entry!r}.")
+    if len(names) == 0:
+        raise VocabularyError(f"{where} has no name.")
+    return tuple(dict.fromkeys(_clean_name(name, where) for name in names))
+
+
+def _clean_name(name: str, where: str) -> str:
+    if not isinstance(name, str):
+        raise VocabularyError(f"{where} has a name that is no string: {name!r}.")
+    cleaned = " ".join(unicodedata.normalize("NFC", name).split())
+    if not cleaned:
+        raise VocabularyError(f"{where} has an empty name.")
+    return cleaned
+
+
+def _is_dataset(name: str) -> bool:
+    from detectron2.data import DatasetCatalog
+
+    import dcp_clip.data  # noqa: F401  registers this project's datasets
+
+    return name in DatasetCatalog.list()
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
