@@ -1,0 +1,50 @@
+"""Training augmentation for semantic segmentation, all of it Detectron2's own."""
+
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+
+from dcp_clip.categories import IGNORE_LABEL
+
+
+def build_sem_seg_augmentations(
+    cfg: CfgNode, ignore_label: int = IGNORE_LABEL
+) -> list[T.Augmentation | T.Transform]:
+    """Build the augmentations of ``cfg.INPUT`` for training: resize, crop, colour, flip.
+
+    To be given to ``DatasetMapper(cfg, is_train=True, augmentations=...)``. For testing,
+    Detectron2's default (``ResizeShortestEdge``) is right.
+
+    Args:
+        cfg: reads INPUT.{MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP,
+            FORMAT, COLOR_AUG_SSD} and INPUT.CROP.{ENABLED, TYPE, SIZE,
+            SINGLE_CATEGORY_MAX_AREA}.
+        ignore_label: label that may fill a crop beyond SINGLE_CATEGORY_MAX_AREA.
+
+    Returns:
+        Augmentations of an RGB or BGR uint8 image (H, W, 3) and a label map (H, W).
+    """
+    augmentations: list[T.Augmentation | T.Transform] = [
+        T.ResizeShortestEdge(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
+    ]
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.append(
+            T.RandomCrop_CategoryAreaConstraint(
+                cfg.INPUT.CROP.TYPE,
+                cfg.INPUT.CROP.SIZE,
+                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+                ignore_label,
+            )
+        )
+    if cfg.INPUT.COLOR_AUG_SSD:  # after the crop, so that it works on fewer pixels
+        augmentations.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        augmentations.append(
+            T.RandomFlip(
+                horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
+                vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
+            )
+        )
+    return augmentations

@@ -1,0 +1,122 @@
+"""Registration of CamVid and of semantic segmentation folders in general."""
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+import dcp_clip.data
+from dcp_clip.categories import load_names
+from dcp_clip.data.camvid import IMAGE_COUNTS, register_camvid
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.register import datasets_root, load_sem_seg, register_sem_seg
+from dcp_clip.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three photographs and their label maps."""
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for stem in ("b", "a", "c"):
+        Image.new("RGB", (6, 4)).save(images / f"{stem}.jpg")
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(labels / f"{stem}.png")
+    return images, labels
+
+
+@pytest.fixture
+def name():
+    """A dataset name that is free again after the test."""
+    yield "test_sem_seg"
+    if "test_sem_seg" in DatasetCatalog:
+        DatasetCatalog.remove("test_sem_seg")
+    MetadataCatalog.pop("test_sem_seg", None)
+
+
+def test_names_are_the_official_ones():
+    names = [category.all_names for category in load_names("camvid_11")]
+    assert names[0] == ("sky",) and names[6] == ("sign symbol",) and len(names) == 11
+    assert all(len(n) == 1 for n in names)
+
+
+@pytest.mark.parametrize("split", IMAGE_COUNTS)
+def test_metadata(split):
+    assert dcp_clip.data  # importing it registers
+    metadata = MetadataCatalog.get(f"camvid_sem_seg_{split}")
+    assert len(metadata.stuff_classes) == len(metadata.stuff_colors) == 11
+    assert metadata.stuff_synonyms[8] == ["car"] and metadata.stuff_colors[8] == [64, 0, 128]
+    assert metadata.ignore_label == 255 and metadata.evaluator_type == "sem_seg"
+    assert metadata.image_root.endswith(f"camvid/images/{split}")
+    assert metadata.sem_seg_root.endswith(f"camvid/labels/{split}")
+
+
+def test_missing_folder_tells_the_prepare_command(tmp_path):
+    register_camvid(tmp_path)
+    try:
+        with pytest.raises(DatasetError, match="prepare_camvid.py") as error:
+            DatasetCatalog.get("camvid_sem_seg_val")
+        assert str(tmp_path / "camvid" / "images" / "val") in str(error.value)
+    finally:
+        register_camvid()
+
+
+def test_root_is_detectron2s(monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/somewhere")
+    assert str(datasets_root()) == "/somewhere"
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    assert str(datasets_root()) == "datasets"
+
+
+def test_register_and_load(folders, name):
+    images, labels = folders
+    register_sem_seg(name, images, labels, [["sky", "heaven"], "tree"], expected_count=3)
+    records = DatasetCatalog.get(name)
+    assert [record["image_id"] for record in records] == ["a", "b", "c"]
+    assert records[1]["file_name"] == str(images / "b.jpg")
+    assert records[1]["sem_seg_file_name"] == str(labels / "b.png")
+    assert Vocabulary.from_dataset(name) == Vocabulary([["sky", "heaven"], "tree"])
+
+
+def test_name_that_is_taken(folders, name):
+    register_sem_seg(name, *folders, ["sky"])
+    with pytest.raises(AssertionError):
+        register_sem_seg(name, *folders, ["tree"])
+    register_sem_seg(name, *folders, ["tree"], replace=True)
+    assert MetadataCatalog.get(name).stuff_classes == ["tree"]
+
+
+def test_incomplete_folders(folders):
+    images, labels = folders
+    with pytest.raises(DatasetError, match="3 images, not 4. Do this."):
+        load_sem_seg(images, labels, expected_count=4, advice="Do this.")
+    (labels / "b.png").rename(labels / "d.png")  # the counts agree, the names do not
+    with pytest.raises(DatasetError, match="b.jpg has no label map"):
+        load_sem_seg(images, labels)
+    (images / "b.jpg").unlink()
+    with pytest.raises(DatasetError, match="d.png has no image"):
+        load_sem_seg(images, labels)
+    with pytest.raises(DatasetError, match="nowhere does not exist"):
+        load_sem_seg(images, labels.parent / "nowhere")
+
+
+def test_empty_folders(tmp_path):
+    with pytest.raises(DatasetError, match="no image"):
+        load_sem_seg(tmp_path, tmp_path)
+
+
+def test_ambiguous_stem(folders):
+    images, labels = folders
+    Image.new("RGB", (6, 4)).save(images / "a.png")
+    with pytest.raises(DatasetError, match="same stem"):
+        load_sem_seg(images, labels)
+    assert len(load_sem_seg(images, labels, image_ext=".jpg")) == 3
+
+
+def test_palette_labels_are_refused(folders):
+    images, labels = folders
+    palette = Image.fromarray(np.zeros((4, 6), np.uint8))
+    palette.putpalette([9, 9, 9])
+    palette.save(labels / "a.png")
+    with pytest.raises(DatasetError, match="without a palette"):
+        load_sem_seg(images, labels)

@@ -1,0 +1,115 @@
+"""Augmentation and mapping: from files to the records that the model takes."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from PIL import Image
+
+from dcp_clip.data.augmentation import build_sem_seg_augmentations
+from dcp_clip.data.mapper import VocabularyMapper
+from dcp_clip.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(["left", "right"])
+
+
+@pytest.fixture
+def cfg() -> CfgNode:
+    cfg = get_cfg()
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MIN_SIZE_TRAIN = (24, 32)
+    cfg.INPUT.MAX_SIZE_TRAIN = 80
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [16, 20]
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
+    cfg.INPUT.COLOR_AUG_SSD = True
+    cfg.MODEL.MASK_ON = False
+    return cfg
+
+
+@pytest.fixture
+def dataset_dict(tmp_path) -> dict:
+    """Red, labelled 0, on the left; blue, labelled 1, on the right; an ignored row below."""
+    image = np.zeros((30, 40, 3), np.uint8)
+    image[:, :20, 0] = image[:, 20:, 2] = 200
+    label = np.zeros((30, 40), np.uint8)
+    label[:, 20:] = 1
+    label[-1] = 255
+    Image.fromarray(image).save(tmp_path / "image.png")
+    Image.fromarray(label).save(tmp_path / "label.png")
+    return {
+        "file_name": str(tmp_path / "image.png"),
+        "sem_seg_file_name": str(tmp_path / "label.png"),
+    }
+
+
+def make_mapper(cfg: CfgNode) -> VocabularyMapper:
+    augmentations = build_sem_seg_augmentations(cfg)
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
+    return VocabularyMapper(mapper, VOCABULARY)
+
+
+def test_training_record(cfg, dataset_dict):
+    before = dict(dataset_dict)
+    mapper = make_mapper(cfg)
+    for _ in range(20):
+        record = mapper(dataset_dict)
+        assert record["vocabulary"] is VOCABULARY
+        assert record["image"].shape == (3, 16, 20) and record["image"].dtype == torch.uint8
+        assert record["sem_seg"].shape == (16, 20) and record["sem_seg"].dtype == torch.int64
+        assert set(record["sem_seg"].unique().tolist()) <= {0, 1, 255}
+    assert dataset_dict == before
+
+
+def test_labels_stay_with_their_pixels(cfg, dataset_dict):
+    cfg.INPUT.COLOR_AUG_SSD = False
+    mapper = make_mapper(cfg)
+    for _ in range(10):
+        record = mapper(dataset_dict)
+        red, _, blue = record["image"].long()
+        assert (record["sem_seg"][red > 150] != 1).all()
+        assert (record["sem_seg"][blue > 150] != 0).all()
+
+
+def test_record_of_a_worker_equals_its_own(cfg, dataset_dict):
+    mapper = pickle.loads(pickle.dumps(make_mapper(cfg)))
+    record = pickle.loads(pickle.dumps(mapper(dataset_dict)))
+    assert record["vocabulary"] == VOCABULARY
+
+
+def test_image_smaller_than_the_crop(cfg, dataset_dict):
+    cfg.INPUT.CROP.SIZE = [500, 500]
+    record = make_mapper(cfg)(dataset_dict)
+    assert record["image"].shape[1:] == record["sem_seg"].shape
+    assert record["sem_seg"].shape[0] in (24, 32)
+
+
+def test_no_category_fills_a_crop(cfg, dataset_dict):
+    np.random.seed(0)
+    cfg.INPUT.MIN_SIZE_TRAIN = (30,)
+    mapper = make_mapper(cfg)
+    shares = []
+    for _ in range(30):
+        label = mapper(dataset_dict)["sem_seg"]
+        counted = label[label != 255]
+        shares.append(max((counted == c).float().mean().item() for c in (0, 1)))
+    # The search gives up after ten tries, so a few crops may miss the mark.
+    assert sum(share < 0.75 for share in shares) >= 25
+
+
+def test_switches(cfg):
+    def kinds():
+        return [type(augmentation) for augmentation in build_sem_seg_augmentations(cfg)]
+
+    assert kinds()[:2] == [T.ResizeShortestEdge, T.RandomCrop_CategoryAreaConstraint]
+    assert len(kinds()) == 4
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.INPUT.COLOR_AUG_SSD = False
+    assert kinds() == [T.ResizeShortestEdge, T.RandomFlip]
+    cfg.INPUT.RANDOM_FLIP = "none"
+    assert kinds() == [T.ResizeShortestEdge]
