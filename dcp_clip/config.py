@@ -1,0 +1,148 @@
+"""Config keys of DCP-CLIP, on top of Detectron2's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from . import data, modeling  # noqa: F401  (registers what a config may name)
+
+__all__ = ["add_dcp_clip_config", "setup_cfg"]
+
+
+def add_dcp_clip_config(cfg: CN) -> None:
+    """Add config for DCP-CLIP."""
+    _add_clip(cfg)
+    _add_stages(cfg)
+    _add_training(cfg)
+
+
+def _add_clip(cfg: CN) -> None:
+    cfg.MODEL.CLIP = CN()
+    # open_clip's model name; `python -c "import open_clip; print(open_clip.list_models())"`.
+    cfg.MODEL.CLIP.NAME = "convnext_base_w_320"
+    # open_clip's weights tag, or the path of a local file (.safetensors, .pt, .pth, .bin);
+    # "" for random weights.
+    cfg.MODEL.CLIP.PRETRAINED = ""
+    # How a ViT's dense map is read: "value" (MaskCLIP) or "tokens".
+    cfg.MODEL.CLIP.DENSE = "value"
+    # Resample a ViT's layers to strides 4, 8, 16 in the backbone. PyramidDecoder projects them to
+    # few channels and resamples then, which is the same and cheaper; set it for other decoders.
+    cfg.MODEL.CLIP.RESAMPLE = False
+    # What trains in the towers: "none", "all", "attention" or "late" (modeling/trainable.py).
+    cfg.MODEL.CLIP.TRAIN_IMAGE = "none"
+    cfg.MODEL.CLIP.TRAIN_TEXT = "none"
+
+
+def _add_stages(cfg: CN) -> None:
+    cfg.MODEL.DCP_CLIP = CN()
+    # Decoder width d, and heads of its attention.
+    cfg.MODEL.DCP_CLIP.DIM = 128
+    cfg.MODEL.DCP_CLIP.NUM_HEADS = 4
+    # From cosines to logits: the initial factor where it is learned.
+    cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE = 20.0
+    # Run the model under bfloat16 autocast, in training and evaluation, on CPU or GPU. On a CPU it
+    # pays only with AVX-512 BF16 or AMX (`python -m dcp_clip.check_env` tells).
+    cfg.MODEL.DCP_CLIP.BF16 = False
+    # Keep convolutions in channels-last memory format; pays on CPUs and tensor cores.
+    cfg.MODEL.DCP_CLIP.CHANNELS_LAST = False
+
+    cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
+    # Prompt templates: "single", "imagenet80", "vild14", or the path of a text file.
+    cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
+    # Synonyms: "mean" of their features, or "max" (the best synonym speaks for the category).
+    cfg.MODEL.DCP_CLIP.VOCABULARY.SYNONYMS = "mean"
+    # Prompts encoded at once; bounds memory.
+    cfg.MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE = 256
+    # Folder where text features of frozen towers are kept; "" keeps them in memory only.
+    cfg.MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR = "~/.cache/dcp_clip/text"
+
+    # Stage 1: CategoryProposal, PooledProposal, DenseProposal, AllCategories, OracleProposal.
+    cfg.MODEL.DCP_CLIP.PROPOSAL = CN()
+    cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "CategoryProposal"
+    # K. The same in training and test: the decoders learn to choose among so many.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS = 32
+    # Weights of the image-level and of the dense evidence.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.POOLED_WEIGHT = 1.0
+    cfg.MODEL.DCP_CLIP.PROPOSAL.DENSE_WEIGHT = 1.0
+    # In training, the chance of each category to be ranked at random.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO = 0.1
+
+    # Stage 2: ImageConditionedGuidance, StaticGuidance.
+    cfg.MODEL.DCP_CLIP.TEXT_GUIDANCE = CN()
+    cfg.MODEL.DCP_CLIP.TEXT_GUIDANCE.NAME = "ImageConditionedGuidance"
+
+    # Stage 3: DualInteractionDecoder, ImageToTextDecoder, TextToImageDecoder, CosineDecoder.
+    cfg.MODEL.DCP_CLIP.COARSE_DECODER = CN()
+    cfg.MODEL.DCP_CLIP.COARSE_DECODER.NAME = "DualInteractionDecoder"
+    # Rounds of interaction.
+    cfg.MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS = 2
+
+    # Stage 4: PyramidDecoder, BilinearDecoder.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER = CN()
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.NAME = "PyramidDecoder"
+    # Channels of the image pathway and of the category pathway.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM = 64
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM = 16
+    # "GN", "BN", "SyncBN", "LN" or "".
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
+
+    # Stage 5: MaskPooledRefinement, NoRefinement.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME = "MaskPooledRefinement"
+    # Without a learned correction, the mask-pooled CLIP evidence itself corrects the names.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED = True
+    # Width of the network that weighs the evidence.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM = 32
+
+
+def _add_training(cfg: CN) -> None:
+    cfg.MODEL.DCP_CLIP.LOSS = CN()
+    # Weights of the per-pixel and the region loss, on coarse, fine and final maps.
+    cfg.MODEL.DCP_CLIP.LOSS.CE_WEIGHT = 1.0
+    cfg.MODEL.DCP_CLIP.LOSS.DICE_WEIGHT = 1.0
+    # Weights of stage 5's losses.
+    cfg.MODEL.DCP_CLIP.LOSS.PRESENCE_WEIGHT = 0.5
+    cfg.MODEL.DCP_CLIP.LOSS.MASK_CLASS_WEIGHT = 0.2
+    # Weights of the coarse and of the final maps, beside 1 for the fine ones.
+    cfg.MODEL.DCP_CLIP.LOSS.COARSE_WEIGHT = 0.5
+    cfg.MODEL.DCP_CLIP.LOSS.FINAL_WEIGHT = 1.0
+    # Pixels weigh frequency**-BALANCE of their category in the batch; 0 weighs all alike.
+    cfg.MODEL.DCP_CLIP.LOSS.BALANCE = 0.0
+    # Pixels between the positions at which maps and labels are compared.
+    cfg.MODEL.DCP_CLIP.LOSS.STRIDE = 4
+
+    # AdamW; learning rates of CLIP's towers relative to BASE_LR.
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.LR_FACTOR_IMAGE = 0.01
+    cfg.SOLVER.LR_FACTOR_TEXT = 0.01
+    # Exponential moving average of the weights, evaluated and saved as the final model; 0 for none.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # SSD's colour augmentation (Detectron2's PointRend has it).
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # A crop is drawn again while one category fills more than this share of it.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+
+
+def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
+    """Detectron2's config with DCP-CLIP's keys, a file and command-line overrides.
+
+    Args:
+        config_file: yaml file; "" for the defaults.
+        opts: KEY VALUE KEY VALUE ...
+
+    Raises:
+        FileNotFoundError: naming the config file that does not exist.
+        KeyError: naming a key that no config has.
+    """
+    cfg = get_cfg()
+    add_dcp_clip_config(cfg)
+    if config_file:
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(f"config file '{config_file}' does not exist.")
+        cfg.merge_from_file(str(config_file))
+    cfg.merge_from_list(list(opts))
+    return cfg

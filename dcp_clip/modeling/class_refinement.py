@@ -1,0 +1,134 @@
+"""Stage 5: the masks go back to CLIP and correct the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .build import CLASS_REFINEMENT_REGISTRY
+
+__all__ = ["MaskPooledRefinement", "NoRefinement", "Refinement"]
+
+
+@dataclass
+class Refinement:
+    """What stage 5 says.
+
+    Attributes:
+        class_logits: (B, K), the logit that the category is in the image at all; its log-sigmoid is
+            added to the category's map.
+        mask_logits: (B, K, K), how well each mask (row) fits each proposed name (column); its loss
+            trains the pooled features to tell the names apart.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+
+
+@CLASS_REFINEMENT_REGISTRY.register()
+class MaskPooledRefinement(nn.Module):
+    """CLIP's dense features, averaged under each mask and outside it, judged against the K names.
+
+    *Whether* a category is present is decided apart from *where* it is, and the two are multiplied
+    (added, as logarithms), as SAM 3 does (arXiv 2511.16719). Mask-pooled CLIP evidence follows
+    FC-CLIP (arXiv 2308.02487). A small network weighs the evidence; it reads only numbers that mean
+    the same for every name (similarities, margins, area, confidence), so it serves unseen names
+    too. With `learned`
+    off, the correction is the pooled evidence itself: the training-free reading.
+    """
+
+    @configurable
+    def __init__(self, *, scale: float, hidden_dim: int, learned: bool):
+        """
+        Args:
+            scale: initial factor from cosines to logits.
+            hidden_dim: width of the small network.
+            learned: with False nothing here has parameters.
+        """
+        super().__init__()
+        self.learned = learned
+        if learned:
+            self.scale = nn.Parameter(torch.tensor(float(scale)))
+            self.judge = nn.Sequential(
+                nn.Linear(6, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, 1)
+            )
+            # Starts by believing every proposal: log-sigmoid of 3 is nearly zero.
+            nn.init.zeros_(self.judge[-1].weight)
+            nn.init.constant_(self.judge[-1].bias, 3.0)
+        else:
+            self.scale = float(scale)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        node = cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT
+        return {
+            "scale": cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
+            "hidden_dim": node.HIDDEN_DIM,
+            "learned": node.LEARNED,
+        }
+
+    def forward(
+        self,
+        fine: Tensor,
+        dense: Tensor,
+        text: Tensor,
+        scores: Tensor,
+        valid: Tensor,
+        mask: Tensor,
+    ) -> Refinement:
+        """
+        Args:
+            fine: (B, K, H/4, W/4) logits.
+            dense: (B, D, h, w).
+            text: (B, K, D) unit length.
+            scores: (B, K) proposal scores.
+            valid: (B, h, w) bool, False at padding.
+            mask: (B, K) bool, False for padded proposals.
+        """
+        # Shares are averaged to the dense grid: the pooling then costs K x h x w x D.
+        shares = fine.float().masked_fill(~mask[..., None, None], float("-inf")).softmax(1)
+        shares = F.adaptive_avg_pool2d(shares, dense.shape[-2:]) * valid[:, None]
+        shares = shares.flatten(2)  # (B, K, N)
+        positions = F.normalize(dense.float(), dim=1).flatten(2).mT  # (B, N, D)
+        area = shares.sum(2, keepdim=True)
+        total = valid.flatten(1).sum(1).view(-1, 1, 1)
+        inside = torch.bmm(shares, positions)
+        everything = (positions * valid.flatten(1)[..., None]).sum(1, keepdim=True)
+        outside = F.normalize(everything - inside, dim=2)
+        inside = F.normalize(inside, dim=2)
+        mask_logits = self.scale * torch.bmm(inside, text.mT)
+        mask_logits = mask_logits.masked_fill(~mask[:, None], float("-inf"))
+        fit = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
+        if not self.learned:
+            return Refinement(fit, mask_logits)
+        own = mask_logits.diagonal(dim1=1, dim2=2)
+        contrast = own - self.scale * (outside * text).sum(2)
+        confidence = (shares * shares).sum(2) / area.squeeze(2).clamp(min=1e-6)
+        evidence = torch.stack(
+            [
+                own.masked_fill(~mask, 0.0) / 10,
+                fit.masked_fill(~mask, 0.0) / 5,
+                contrast.masked_fill(~mask, 0.0) / 10,
+                (area / total + 1e-4).log().squeeze(2) / 5,
+                confidence,
+                scores,
+            ],
+            dim=2,
+        )
+        return Refinement(self.judge(evidence).squeeze(2).float(), mask_logits)
+
+
+@CLASS_REFINEMENT_REGISTRY.register()
+class NoRefinement(nn.Module):
+    """The names stay as proposed."""
+
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
+        super().__init__()
+
+    def forward(self, fine, dense, text, scores, valid, mask) -> None:
+        return None

@@ -1,0 +1,195 @@
+"""Stage 4: sharpen each category's coarse map with the encoder's finer features."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .build import FINE_DECODER_REGISTRY
+from .layers import resize_to
+
+__all__ = ["BilinearDecoder", "PyramidDecoder"]
+
+_LEVELS = (("res4", 16), ("res3", 8), ("res2", 4))
+
+
+def _target_size(feature: Tensor, stride: int, target: int) -> tuple[int, int]:
+    """The grid of stride `target` for an image whose `feature` has stride `stride`."""
+    h, w = feature.shape[-2:]
+    return -(-h * stride // target), -(-w * stride // target)
+
+
+def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) -> Conv2d:
+    return Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        bias=norm == "",
+        norm=get_norm(norm, out_channels) if norm != "GN" else nn.GroupNorm(4, out_channels),
+        activation=F.relu,
+    )
+
+
+class _CategoryStep(nn.Module):
+    """One step of the category pathway: maps of all categories as one batch, weights shared.
+
+    The image's contribution is convolved once an image, then weighed channel by channel for each
+    category by a gate from its text feature: K cheap products instead of K convolutions.
+    """
+
+    def __init__(
+        self, channels: int, image_channels: int, text_channels: int, norm: str, refine: bool
+    ):
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.guide = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.gate = nn.Linear(text_channels, channels)
+        self.norm = get_norm(norm, channels) if norm != "GN" else nn.GroupNorm(4, channels)
+        self.refine = _conv(channels, channels, norm) if refine else None
+
+    def forward(self, maps: Tensor, image: Tensor, text: Tensor) -> Tensor:
+        """maps (B*K, C, h, w), image (B, G, h, w), text (B, K, d) to (B*K, C, h, w)."""
+        b, k, _ = text.shape
+        gate = 1 + self.gate(text)[..., None, None]
+        guide = (gate * self.guide(image)[:, None]).flatten(0, 1)
+        maps = F.relu(self.norm(self.mix(maps) + guide))
+        return maps if self.refine is None else maps + self.refine(maps)
+
+
+@FINE_DECODER_REGISTRY.register()
+class PyramidDecoder(nn.Module):
+    """Two pathways from the coarse grid to stride 4, through the encoder's strides 16, 8 and 4.
+
+    The image pathway (once an image, as in an FPN) merges the decoder's visual features with res4,
+    res3 and res2. The category pathway (K times, narrow) carries each category's own map up the
+    same steps, guided by the image pathway. Its weights are shared over the categories, which is
+    what makes unseen names come out as sharp as seen ones. The result is a correction to the
+    upsampled coarse logits.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: dict[str, ShapeSpec],
+        visual_channels: int,
+        text_channels: int,
+        image_dim: int,
+        category_dim: int,
+        norm: str,
+    ):
+        """
+        Args:
+            input_shape: of the backbone; res2, res3 and res4 are read.
+            visual_channels, text_channels: widths of stage 3's features.
+            image_dim: channels of the image pathway.
+            category_dim: channels of the category pathway.
+            norm: "GN", "BN", "SyncBN", "LN" (over channels) or "".
+        """
+        super().__init__()
+        self.strides = {key: input_shape[key].stride for key, _ in _LEVELS}
+        self.visual = nn.Conv2d(visual_channels, image_dim, 1)
+        self.laterals = nn.ModuleDict(
+            {key: nn.Conv2d(input_shape[key].channels, image_dim, 1) for key, _ in _LEVELS}
+        )
+        self.merges = nn.ModuleDict({key: _conv(image_dim, image_dim, norm) for key, _ in _LEVELS})
+        self.embed = nn.Conv2d(2, category_dim, 3, padding=1)
+        # No second convolution at stride 4, where it would cost as much as all the rest.
+        self.steps = nn.ModuleDict(
+            {
+                key: _CategoryStep(category_dim, image_dim, text_channels, norm, refine=stride > 4)
+                for key, stride in _LEVELS
+            }
+        )
+        self.out = nn.Conv2d(category_dim, 1, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        input_shape: dict[str, ShapeSpec],
+        visual_channels: int,
+        text_channels: int,
+    ) -> dict:
+        node = cfg.MODEL.DCP_CLIP.FINE_DECODER
+        return {
+            "input_shape": input_shape,
+            "visual_channels": visual_channels,
+            "text_channels": text_channels,
+            "image_dim": node.IMAGE_DIM,
+            "category_dim": node.CATEGORY_DIM,
+            "norm": node.NORM,
+        }
+
+    def forward(
+        self,
+        coarse: Tensor,
+        visual: Tensor,
+        text: Tensor,
+        features: dict[str, Tensor],
+        mask: Tensor,
+    ) -> Tensor:
+        """
+        Args:
+            coarse: (B, K, h, w) logits.
+            visual: (B, d, h, w) from stage 3.
+            text: (B, K, d) from stage 3.
+            features: res2, res3, res4 of the backbone.
+            mask: (B, K) bool, False for padded proposals.
+
+        Returns:
+            fine logits (B, K, H/4, W/4).
+        """
+        b, k = coarse.shape[:2]
+        image = self.visual(visual)
+        maps = self.embed(_category_input(coarse, mask).flatten(0, 1))
+        for key, target in _LEVELS:
+            feature = features[key]
+            size = _target_size(feature, self.strides[key], target)
+            # Project, then resize: the two commute, and the projection is narrow.
+            lateral = resize_to(self.laterals[key](feature), size)
+            image = self.merges[key](resize_to(image, size) + lateral)
+            maps = self.steps[key](resize_to(maps, size), image, text)
+        correction = self.out(maps).view(b, k, *maps.shape[-2:])
+        return resize_to(coarse, maps.shape[-2:]) + correction
+
+
+def _category_input(coarse: Tensor, mask: Tensor) -> Tensor:
+    """(B, K, 2, h, w): each category against all others and against the best, at unit scale."""
+    logits = coarse.float()
+    proposed = logits.masked_fill(~mask[..., None, None], float("-inf"))
+    against_all = logits - proposed.logsumexp(1, keepdim=True)
+    against_best = logits - proposed.amax(1, keepdim=True)
+    return 0.3 * torch.stack([against_all, against_best], dim=2).clamp(-20, 20)
+
+
+@FINE_DECODER_REGISTRY.register()
+class BilinearDecoder(nn.Module):
+    """Bilinear upsampling of the coarse logits to stride 4; nothing learned."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        input_shape: dict[str, ShapeSpec],
+        visual_channels: int,
+        text_channels: int,
+    ):
+        super().__init__()
+        self.stride = input_shape["res2"].stride
+
+    def forward(
+        self,
+        coarse: Tensor,
+        visual: Tensor,
+        text: Tensor,
+        features: dict[str, Tensor],
+        mask: Tensor,
+    ) -> Tensor:
+        """As :meth:`PyramidDecoder.forward`."""
+        return resize_to(coarse, _target_size(features["res2"], self.stride, 4))

@@ -1,0 +1,77 @@
+"""Attention between image positions and category names, used by stages 2 and 3."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["CrossAttention", "MLP", "masked_max", "resize_to"]
+
+
+class MLP(nn.Sequential):
+    """LayerNorm, linear, GELU, linear: the feed-forward half of a transformer block."""
+
+    def __init__(self, dim: int, ratio: int = 2):
+        super().__init__(
+            nn.LayerNorm(dim), nn.Linear(dim, ratio * dim), nn.GELU(), nn.Linear(ratio * dim, dim)
+        )
+
+
+class CrossAttention(nn.Module):
+    """Pre-norm multi-head cross-attention, biased by the CLIP similarity of query and key.
+
+    The bias lets each head follow or ignore what CLIP already knows about the pair, so that an
+    untrained name starts from CLIP's opinion.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias_init: float = 0.5):
+        """
+        Args:
+            dim: width of queries and keys.
+            num_heads: heads; must divide `dim`.
+            bias_init: initial weight of the similarity bias, one learned scalar a head.
+        """
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"attention width {dim} is not a multiple of {num_heads} heads.")
+        self.num_heads = num_heads
+        self.norm_query = nn.LayerNorm(dim)
+        self.norm_key = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.bias_weight = nn.Parameter(torch.full((num_heads,), bias_init))
+
+    def forward(self, query: Tensor, key: Tensor, bias: Tensor, key_mask: Tensor) -> Tensor:
+        """
+        Args:
+            query: (B, Q, d).
+            key: (B, N, d), keys and values.
+            bias: (B, Q, N), added to the attention logits with a learned weight a head.
+            key_mask: (B, N) bool, True for keys that may be attended to; at least one a row.
+
+        Returns:
+            (B, Q, d), to be added to the query by the caller.
+        """
+        b, q, d = query.shape
+        heads = self.num_heads
+        qs = self.query(self.norm_query(query)).view(b, q, heads, -1).transpose(1, 2)
+        kv = self.key_value(self.norm_key(key)).view(b, key.shape[1], 2, heads, -1)
+        ks, vs = kv.permute(2, 0, 3, 1, 4)
+        attn_bias = self.bias_weight.view(1, heads, 1, 1) * bias[:, None]
+        attn_bias = attn_bias.masked_fill(~key_mask[:, None, None], float("-inf"))
+        out = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=attn_bias.to(qs.dtype))
+        return self.out(out.transpose(1, 2).reshape(b, q, d))
+
+
+def masked_max(values: Tensor, valid: Tensor) -> Tensor:
+    """Maximum over the last dimension where `valid` (broadcastable bool) holds."""
+    return values.masked_fill(~valid, float("-inf")).amax(-1)
+
+
+def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (N, C, h, w) to `size`, a no-op where the size already agrees."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,167 @@
+"""The losses of stages 3 to 5, over the K proposals of each image.
+
+Void pixels and padding are taken out before anything is averaged: they contribute exactly zero loss
+and zero gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..structures import Proposals
+from .class_refinement import Refinement
+from .layers import resize_to
+
+__all__ = ["SegmentationCriterion", "labels_to_proposals", "present_categories"]
+
+_VOID = -1
+
+
+def present_categories(labels: Tensor, num_categories: int) -> Tensor:
+    """(B, C) bool: the categories that have a pixel in `labels` (B, H, W); the rest is void."""
+    flat = labels.flatten(1)
+    inside = (flat >= 0) & (flat < num_categories)
+    present = torch.zeros(len(labels), num_categories + 1, dtype=torch.bool, device=labels.device)
+    present.scatter_(1, flat.where(inside, num_categories), True)
+    return present[:, :num_categories]
+
+
+def labels_to_proposals(labels: Tensor, proposals: Proposals, num_categories: int) -> Tensor:
+    """(B, H, W) category ids to the index of the proposal, or -1 for void and unproposed pixels."""
+    b, k = proposals.ids.shape
+    table = labels.new_full((b, num_categories + 1), _VOID)
+    order = torch.arange(k, device=labels.device).expand(b, k)
+    ids = proposals.ids.where(proposals.valid, num_categories)
+    table.scatter_(1, ids, order.to(table.dtype))
+    table[:, num_categories] = _VOID
+    inside = (labels >= 0) & (labels < num_categories)
+    index = labels.where(inside, num_categories).flatten(1)
+    return table.gather(1, index).view_as(labels)
+
+
+class SegmentationCriterion(nn.Module):
+    """Cross-entropy and dice on coarse, fine and final maps; presence and mask classification.
+
+    The prototype's finding (cross-entropy over the proposals plus dice beats focal plus dice) is
+    the default. Cross-entropy can weigh pixels by how rare their category is in the batch, which
+    needs no list of class weights and so works for any vocabulary.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        ce_weight: float,
+        dice_weight: float,
+        presence_weight: float,
+        mask_class_weight: float,
+        coarse_weight: float,
+        final_weight: float,
+        balance: float,
+        stride: int,
+    ):
+        """
+        Args:
+            ce_weight, dice_weight: of the per-pixel and the region loss, on every map.
+            presence_weight, mask_class_weight: of stage 5's two losses.
+            coarse_weight, final_weight: of the coarse and of the refined maps, beside 1 for the
+                fine.
+            balance: exponent b of the pixel weight frequency**-b; 0 weighs all pixels alike.
+            stride: pixels between the positions at which the maps are compared with the labels.
+        """
+        super().__init__()
+        self.ce_weight, self.dice_weight = ce_weight, dice_weight
+        self.presence_weight, self.mask_class_weight = presence_weight, mask_class_weight
+        self.map_weights = {"coarse": coarse_weight, "fine": 1.0, "final": final_weight}
+        self.balance, self.stride = balance, stride
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.DCP_CLIP.LOSS
+        return {
+            "ce_weight": node.CE_WEIGHT,
+            "dice_weight": node.DICE_WEIGHT,
+            "presence_weight": node.PRESENCE_WEIGHT,
+            "mask_class_weight": node.MASK_CLASS_WEIGHT,
+            "coarse_weight": node.COARSE_WEIGHT,
+            "final_weight": node.FINAL_WEIGHT,
+            "balance": node.BALANCE,
+            "stride": node.STRIDE,
+        }
+
+    def forward(
+        self,
+        maps: dict[str, Tensor],
+        refinement: Refinement | None,
+        proposals: Proposals,
+        labels: Tensor,
+        num_categories: int,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            maps: "coarse" (B, K, h, w), "fine" and (with stage 5) "final" (B, K, H/4, W/4) logits.
+            refinement: stage 5's output, or None.
+            proposals: the K categories of each image.
+            labels: (B, H, W) category ids of the padded input; anything outside 0 .. C-1 is void.
+            num_categories: C.
+
+        Returns:
+            named losses, to be summed.
+        """
+        present = present_categories(labels, num_categories)
+        start = self.stride // 2
+        sampled = labels[:, start :: self.stride, start :: self.stride]
+        target = labels_to_proposals(sampled, proposals, num_categories)
+        weight = self._pixel_weight(sampled, target, num_categories)
+        one_hot = F.one_hot(target.clamp(min=0), proposals.ids.shape[1]).permute(0, 3, 1, 2)
+        one_hot = one_hot * (target >= 0)[:, None]
+        losses = {}
+        for name, logits in maps.items():
+            logits = resize_to(logits.float(), target.shape[-2:])
+            logits = logits.masked_fill(~proposals.valid[..., None, None], -1e4)
+            factor = self.map_weights[name]
+            ce = F.cross_entropy(logits, target, ignore_index=_VOID, reduction="none")
+            ce = (ce * weight).sum() / weight.sum().clamp(min=1e-6)
+            losses[f"loss_{name}_ce"] = factor * self.ce_weight * ce
+            losses[f"loss_{name}_dice"] = factor * self.dice_weight * _dice(logits, target, one_hot)
+        if refinement is not None:
+            losses |= self._class_losses(refinement, proposals, proposals.to_category(present))
+        return losses
+
+    def _pixel_weight(self, labels: Tensor, target: Tensor, num_categories: int) -> Tensor:
+        """(B, H, W) weight a pixel: 0 for void, else its category's frequency in the batch**-b."""
+        known = target >= 0
+        if not self.balance:
+            return known.float()
+        count = torch.bincount(labels[known], minlength=num_categories).float()
+        rarity = (count / count.sum().clamp(min=1)).clamp(min=1e-4) ** -self.balance
+        return rarity[labels.where(known, 0)] * known
+
+    def _class_losses(
+        self, refinement: Refinement, proposals: Proposals, present: Tensor
+    ) -> dict[str, Tensor]:
+        valid = proposals.valid
+        presence = F.binary_cross_entropy_with_logits(
+            refinement.class_logits, present.float(), reduction="none"
+        )
+        presence = (presence * valid).sum() / valid.sum().clamp(min=1)
+        # Only masks of categories that are there have a right answer.
+        rows = refinement.mask_logits[present.bool()]
+        columns = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)[present.bool()]
+        fit = F.cross_entropy(rows, columns, reduction="sum") / max(len(rows), 1)
+        return {
+            "loss_presence": self.presence_weight * presence,
+            "loss_mask_class": self.mask_class_weight * fit,
+        }
+
+
+def _dice(logits: Tensor, target: Tensor, one_hot: Tensor) -> Tensor:
+    """Mean soft dice loss over the categories present (V-Net, arXiv 1606.04797), void left out."""
+    probability = logits.softmax(1) * (target >= 0)[:, None]
+    overlap = 2 * (probability * one_hot).sum((2, 3)) + 1
+    size = (probability + one_hot).sum((2, 3)) + 1
+    present = one_hot.flatten(2).any(2)
+    return ((1 - overlap / size) * present).sum() / present.sum().clamp(min=1)

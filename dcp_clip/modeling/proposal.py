@@ -1,0 +1,211 @@
+"""Stage 1: which of the C names are likely in this image?
+
+CLIP is asked twice: its image-level vector says what the picture is about, its dense map says what
+stands somewhere in it, however small. Nothing here is larger than B x C, whatever the vocabulary:
+the dense evidence is taken in chunks of names and only its maximum is kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..structures import Proposals
+from .build import CATEGORY_PROPOSAL_REGISTRY
+from .layers import masked_max
+
+__all__ = [
+    "AllCategories",
+    "CategoryProposal",
+    "DenseProposal",
+    "OracleProposal",
+    "PooledProposal",
+]
+
+_NAMES_PER_CHUNK = 2048
+
+
+@CATEGORY_PROPOSAL_REGISTRY.register()
+class CategoryProposal(nn.Module):
+    """Top K categories by image-level and dense CLIP evidence combined.
+
+    A category's score is ``pooled_weight * cos(pooled, text) + dense_weight * max over positions of
+    cos(dense, text)``. No term compares names with each other (as a softmax over the vocabulary
+    would), so a name that is not proposed cannot change the answer.
+
+    In training the categories of the image's ground truth are always proposed; a share of the
+    remaining places can be given to random names, which teaches the decoders to refuse whatever is
+    proposed.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_proposals: int,
+        pooled_weight: float,
+        dense_weight: float,
+        random_ratio: float,
+    ):
+        """
+        Args:
+            num_proposals: K; all categories when the vocabulary is no larger.
+            pooled_weight: weight of the image-level evidence.
+            dense_weight: weight of the dense evidence.
+            random_ratio: in training, the chance of each category to be ranked at random.
+        """
+        super().__init__()
+        if num_proposals < 1:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS is {num_proposals}; it must be 1 or more."
+            )
+        self.num_proposals = num_proposals
+        self.pooled_weight, self.dense_weight = pooled_weight, dense_weight
+        self.random_ratio = random_ratio
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.DCP_CLIP.PROPOSAL
+        return {
+            "num_proposals": node.NUM_PROPOSALS,
+            "pooled_weight": node.POOLED_WEIGHT,
+            "dense_weight": node.DENSE_WEIGHT,
+            "random_ratio": node.RANDOM_RATIO,
+        }
+
+    def forward(
+        self,
+        dense: Tensor,
+        pooled: Tensor,
+        text: Tensor,
+        rows: Tensor,
+        valid: Tensor,
+        present: Tensor | None = None,
+    ) -> Proposals:
+        """
+        Args:
+            dense: (B, D, h, w) dense CLIP features.
+            pooled: (B, D) image-level CLIP features.
+            text: (N, D) unit-length text features, one row a name.
+            rows: (C, S) the rows of `text` that speak for each category.
+            valid: (B, h, w) bool, False at positions that hold padding only.
+            present: (B, C) bool, the categories of the ground truth; they are always proposed.
+
+        Returns:
+            K = min(`num_proposals`, C) proposals an image, best first (in vocabulary order when K =
+            C).
+        """
+        dense = F.normalize(dense.float(), dim=1).flatten(2)
+        pooled = F.normalize(pooled.float(), dim=1)
+        valid = valid.flatten(1)
+        num_categories = len(rows)
+        # Ranking is not differentiated; the scores of the chosen few are, below.
+        with torch.no_grad():
+            ids = self._choose(dense, pooled, text, rows, valid, present)
+        in_order = ids.shape[1] == num_categories
+        if in_order:
+            ids = torch.arange(num_categories, device=ids.device).expand_as(ids)
+        return self._propose(dense, pooled, text, rows, valid, ids)
+
+    def _choose(self, dense, pooled, text, rows, valid, present) -> Tensor:
+        """(B, K) ids of the best categories."""
+        num_categories = len(rows)
+        if num_categories <= self.num_proposals:
+            return rows.new_zeros((len(dense), num_categories))
+        scores = [
+            self._score(dense, pooled, part.expand(len(dense), -1, -1), valid)
+            for part in text.split(_NAMES_PER_CHUNK)
+        ]
+        scores = torch.cat(scores, dim=1)[:, rows].amax(-1)
+        k = self.num_proposals
+        if present is not None:
+            if self.random_ratio:
+                lottery = torch.rand_like(scores) < self.random_ratio
+                noise = scores.mean() + scores.std() * torch.randn_like(scores)
+                scores = scores.where(~lottery, noise)
+            scores = scores.masked_fill(present, float("inf"))
+            k = min(max(k, int(present.sum(1).max())), num_categories)
+        return scores.topk(k, dim=1).indices
+
+    def _score(self, dense: Tensor, pooled: Tensor, text: Tensor, valid: Tensor) -> Tensor:
+        """Evidence (B, M) for text features (B, M, D)."""
+        score = torch.zeros(text.shape[:2], device=text.device)
+        if self.pooled_weight:
+            score = score + self.pooled_weight * torch.einsum("bd,bmd->bm", pooled, text)
+        if self.dense_weight:
+            similarity = torch.bmm(text, dense)
+            score = score + self.dense_weight * masked_max(similarity, valid[:, None])
+        return score
+
+    def _propose(self, dense, pooled, text, rows, valid, ids) -> Proposals:
+        """Scores and text features of the chosen ids, from tensors of K rows only.
+
+        The scores are computed again rather than gathered, so that their last bits do not depend on
+        how many names the ranking went through.
+        """
+        b, k = ids.shape
+        names = text[rows[ids]]  # (B, K, S, D)
+        score = self._score(dense, pooled, names.flatten(1, 2), valid).view(b, k, -1)
+        best = score.argmax(-1, keepdim=True)
+        names = names.gather(2, best[..., None].expand(-1, -1, -1, names.shape[-1])).squeeze(2)
+        score = score.gather(2, best).squeeze(2)
+        return Proposals(ids, score, torch.ones_like(ids, dtype=torch.bool), names)
+
+
+@CATEGORY_PROPOSAL_REGISTRY.register()
+class PooledProposal(CategoryProposal):
+    """Image-level evidence only (ablation)."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {**super().from_config(cfg), "dense_weight": 0.0}
+
+
+@CATEGORY_PROPOSAL_REGISTRY.register()
+class DenseProposal(CategoryProposal):
+    """Dense evidence only (ablation)."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {**super().from_config(cfg), "pooled_weight": 0.0}
+
+
+@CATEGORY_PROPOSAL_REGISTRY.register()
+class AllCategories(CategoryProposal):
+    """Every category goes further, K = C: the model without a proposal stage."""
+
+    def _choose(self, dense, pooled, text, rows, valid, present) -> Tensor:
+        return rows.new_zeros((len(dense), len(rows)))
+
+
+@CATEGORY_PROPOSAL_REGISTRY.register()
+class OracleProposal(CategoryProposal):
+    """Exactly the categories of the ground truth, at test time too: for measuring what proposals
+    cost.
+
+    Evaluation must give the model the labels (``MODEL.DCP_CLIP.PROPOSAL.NAME OracleProposal`` makes
+    ``train_net.py`` do so).
+    """
+
+    needs_labels = True
+
+    def forward(self, dense, pooled, text, rows, valid, present=None) -> Proposals:
+        """As :meth:`CategoryProposal.forward`; rows of images with fewer categories are padded.
+
+        Raises:
+            ValueError: without the ground truth.
+        """
+        if present is None:
+            raise ValueError(
+                "MODEL.DCP_CLIP.PROPOSAL.NAME is 'OracleProposal', which needs the ground truth "
+                "('sem_seg') of every image, in evaluation too."
+            )
+        dense = F.normalize(dense.float(), dim=1).flatten(2)
+        pooled = F.normalize(pooled.float(), dim=1)
+        count = present.sum(1).clamp(min=1)  # an image of void pixels still needs one name
+        ids = present.float().topk(int(count.max()), dim=1).indices
+        out = self._propose(dense, pooled, text, rows, valid.flatten(1), ids)
+        out.valid = torch.arange(ids.shape[1], device=ids.device)[None] < count[:, None]
+        return out

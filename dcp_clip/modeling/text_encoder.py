@@ -1,0 +1,292 @@
+"""CLIP's text encoder, and the cached path from a vocabulary to text features."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from detectron2.config import CfgNode, configurable
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from ..image_io import atomic_write
+from ..prompts import build_prompts, load_templates
+from ..vocabulary import Vocabulary
+from .clip_loading import load_clip
+
+__all__ = ["TextEncoder", "TextFeatures", "PrefixTokenizer"]
+
+logger = logging.getLogger(__name__)
+_SYNONYM_RULES = ("mean", "max")
+_PROGRESS_FROM = 2000  # prompts; below it encoding is a matter of seconds
+
+
+@dataclass
+class TextFeatures:
+    """Text features of a vocabulary.
+
+    Attributes:
+        embeddings: (N, D), unit length; one row a category, or one a synonym.
+        rows: (C, S) int64, the rows that speak for each category; a category with fewer synonyms
+            repeats its first one.
+    """
+
+    embeddings: Tensor
+    rows: Tensor
+
+    @property
+    def num_categories(self) -> int:
+        return len(self.rows)
+
+
+class PrefixTokenizer(SimpleTokenizer):
+    """open_clip's BPE cut to its first merges, for text towers with a small token table.
+
+    Merges are ranked, so a prefix of them is itself a BPE: any text can be written, in more tokens.
+    """
+
+    def __init__(self, vocab_size: int, **kwargs):
+        """
+        Args:
+            vocab_size: number of tokens: 512 byte symbols, the merges, start and end of text.
+        """
+        super().__init__(**kwargs)
+        merges = list(self.bpe_ranks)[: vocab_size - 514]
+        symbols = list(self.encoder)[:512]
+        tokens = symbols + ["".join(m) for m in merges] + ["<start_of_text>", "<end_of_text>"]
+        self.encoder = {token: i for i, token in enumerate(tokens)}
+        self.decoder = dict(enumerate(tokens))
+        self.bpe_ranks = {merge: i for i, merge in enumerate(merges)}
+        self.vocab_size = len(tokens)
+        self.sot_token_id, self.eot_token_id = len(tokens) - 2, len(tokens) - 1
+        self.all_special_ids = [self.sot_token_id, self.eot_token_id]
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower. Training, evaluation and demo all get text features from
+    :meth:`encode_vocabulary`, so that there is one prompt path.
+
+    Features of a frozen tower are cached in memory and on disk, under a key made of the model's
+    name, a fingerprint of the weights, the prompt templates, the synonym rule and the names. While
+    the tower trains nothing is cached, and whenever its weights change the key changes with them.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        text: nn.Module,
+        tokenizer,
+        model_name: str,
+        templates: tuple[str, ...],
+        synonyms: str = "mean",
+        chunk_size: int = 256,
+        cache_dir: str = "",
+    ):
+        """
+        Args:
+            text: open_clip's text tower; token ids (N, context length) to (N, D).
+            tokenizer: callable from a list of strings to token ids.
+            model_name: open_clip's model name; part of the cache key.
+            templates: prompt templates with one ``{}`` each.
+            synonyms: "mean": one feature a category, the mean over its synonyms; "max": each
+                synonym speaks for itself and a category's score is its best synonym's.
+            chunk_size: prompts encoded at once; bounds memory.
+            cache_dir: folder for features on disk; "" keeps them in memory only.
+
+        Raises:
+            ValueError: for an unknown synonym rule.
+        """
+        super().__init__()
+        if synonyms not in _SYNONYM_RULES:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.VOCABULARY.SYNONYMS is '{synonyms}'; known are "
+                f"{', '.join(_SYNONYM_RULES)}."
+            )
+        self.text = text
+        self.tokenizer = tokenizer
+        self.model_name, self.templates, self.synonyms = model_name, templates, synonyms
+        self.chunk_size, self.cache_dir = chunk_size, cache_dir
+        self._tokens: dict[str, Tensor] = {}
+        self._cache: dict[str, TextFeatures] = {}
+        self._fingerprint: tuple[tuple[int, ...], str] | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        clip = load_clip(cfg)
+        node, name = cfg.MODEL.DCP_CLIP.VOCABULARY, cfg.MODEL.CLIP.NAME
+        tokenizer = open_clip.get_tokenizer(name)
+        vocab_size = clip.text.vocab_size
+        if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
+            tokenizer = PrefixTokenizer(vocab_size, context_length=tokenizer.context_length)
+        return {
+            "text": clip.text,
+            "tokenizer": tokenizer,
+            "model_name": name,
+            "templates": load_templates(node.TEMPLATES),
+            "synonyms": node.SYNONYMS,
+            "chunk_size": node.CHUNK_SIZE,
+            "cache_dir": node.CACHE_DIR,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.text.parameters()).device
+
+    @property
+    def trains(self) -> bool:
+        """Whether any weight of the text tower is being trained right now."""
+        return self.training and any(p.requires_grad for p in self.text.parameters())
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        if mode and any(p.requires_grad for p in self.text.parameters()):
+            self.clear_cache()
+        return super().train(mode)
+
+    def clear_cache(self) -> None:
+        """Forget the features in memory; those on disk are safe, their key holds the weights."""
+        self._cache.clear()
+        self._fingerprint = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, context length) to text features (N, D): what ``encode_text`` returns."""
+        return self.text(tokens)
+
+    def encode_vocabulary(self, vocabulary: Vocabulary) -> TextFeatures:
+        """Text features of every category, through the templates and the synonym rule.
+
+        Raises:
+            ValueError: when a name does not fit CLIP's context; the message quotes it.
+        """
+        if self.trains:
+            return self._encode(vocabulary)
+        key = self._cache_key(vocabulary)
+        if key not in self._cache:
+            features = self._read(key, vocabulary)
+            if features is None:
+                with torch.no_grad():
+                    features = self._encode(vocabulary)
+                self._write(key, features)
+            self._cache[key] = features
+        cached = self._cache[key]
+        if cached.embeddings.device != self.device:
+            cached.embeddings = cached.embeddings.to(self.device)
+            cached.rows = cached.rows.to(self.device)
+        return cached
+
+    def _encode(self, vocabulary: Vocabulary) -> TextFeatures:
+        names = [name for group in vocabulary.synonyms for name in group]
+        tokens = self._tokenize(vocabulary, names)
+        num_templates = len(self.templates)
+        per_chunk = max(self.chunk_size // num_templates, 1)
+        chunks = []
+        bar = tqdm(
+            total=len(names),
+            desc="Encoding names",
+            unit="name",
+            disable=len(tokens) < _PROGRESS_FROM,
+        )
+        with bar:
+            for start in range(0, len(names), per_chunk):
+                part = tokens[start * num_templates : (start + per_chunk) * num_templates]
+                part = part.to(self.device)
+                if self.trains and len(names) > per_chunk:
+                    out = checkpoint(self.text, part, use_reentrant=False)
+                else:
+                    out = self.text(part)
+                out = F.normalize(out.float(), dim=-1).unflatten(0, (-1, num_templates)).mean(1)
+                chunks.append(F.normalize(out, dim=-1))
+                bar.update(len(out))
+        return self._group(torch.cat(chunks), vocabulary)
+
+    def _group(self, embeddings: Tensor, vocabulary: Vocabulary) -> TextFeatures:
+        """Rows a category from rows a name, as the synonym rule says."""
+        counts = [len(group) for group in vocabulary.synonyms]
+        starts = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
+        offsets = torch.arange(max(counts))[None]
+        counts_column = torch.tensor(counts)[:, None]
+        rows = (starts + offsets.where(offsets < counts_column, 0)).to(embeddings.device)
+        if self.synonyms == "max" or max(counts) == 1:
+            return TextFeatures(embeddings, rows)
+        weight = (offsets < counts_column).to(embeddings)
+        mean = (embeddings[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+        own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
+        return TextFeatures(F.normalize(mean, dim=-1), own_row)
+
+    def _tokenize(self, vocabulary: Vocabulary, names: list[str]) -> Tensor:
+        key = vocabulary.fingerprint()
+        if key not in self._tokens:
+            prompts = build_prompts(names, self.templates)
+            tokens = self.tokenizer(prompts)
+            end = getattr(self.tokenizer, "eot_token_id", None)
+            context = tokens.shape[1]
+            if end is not None:
+                # A sequence that fills the context may have been cut; only those are looked at
+                # twice.
+                for i in (tokens[:, -1] == end).nonzero()[:, 0].tolist():
+                    length = len(self.tokenizer.encode(prompts[i])) + 2
+                    if length > context:
+                        name = names[i // len(self.templates)]
+                        raise ValueError(
+                            f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} "
+                            f"characters) needs {length} tokens in the prompt, CLIP's context "
+                            f"holds {context}; shorten it."
+                        )
+            self._tokens = {key: tokens}
+        return self._tokens[key]
+
+    def _cache_key(self, vocabulary: Vocabulary) -> str:
+        parts = (
+            self.model_name,
+            self._weights_fingerprint(),
+            *self.templates,
+            self.synonyms,
+            vocabulary.fingerprint(),
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _weights_fingerprint(self) -> str:
+        """Hash of the tower's weights, taken anew whenever one of them was written to."""
+        state = self.text.state_dict()
+        versions = tuple(t._version for t in state.values())
+        if self._fingerprint is None or self._fingerprint[0] != versions:
+            digest = hashlib.sha256()
+            for name, tensor in state.items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._fingerprint = (versions, digest.hexdigest())
+        return self._fingerprint[1]
+
+    def _path(self, key: str) -> Path | None:
+        return Path(self.cache_dir).expanduser() / f"{key}.pt" if self.cache_dir else None
+
+    def _read(self, key: str, vocabulary: Vocabulary) -> TextFeatures | None:
+        path = self._path(key)
+        if path is None or not path.is_file():
+            return None
+        try:
+            data = torch.load(path, map_location=self.device, weights_only=True)
+            features = TextFeatures(data["embeddings"], data["rows"])
+        except Exception as error:
+            logger.warning("Text cache file %s is unreadable (%s); encoding anew.", path, error)
+            return None
+        return features if features.num_categories == len(vocabulary) else None
+
+    def _write(self, key: str, features: TextFeatures) -> None:
+        path = self._path(key)
+        if path is None:
+            return
+        data = {"embeddings": features.embeddings.cpu(), "rows": features.rows.cpu()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                torch.save(data, temporary)
+        except OSError as error:
+            logger.warning("Text features cannot be cached in %s (%s).", path.parent, error)

@@ -1,0 +1,34 @@
+"""A small convolutional image tower for laptops and tests, registered with timm.
+
+Plain 3x3 residual blocks with batch norm: on a CPU they train several times faster than depthwise
+ConvNeXt blocks or a ViT of the same accuracy. The blocks are timm's; only the sizes are ours.
+"""
+
+from timm.models import build_model_with_cfg, register_model
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+
+_PRETRAINED_CFG = {
+    "url": "",
+    "input_size": (3, 256, 256),
+    "pool_size": (8, 8),
+    "first_conv": "stem.conv",
+    "classifier": "head.fc",
+}
+
+
+def _byob(
+    variant: str, widths: tuple[int, ...], depths: tuple[int, ...], stem: int, **kwargs
+) -> ByobNet:
+    blocks = tuple(
+        ByoBlockCfg(type="basic", d=depth, c=width, s=2, gs=0, br=1.0)
+        for width, depth in zip(widths, depths, strict=True)
+    )
+    cfg = ByoModelCfg(blocks=blocks, stem_chs=stem, stem_type="3x3", stem_pool="", act_layer="relu")
+    kwargs["pretrained_cfg"] = _PRETRAINED_CFG
+    return build_model_with_cfg(ByobNet, variant, pretrained=False, model_cfg=cfg, **kwargs)
+
+
+@register_model
+def dcp_tiny_cnn(pretrained: bool = False, **kwargs) -> ByobNet:
+    """2.8 M parameters, strides 4, 8, 16, 32 with 32, 64, 128, 256 channels."""
+    return _byob("dcp_tiny_cnn", (32, 64, 128, 256), (1, 2, 2, 2), stem=32, **kwargs)
