@@ -1,0 +1,5 @@
+"""Trainer, optimiser and checkpoints."""
+
+from .trainer import Trainer
+
+__all__ = ["Trainer"]

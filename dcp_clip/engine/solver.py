@@ -1,0 +1,125 @@
+"""Optimiser and weight averaging."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..modeling.trainable import part_of, trainable_table
+
+__all__ = ["EMAHook", "build_optimizer"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with learning rates by part, after logging the table of what trains.
+
+    Reads SOLVER.{OPTIMIZER, BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, LR_FACTOR_IMAGE,
+    LR_FACTOR_TEXT, CLIP_GRADIENTS}.
+
+    Raises:
+        ValueError: for an unknown SOLVER.OPTIMIZER, or when nothing trains.
+    """
+    factors = {
+        "backbone": cfg.SOLVER.LR_FACTOR_IMAGE,
+        "text_encoder": cfg.SOLVER.LR_FACTOR_TEXT,
+    }
+    if cfg.SOLVER.OPTIMIZER not in ("ADAMW", "SGD"):
+        raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are ADAMW, SGD.")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "nothing in this model trains (MODEL.CLIP.TRAIN_* are 'none' and no stage has "
+            "parameters); evaluate it with --eval-only."
+        )
+    lr = cfg.SOLVER.BASE_LR
+    parts = {part_of(name) for name, _ in model.named_parameters()}
+    logger.info(
+        "What trains:\n%s", trainable_table(model, {p: lr * factors.get(p, 1.0) for p in parts})
+    )
+    params = get_default_optimizer_params(
+        model,
+        base_lr=lr,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: factors.get(part_of(name), 1.0),
+    )
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD
+        options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
+    else:
+        optimizer, options = torch.optim.AdamW, {}
+    optimizer = maybe_add_gradient_clipping(cfg, optimizer)
+    return optimizer(params, lr=lr, **options)
+
+
+class EMAHook(HookBase):
+    """Exponential moving average of the weights and buffers.
+
+    The average is evaluated during training, and becomes the model at the last iteration, so that
+    ``model_final.pth`` and the final evaluation are of the same weights. It is kept in the
+    checkpoints, so a resumed training goes on with it. Register it before the checkpointer and the
+    evaluation.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        """
+        Args:
+            model: without its distributed wrapper.
+            decay: of the average, an iteration; in its first iterations the average follows faster.
+        """
+        self._model = model
+        self._decay = decay
+        self._average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False
+        )
+
+    def after_step(self) -> None:
+        step = self.trainer.iter + 1
+        # An average over the whole short past first: a fixed decay would keep the random start
+        # alive.
+        decay = min(self._decay, (1 + step) / (10 + step))
+        self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self._average.update_parameters(self._model)
+        # Statistics of batch norm are averages already.
+        for mean, now in zip(self._average.module.buffers(), self._model.buffers(), strict=True):
+            mean.copy_(now)
+        if step >= self.trainer.max_iter:
+            self._copy(self._average.module, self._model)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the model holds the averaged weights."""
+        backup = [p.detach().clone() for p in self._model.parameters()]
+        self._copy(self._average.module, self._model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._model.parameters(), backup, strict=True):
+                    parameter.copy_(value)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(source: nn.Module, target: nn.Module) -> None:
+        for a, b in zip(source.parameters(), target.parameters(), strict=True):
+            b.copy_(a)
+
+    def state_dict(self) -> dict:
+        return {
+            "average": self._average.module.state_dict(),
+            "n_averaged": self._average.n_averaged.clone(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self._average.module.load_state_dict(state["average"])
+        self._average.n_averaged.copy_(state["n_averaged"])

@@ -1,0 +1,143 @@
+"""Detectron2's DefaultTrainer with this project's data, evaluators, optimiser and weight
+averaging."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.utils import comm
+from torch import nn
+
+from ..checkpoint import load_weights
+from ..data.augmentation import build_sem_seg_augmentations
+from ..data.mapper import VocabularyMapper
+from ..evaluation import MeanIoUEvaluator, ProposalRecallEvaluator
+from ..vocabulary import Vocabulary
+from .solver import EMAHook, build_optimizer
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates DCP-CLIP as Detectron2 users expect; see ``train_net.py``."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: the whole config.
+
+        Raises:
+            ValueError: for mixed precision of a kind that the device does not have.
+        """
+        # DefaultTrainer's own __init__ cannot wrap a CPU model for distributed training.
+        TrainerBase.__init__(self)
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+            raise ValueError(
+                "SOLVER.AMP.ENABLED is float16 training on CUDA; on a CPU set it to False and "
+                "MODEL.DCP_CLIP.BF16 to True (pays with AVX-512 BF16 or AMX only)."
+            )
+        self.cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(self.cfg)
+        optimizer = self.build_optimizer(self.cfg, model)
+        loader = self.build_train_loader(self.cfg)
+        self._ema = EMAHook(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, find_unused_parameters=True, **options)
+        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = loop(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's, but MODEL.WEIGHTS that do not fit are an error."""
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume=True)
+        else:
+            load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks; with SOLVER.EMA_DECAY the averaged weights are what is evaluated."""
+        default = super().build_hooks()
+        if self._ema is None:
+            return default
+        result = []
+        for hook in default:
+            if isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook) and (
+                self._ema not in result
+            ):
+                result.append(self._ema)
+            if isinstance(hook, hooks.EvalHook):
+                hook = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_averaged)
+            result.append(hook)
+        return result
+
+    def _test_averaged(self) -> dict:
+        with self._ema.averaged() if self._ema else contextlib.nullcontext():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        vocabularies = {Vocabulary.from_dataset(name) for name in cfg.DATASETS.TRAIN}
+        if len(vocabularies) != 1:
+            raise ValueError(
+                f"DATASETS.TRAIN must name one or more data sets of the same categories, got "
+                f"{cfg.DATASETS.TRAIN}."
+            )
+        augmentations = build_sem_seg_augmentations(cfg, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
+        # Nothing is added to the records: the model's own vocabulary is that of DATASETS.TRAIN.
+        return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        mapper = DatasetMapper(cfg, is_train=False)
+        vocabulary = Vocabulary.from_dataset(dataset_name)
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=VocabularyMapper(mapper, vocabulary)
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        if kind != "sem_seg":
+            raise ValueError(
+                f"data set '{dataset_name}' has evaluator_type '{kind}', not 'sem_seg'."
+            )
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return DatasetEvaluators(
+            [
+                MeanIoUEvaluator(dataset_name, distributed=True, output_dir=folder),
+                ProposalRecallEvaluator(dataset_name),
+            ]
+        )

@@ -1,0 +1,64 @@
+#!/usr/bin/env python
+"""Train or evaluate DCP-CLIP.
+
+Examples::
+
+    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml
+    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --resume
+    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only \
+        MODEL.WEIGHTS output/model_final.pth
+    python train_net.py --num-gpus 8 --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml
+"""
+
+import sys
+from argparse import Namespace
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from dcp_clip import setup_cfg
+from dcp_clip.checkpoint import load_weights
+from dcp_clip.engine import Trainer
+
+
+def setup(args: Namespace) -> CfgNode:
+    """Config, output folder and loggers of this run."""
+    cfg = setup_cfg(args.config_file, args.opts)
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dcp_clip")
+    return cfg
+
+
+def main(args: Namespace) -> dict:
+    """Train, or evaluate with ``--eval-only``; one process of the launch."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        load_weights(model, cfg.MODEL.WEIGHTS)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+    sys.exit(0)
