@@ -50,6 +50,9 @@ def _add_stages(cfg: CN) -> None:
     # Keep convolutions in channels-last memory format; pays on CPUs and tensor cores.
     cfg.MODEL.DCP_CLIP.CHANNELS_LAST = False
 
+    # The maps that are the answer: "last", or an earlier stage's, "fine" or "coarse".
+    cfg.MODEL.DCP_CLIP.OUTPUT = "last"
+
     cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
     # Prompt templates: "single", "imagenet80", "vild14", or the path of a text file.
     cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
@@ -125,6 +128,9 @@ def _add_training(cfg: CN) -> None:
     cfg.INPUT.COLOR_AUG_SSD = False
     # A crop is drawn again while one category fills more than this share of it.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Channels of the baseline that configs compare with (modeling/fpn_baseline.py).
+    cfg.MODEL.FPN_BASELINE = CN()
+    cfg.MODEL.FPN_BASELINE.DIM = 64
 
 
 def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:

@@ -24,7 +24,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with learning rates by part, after logging the table of what trains.
 
     Reads SOLVER.{OPTIMIZER, BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, LR_FACTOR_IMAGE,
-    LR_FACTOR_TEXT, CLIP_GRADIENTS}.
+    LR_FACTOR_TEXT, CLIP_GRADIENTS}; CLIP_TYPE may also be "full_model".
 
     Raises:
         ValueError: for an unknown SOLVER.OPTIMIZER, or when nothing trains.
@@ -58,8 +58,30 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
     else:
         optimizer, options = torch.optim.AdamW, {}
-    optimizer = maybe_add_gradient_clipping(cfg, optimizer)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        optimizer = _clip_full_model(optimizer, clip.CLIP_VALUE)
+    else:
+        optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer(params, lr=lr, **options)
+
+
+def _clip_full_model(
+    optimizer: type[torch.optim.Optimizer], max_norm: float
+) -> type[torch.optim.Optimizer]:
+    """An optimiser class that first clips the norm of the whole model's gradient.
+
+    Detectron2's "norm" clips each parameter by itself, which changes the gradient's direction.
+    """
+
+    class FullModelClipping(optimizer):
+        def step(self, closure=None):
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, max_norm)
+            return super().step(closure)
+
+    FullModelClipping.__name__ = f"{optimizer.__name__}WithFullModelClipping"
+    return FullModelClipping
 
 
 class EMAHook(HookBase):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import defaultdict
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..structures import Proposals, SemSegProposals
+from ..structures import Proposals
 from ..vocabulary import Vocabulary
 from .build import (
     CATEGORY_PROPOSAL_REGISTRY,
@@ -25,18 +20,16 @@ from .build import (
 )
 from .class_refinement import Refinement
 from .clip_loading import share_clip
-from .layers import resize_to
-from .losses import SegmentationCriterion, present_categories
+from .losses import present_categories
+from .segmentor import OpenVocabularySegmentor
 from .text_encoder import TextEncoder
 from .trainable import apply_freeze_policy
 
 __all__ = ["DCPCLIP"]
 
-_VOID = -1
-
 
 @META_ARCH_REGISTRY.register()
-class DCPCLIP(nn.Module):
+class DCPCLIP(OpenVocabularySegmentor):
     """Open-vocabulary semantic segmentation, coarse to fine, with dual interaction.
 
     An independent implementation of the method that the abstract of arXiv 2603.13951 describes. The
@@ -54,39 +47,26 @@ class DCPCLIP(nn.Module):
         coarse_decoder: nn.Module,
         fine_decoder: nn.Module,
         refinement: nn.Module,
-        criterion: nn.Module,
-        vocabulary: Vocabulary | None,
-        ignore_value: int,
-        bf16: bool = False,
         channels_last: bool = False,
+        **common,
     ):
         """
         Args:
             backbone: a :class:`CLIPBackbone`.
             text_encoder: the text tower of the same CLIP.
             proposal, guidance, coarse_decoder, fine_decoder, refinement: stages 1 to 5.
-            criterion: the losses.
-            vocabulary: used for inputs that bring none of their own.
-            ignore_value: label value of void pixels in the data set's files.
-            bf16: run forward under bfloat16 autocast.
             channels_last: keep convolutions in channels-last memory format.
+            common: see :class:`OpenVocabularySegmentor`.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone=backbone, **common)
         self.text_encoder = text_encoder
         self.proposal = proposal
         self.guidance = guidance
         self.coarse_decoder = coarse_decoder
         self.fine_decoder = fine_decoder
         self.refinement = refinement
-        self.criterion = criterion
-        self.vocabulary = vocabulary
-        self.ignore_value = ignore_value
-        self.bf16 = bf16
         if channels_last:
             self.to(memory_format=torch.channels_last)
-        for name, value in (("mean", backbone.pixel_mean), ("std", backbone.pixel_std)):
-            self.register_buffer(f"pixel_{name}", torch.tensor(value).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -108,113 +88,11 @@ class DCPCLIP(nn.Module):
             "coarse_decoder": coarse,
             "fine_decoder": build_stage(FINE_DECODER_REGISTRY, "FINE_DECODER", cfg, shape, *widths),
             "refinement": build_stage(CLASS_REFINEMENT_REGISTRY, "CLASS_REFINEMENT", cfg, shape),
-            "criterion": SegmentationCriterion(cfg),
-            "vocabulary": Vocabulary.from_dataset(cfg.DATASETS.TRAIN[0])
-            if cfg.DATASETS.TRAIN
-            else None,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "bf16": cfg.MODEL.DCP_CLIP.BF16,
             "channels_last": cfg.MODEL.DCP_CLIP.CHANNELS_LAST,
+            **cls.common_config(cfg),
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Segment into these categories from now on, unless an input brings its own."""
-        self.vocabulary = vocabulary
-
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """
-        Args:
-            batched_inputs: a list, batched outputs of Detectron2's ``DatasetMapper``. Each dict has
-
-                * "image": (3, H, W) tensor, RGB, 0 to 255;
-                * "sem_seg": (H, W) category ids, in training (and for the oracle proposal);
-                * "vocabulary": :class:`Vocabulary`, optional; else the model's own. One for all
-                  images of a batch;
-                * "height", "width": output size in pixels, optional; else the image's.
-
-        Returns:
-            in training a dict of named losses; in evaluation one dict an image:
-
-            * "sem_seg": :class:`SemSegProposals` with logits (K, height, width);
-            * "proposals": dict of "ids" (K,) and "scores" (K,).
-
-        Raises:
-            ValueError: without a vocabulary, with two different ones in a batch, or, in training,
-                without labels.
-        """
-        vocabulary = self._vocabulary_of(batched_inputs)
-        with self._autocast():
-            if self.training:
-                return self._losses(batched_inputs, vocabulary)
-            return self._inference(batched_inputs, vocabulary)
-
-    def _autocast(self):
-        if self.bf16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def _vocabulary_of(self, batched_inputs: list[dict]) -> Vocabulary:
-        vocabularies = {x.get("vocabulary") or self.vocabulary for x in batched_inputs}
-        if len(vocabularies) != 1:
-            raise ValueError("the images of one batch must share a vocabulary; split the batch.")
-        vocabulary = vocabularies.pop()
-        if vocabulary is None:
-            raise ValueError(
-                "no vocabulary: call model.set_vocabulary(...), give each input a 'vocabulary', or "
-                "set DATASETS.TRAIN to a registered data set."
-            )
-        return vocabulary
-
-    def _normalise(self, image: Tensor) -> Tensor:
-        return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
-
-    def _labels(self, inputs: dict) -> Tensor:
-        labels = inputs["sem_seg"].to(self.device).long()
-        return labels.masked_fill(labels == self.ignore_value, _VOID)
-
-    def _losses(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> dict[str, Tensor]:
-        if any("sem_seg" not in x for x in batched_inputs):
-            raise ValueError("training needs 'sem_seg' labels in every input; this batch has none.")
-        divisor = self.backbone.size_divisibility
-        images = [self._normalise(x["image"]) for x in batched_inputs]
-        images = ImageList.from_tensors(images, divisor)
-        labels = [self._labels(x) for x in batched_inputs]
-        labels = ImageList.from_tensors(labels, divisor, pad_value=_VOID).tensor
-        maps, proposals, refinement = self._segment(
-            images.tensor, images.image_sizes, vocabulary, labels
-        )
-        return self.criterion(maps, refinement, proposals, labels, len(vocabulary))
-
-    def _inference(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
-        # Images of one size share a forward pass, others get their own: padding an image to its
-        # neighbours' size would change its answer.
-        groups = defaultdict(list)
-        for i, x in enumerate(batched_inputs):
-            groups[tuple(x["image"].shape[-2:])].append(i)
-        results: list[dict] = [{} for _ in batched_inputs]
-        for size, members in groups.items():
-            inputs = [batched_inputs[i] for i in members]
-            images = [self._normalise(x["image"]) for x in inputs]
-            images = ImageList.from_tensors(images, self.backbone.size_divisibility)
-            labels = None
-            if all("sem_seg" in x for x in inputs):
-                labels = torch.stack([self._labels(x) for x in inputs])
-            maps, proposals, _ = self._segment(
-                images.tensor, images.image_sizes, vocabulary, labels
-            )
-            logits = maps["final"] if "final" in maps else maps["fine"]
-            for j, i in enumerate(members):
-                output_size = (inputs[j].get("height", size[0]), inputs[j].get("width", size[1]))
-                results[i] = self._result(
-                    logits[j], proposals, j, size, images.tensor.shape[-2:], output_size, vocabulary
-                )
-        return results
-
-    def _segment(
+    def segment(
         self,
         images: Tensor,
         image_sizes: list[tuple[int, int]],
@@ -230,10 +108,13 @@ class DCPCLIP(nn.Module):
         if labels is not None and (self.training or getattr(self.proposal, "needs_labels", False)):
             present = present_categories(labels, len(vocabulary))
 
-        proposals = self.proposal(dense, pooled, text.embeddings, text.rows, valid, present)
-        similarity = torch.einsum(
-            "bkd,bdhw->bkhw", proposals.text, F.normalize(dense.float(), dim=1)
-        )
+        # Cosines decide between names: never in half precision.
+        with torch.autocast(self.device.type, enabled=False):
+            unit = F.normalize(dense.float(), dim=1)
+            proposals = self.proposal(
+                unit, pooled.float(), text.embeddings.float(), text.rows, valid, present
+            )
+            similarity = torch.einsum("bkd,bdhw->bkhw", proposals.text, unit)
         guidance = self.guidance(proposals.text, dense, similarity, valid)
         coarse, visual, words = self.coarse_decoder(
             dense, guidance, similarity, valid, proposals.valid
@@ -247,26 +128,6 @@ class DCPCLIP(nn.Module):
             presence = F.logsigmoid(refinement.class_logits)
             maps["final"] = fine + presence[..., None, None]
         return maps, proposals, refinement
-
-    @staticmethod
-    def _result(
-        logits: Tensor,
-        proposals: Proposals,
-        index: int,
-        image_size: tuple[int, int],
-        padded_size: tuple[int, int],
-        output_size: tuple[int, int],
-        vocabulary: Vocabulary,
-    ) -> dict:
-        """Logits (K, H/4, W/4) of one image to its own extent at the output size."""
-        keep = proposals.valid[index]
-        ids, scores = proposals.ids[index][keep], proposals.scores[index][keep]
-        logits = resize_to(logits[keep][None].float(), padded_size)[0]
-        logits = sem_seg_postprocess(logits, image_size, *output_size)
-        return {
-            "sem_seg": SemSegProposals(logits, ids, len(vocabulary)),
-            "proposals": {"ids": ids, "scores": scores},
-        }
 
 
 def _valid_positions(

@@ -86,7 +86,7 @@ class CategoryProposal(nn.Module):
     ) -> Proposals:
         """
         Args:
-            dense: (B, D, h, w) dense CLIP features.
+            dense: (B, D, h, w) dense CLIP features; only their direction counts.
             pooled: (B, D) image-level CLIP features.
             text: (N, D) unit-length text features, one row a name.
             rows: (C, S) the rows of `text` that speak for each category.

@@ -1,0 +1,91 @@
+"""A closed-vocabulary FPN on the same encoder, with the same losses: what to compare with."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from torch import Tensor, nn
+
+from ..structures import Proposals
+from ..vocabulary import Vocabulary
+from .segmentor import OpenVocabularySegmentor
+
+__all__ = ["FPNBaseline"]
+
+_LEVELS = ["res2", "res3", "res4", "res5"]
+
+
+@META_ARCH_REGISTRY.register()
+class FPNBaseline(OpenVocabularySegmentor):
+    """CLIPBackbone, Detectron2's FPN and its semantic segmentation head (Panoptic FPN, arXiv
+    1901.02446): one output channel a category of DATASETS.TRAIN, in that order.
+
+    It cannot name anything else. It is here so that DCP-CLIP's accuracy on a closed vocabulary can
+    be compared with a plain network of the same encoder, data, augmentation, losses and time.
+    """
+
+    @configurable
+    def __init__(self, *, fpn: FPN, head: SemSegFPNHead, channels_last: bool = False, **common):
+        """
+        Args:
+            fpn: on a convolutional CLIPBackbone.
+            head: Detectron2's head; its loss is not used.
+            channels_last: keep convolutions in channels-last memory format.
+            common: see :class:`OpenVocabularySegmentor`.
+        """
+        super().__init__(backbone=fpn, **common)
+        self.head = head
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        common = cls.common_config(cfg)
+        if common["vocabulary"] is None:
+            raise ValueError("FPNBaseline has a channel a category: set DATASETS.TRAIN.")
+        bottom_up, dim = build_backbone(cfg), cfg.MODEL.FPN_BASELINE.DIM
+        fpn = FPN(bottom_up, _LEVELS, dim, norm="BN")
+        fpn.pixel_mean, fpn.pixel_std = bottom_up.pixel_mean, bottom_up.pixel_std
+        shape = {
+            k: ShapeSpec(channels=dim, stride=2 ** int(k[1])) for k in ("p2", "p3", "p4", "p5")
+        }
+        head = SemSegFPNHead(
+            shape,
+            num_classes=len(common["vocabulary"]),
+            conv_dims=dim,
+            common_stride=4,
+            norm="BN",
+        )
+        # The projection to CLIP's joint space is not read here.
+        nn.Module.requires_grad_(bottom_up.visual.head, False)
+        return {
+            "fpn": fpn,
+            "head": head,
+            "channels_last": cfg.MODEL.DCP_CLIP.CHANNELS_LAST,
+            **common,
+        }
+
+    def segment(
+        self,
+        images: Tensor,
+        image_sizes: list[tuple[int, int]],
+        vocabulary: Vocabulary,
+        labels: Tensor | None,
+    ) -> tuple[dict[str, Tensor], Proposals, None]:
+        """See :meth:`OpenVocabularySegmentor.segment`; one map, "fine", over all categories.
+
+        Raises:
+            ValueError: for another vocabulary than the one it was built for.
+        """
+        if vocabulary != self.vocabulary:
+            raise ValueError("FPNBaseline knows the categories of DATASETS.TRAIN only.")
+        logits = self.head.layers(self.backbone(images))
+        b, k = logits.shape[:2]
+        ids = torch.arange(k, device=logits.device).expand(b, k)
+        scores = logits.flatten(2).amax(2)
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        return {"fine": logits}, Proposals(ids, scores, valid, logits.new_zeros(b, k, 0)), None

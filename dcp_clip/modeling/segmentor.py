@@ -1,0 +1,216 @@
+"""From Detectron2's inputs to the stages, and from their maps to Detectron2's outputs."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections import defaultdict
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..structures import Proposals, SemSegProposals
+from ..vocabulary import Vocabulary
+from .class_refinement import Refinement
+from .layers import resize_to
+from .losses import SegmentationCriterion
+
+__all__ = ["OUTPUTS", "OpenVocabularySegmentor"]
+
+OUTPUTS = ("last", "fine", "coarse")
+_VOID = -1
+
+
+class OpenVocabularySegmentor(nn.Module):
+    """What every open-vocabulary segmentor here shares: all but the segmentation itself.
+
+    A subclass implements :meth:`segment`, on tensors.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        criterion: nn.Module,
+        vocabulary: Vocabulary | None,
+        ignore_value: int,
+        output: str = "last",
+        bf16: bool = False,
+    ):
+        """
+        Args:
+            backbone: a :class:`CLIPBackbone`.
+            criterion: the losses.
+            vocabulary: used for inputs that bring none of their own.
+            ignore_value: label value of void pixels in the data set's files.
+            output: the maps that are the answer: "last", or an earlier stage's, "fine" or "coarse".
+            bf16: run forward under bfloat16 autocast.
+
+        Raises:
+            ValueError: for an unknown `output`.
+        """
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.OUTPUT is '{output}'; known are {', '.join(OUTPUTS)}."
+            )
+        self.backbone = backbone
+        self.criterion = criterion
+        self.vocabulary = vocabulary
+        self.ignore_value = ignore_value
+        self.output = output
+        self.bf16 = bf16
+        for name, value in (("mean", backbone.pixel_mean), ("std", backbone.pixel_std)):
+            self.register_buffer(f"pixel_{name}", torch.tensor(value).view(-1, 1, 1), False)
+
+    @staticmethod
+    def common_config(cfg: CfgNode) -> dict:
+        """The arguments above that do not depend on the kind of segmentor."""
+        train = cfg.DATASETS.TRAIN
+        return {
+            "criterion": SegmentationCriterion(cfg),
+            "vocabulary": Vocabulary.from_dataset(train[0]) if train else None,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "output": cfg.MODEL.DCP_CLIP.OUTPUT,
+            "bf16": cfg.MODEL.DCP_CLIP.BF16,
+        }
+
+    @abstractmethod
+    def segment(
+        self,
+        images: Tensor,
+        image_sizes: list[tuple[int, int]],
+        vocabulary: Vocabulary,
+        labels: Tensor | None,
+    ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
+        """Segment a batch.
+
+        Args:
+            images: (B, 3, H, W), normalised and padded.
+            image_sizes: (height, width) of each image without padding.
+            vocabulary: the C categories.
+            labels: (B, H', W') category ids, -1 where void; in training, and in evaluation when the
+                inputs bring them.
+
+        Returns:
+            logits by stage ("coarse", "fine", "final", in this order, some may be missing), each
+            (B, K, h, w); the proposals; stage 5's output if there is one.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Segment into these categories from now on, unless an input brings its own."""
+        self.vocabulary = vocabulary
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: a list, batched outputs of Detectron2's ``DatasetMapper``. Each dict has
+
+                * "image": (3, H, W) tensor, RGB, 0 to 255;
+                * "sem_seg": (H, W) category ids, in training (and for the oracle proposal);
+                * "vocabulary": :class:`Vocabulary`, optional; else the model's own. One for all
+                  images of a batch;
+                * "height", "width": output size in pixels, optional; else the image's.
+
+        Returns:
+            in training a dict of named losses; in evaluation one dict an image:
+
+            * "sem_seg": :class:`SemSegProposals` with logits (K, height, width);
+            * "proposals": dict of "ids" (K,) and "scores" (K,).
+
+        Raises:
+            ValueError: without a vocabulary, with two different ones in a batch, or, in training,
+                without labels.
+        """
+        vocabulary = self._vocabulary_of(batched_inputs)
+        with self._autocast():
+            if self.training:
+                return self._losses(batched_inputs, vocabulary)
+            return self._inference(batched_inputs, vocabulary)
+
+    def _autocast(self):
+        if self.bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _vocabulary_of(self, batched_inputs: list[dict]) -> Vocabulary:
+        vocabularies = {x.get("vocabulary") or self.vocabulary for x in batched_inputs}
+        if len(vocabularies) != 1:
+            raise ValueError("the images of one batch must share a vocabulary; split the batch.")
+        vocabulary = vocabularies.pop()
+        if vocabulary is None:
+            raise ValueError(
+                "no vocabulary: call model.set_vocabulary(...), give each input a 'vocabulary', or "
+                "set DATASETS.TRAIN to a registered data set."
+            )
+        return vocabulary
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
+
+    def _labels(self, inputs: dict) -> Tensor:
+        labels = inputs["sem_seg"].to(self.device).long()
+        return labels.masked_fill(labels == self.ignore_value, _VOID)
+
+    def _losses(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> dict[str, Tensor]:
+        if any("sem_seg" not in x for x in batched_inputs):
+            raise ValueError("training needs 'sem_seg' labels in every input; this batch has none.")
+        divisor = self.backbone.size_divisibility
+        images = [self._normalise(x["image"]) for x in batched_inputs]
+        images = ImageList.from_tensors(images, divisor)
+        labels = [self._labels(x) for x in batched_inputs]
+        labels = ImageList.from_tensors(labels, divisor, pad_value=_VOID).tensor
+        maps, proposals, refinement = self.segment(
+            images.tensor, images.image_sizes, vocabulary, labels
+        )
+        return self.criterion(maps, refinement, proposals, labels, len(vocabulary))
+
+    def _inference(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
+        # Images of one size share a forward pass, others get their own: padding an image to its
+        # neighbours' size would change its answer.
+        groups = defaultdict(list)
+        for i, x in enumerate(batched_inputs):
+            groups[tuple(x["image"].shape[-2:])].append(i)
+        results: list[dict] = [{} for _ in batched_inputs]
+        for size, members in groups.items():
+            inputs = [batched_inputs[i] for i in members]
+            images = [self._normalise(x["image"]) for x in inputs]
+            images = ImageList.from_tensors(images, self.backbone.size_divisibility)
+            labels = None
+            if all("sem_seg" in x for x in inputs):
+                labels = torch.stack([self._labels(x) for x in inputs])
+            maps, proposals, _ = self.segment(images.tensor, images.image_sizes, vocabulary, labels)
+            logits = maps[self.output] if self.output in maps else list(maps.values())[-1]
+            for j, i in enumerate(members):
+                output_size = (inputs[j].get("height", size[0]), inputs[j].get("width", size[1]))
+                results[i] = self._result(
+                    logits[j], proposals, j, size, images.tensor.shape[-2:], output_size, vocabulary
+                )
+        return results
+
+    @staticmethod
+    def _result(
+        logits: Tensor,
+        proposals: Proposals,
+        index: int,
+        image_size: tuple[int, int],
+        padded_size: tuple[int, int],
+        output_size: tuple[int, int],
+        vocabulary: Vocabulary,
+    ) -> dict:
+        """Logits (K, H/4, W/4) of one image to its own extent at the output size."""
+        keep = proposals.valid[index]
+        ids, scores = proposals.ids[index][keep], proposals.scores[index][keep]
+        logits = resize_to(logits[keep][None].float(), padded_size)[0]
+        logits = sem_seg_postprocess(logits, image_size, *output_size)
+        return {
+            "sem_seg": SemSegProposals(logits, ids, len(vocabulary)),
+            "proposals": {"ids": ids, "scores": scores},
+        }
