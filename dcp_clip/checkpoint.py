@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
@@ -14,11 +15,33 @@ class WeightsError(RuntimeError):
     """A file of weights is absent, unreadable, or belongs to another model."""
 
 
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Where Detectron2 logs weights that do not fit, and goes on, this raises."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        problems = []
+        if incompatible.missing_keys:
+            problems.append(
+                f"{len(incompatible.missing_keys)} parameters are missing from it "
+                f"(first: {incompatible.missing_keys[0]})"
+            )
+        if incompatible.unexpected_keys:
+            problems.append(
+                f"{len(incompatible.unexpected_keys)} are not in the model "
+                f"(first: {incompatible.unexpected_keys[0]})"
+            )
+        if incompatible.incorrect_shapes:
+            name, found, wanted = incompatible.incorrect_shapes[0]
+            problems.append(f"{name} has shape {tuple(found)}, the model's has {tuple(wanted)}")
+        if problems:
+            raise WeightsError("; ".join(problems))
+
+
 def load_weights(model: nn.Module, path: str) -> None:
-    """Load ``MODEL.WEIGHTS`` into `model`, all of it or not at all silently.
+    """Load ``MODEL.WEIGHTS`` into `model`; whatever does not fit is an error.
 
     Detectron2 logs missing and misshapen weights and goes on with random ones; a segmentation of
-    random weights looks like a result, so here it is an error.
+    random weights looks like a result.
 
     Args:
         model: a model, possibly wrapped for distributed training.
@@ -29,39 +52,20 @@ def load_weights(model: nn.Module, path: str) -> None:
     """
     if not path:
         return
-    checkpointer = DetectionCheckpointer(model)
-    checkpointer.logger.disabled, before = True, checkpointer.logger.disabled
+    checkpointer = _StrictCheckpointer(model)
+    if not checkpointer.path_manager.isfile(path):
+        raise WeightsError(
+            f"MODEL.WEIGHTS names '{path}', which does not exist; give a checkpoint's path."
+        )
     try:
-        if not checkpointer.path_manager.isfile(path):
-            raise WeightsError(
-                f"MODEL.WEIGHTS names '{path}', which does not exist; give a checkpoint's path."
-            )
-        try:
-            checkpoint = checkpointer._load_file(path)
-            incompatible = checkpointer._load_model(checkpoint)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
-            detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise WeightsError(
-                f"'{path}' (MODEL.WEIGHTS) is no readable checkpoint: {detail}"
-            ) from error
-    finally:
-        checkpointer.logger.disabled = before
-    problems = [
-        f"{len(incompatible.missing_keys)} parameters are missing from it "
-        f"(first: {incompatible.missing_keys[0]})"
-        if incompatible.missing_keys
-        else "",
-        f"{len(incompatible.unexpected_keys)} are not in the model "
-        f"(first: {incompatible.unexpected_keys[0]})"
-        if incompatible.unexpected_keys
-        else "",
-        "{} has shape {} in it and {} in the model".format(*incompatible.incorrect_shapes[0])
-        if incompatible.incorrect_shapes
-        else "",
-    ]
-    problems = [p for p in problems if p]
-    if problems:
+        checkpointer.load(path)
+    except WeightsError as error:
         raise WeightsError(
             f"The weights in '{path}' (MODEL.WEIGHTS) belong to another model than the config "
-            f"describes: {'; '.join(problems)}. Use the config they were trained with."
-        )
+            f"describes: {error}. Use the config they were trained with."
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"'{path}' (MODEL.WEIGHTS) is no readable checkpoint: {detail}"
+        ) from error
