@@ -92,6 +92,8 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM = 16
     # "GN", "BN", "SyncBN", "LN" or "".
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
+    # Add the product of pixel and name features at stride 4.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.PIXEL_TEXT = True
 
     # Stage 5: MaskPooledRefinement, NoRefinement.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()

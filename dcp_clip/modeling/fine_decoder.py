@@ -69,6 +69,9 @@ class PyramidDecoder(nn.Module):
     same steps, guided by the image pathway. Its weights are shared over the categories, which is
     what makes unseen names come out as sharp as seen ones. The result is a correction to the
     upsampled coarse logits.
+
+    With `pixel_text`, the product of the image pathway's last features and the name's feature is
+    added: a per-pixel classifier made of the text, which learns the trained names' looks fast.
     """
 
     @configurable
@@ -81,6 +84,7 @@ class PyramidDecoder(nn.Module):
         image_dim: int,
         category_dim: int,
         norm: str,
+        pixel_text: bool,
     ):
         """
         Args:
@@ -89,8 +93,10 @@ class PyramidDecoder(nn.Module):
             image_dim: channels of the image pathway.
             category_dim: channels of the category pathway.
             norm: "GN", "BN", "SyncBN", "LN" (over channels) or "".
+            pixel_text: add the product of pixel and name features at stride 4.
         """
         super().__init__()
+        self.text_norm = nn.LayerNorm(text_channels)
         self.strides = {key: input_shape[key].stride for key, _ in _LEVELS}
         self.visual = nn.Conv2d(visual_channels, image_dim, 1)
         self.laterals = nn.ModuleDict(
@@ -108,6 +114,12 @@ class PyramidDecoder(nn.Module):
         self.out = nn.Conv2d(category_dim, 1, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.pixel = self.name = None
+        if pixel_text:
+            self.pixel = nn.Conv2d(image_dim, image_dim, 1)
+            self.name = nn.Linear(text_channels, image_dim)
+            nn.init.zeros_(self.name.weight)
+            nn.init.zeros_(self.name.bias)
 
     @classmethod
     def from_config(
@@ -125,6 +137,7 @@ class PyramidDecoder(nn.Module):
             "image_dim": node.IMAGE_DIM,
             "category_dim": node.CATEGORY_DIM,
             "norm": node.NORM,
+            "pixel_text": node.PIXEL_TEXT,
         }
 
     def forward(
@@ -148,6 +161,7 @@ class PyramidDecoder(nn.Module):
         """
         b, k = coarse.shape[:2]
         image = self.visual(visual)
+        text = self.text_norm(text)
         maps = self.embed(_category_input(coarse, mask).flatten(0, 1))
         for key, target in _LEVELS:
             feature = features[key]
@@ -157,6 +171,10 @@ class PyramidDecoder(nn.Module):
             image = self.merges[key](resize_to(image, size) + lateral)
             maps = self.steps[key](resize_to(maps, size), image, text)
         correction = self.out(maps).view(b, k, *maps.shape[-2:])
+        if self.pixel is not None:
+            pixels = self.pixel(image)
+            product = torch.einsum("bkc,bchw->bkhw", self.name(text), pixels)
+            correction = correction + product * pixels.shape[1] ** -0.5
         return resize_to(coarse, maps.shape[-2:]) + correction
 
 
