@@ -13,7 +13,6 @@ Examples::
 import sys
 from argparse import Namespace
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
@@ -28,8 +27,6 @@ from dcp_clip.engine import Trainer
 def setup(args: Namespace) -> CfgNode:
     """Config, output folder and loggers of this run."""
     cfg = setup_cfg(args.config_file, args.opts)
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dcp_clip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
@@ -145,12 +146,24 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     Raises:
         FileNotFoundError: naming the config file that does not exist.
         KeyError: naming a key that no config has.
+
+    MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" where there is no CUDA device.
     """
     cfg = get_cfg()
     add_dcp_clip_config(cfg)
+    try:
+        _merge(cfg, config_file, opts)
+    except (AssertionError, KeyError) as error:  # yacs asserts that the keys of `opts` exist
+        message = error.args[0] if error.args else error
+        raise KeyError(f"{message} (in '{config_file}' or the options {list(opts)})") from error
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _merge(cfg: CN, config_file: str | Path, opts: Sequence[str]) -> None:
     if config_file:
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"config file '{config_file}' does not exist.")
         cfg.merge_from_file(str(config_file))
     cfg.merge_from_list(list(opts))
-    return cfg

@@ -139,6 +139,13 @@ class CLIPBackbone(Backbone):
         """D, the width of CLIP's joint embedding space."""
         return self._shapes["dense"].channels
 
+    def train(self, mode: bool = True) -> CLIPBackbone:
+        """A frozen tower stays in evaluation mode: no drop path, no new batch norm statistics."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.visual.parameters()):
+            self.visual.eval()
+        return self
+
     def output_shape(self) -> dict[str, ShapeSpec]:
         return dict(self._shapes)
 

@@ -84,9 +84,15 @@ def clip_pixel_stats(model: torch.nn.Module) -> tuple[list[float], list[float]]:
 
 
 def _create(name: str, **kwargs) -> torch.nn.Module:
-    return open_clip.create_model(
-        name, force_custom_text=True, pretrained_text=False, output_dict=False, **kwargs
-    )
+    # open_clip warns on the root logger of random weights, which MODEL.WEIGHTS may yet replace.
+    root = logging.getLogger()
+    before, root.disabled = root.disabled, True
+    try:
+        return open_clip.create_model(
+            name, force_custom_text=True, pretrained_text=False, output_dict=False, **kwargs
+        )
+    finally:
+        root.disabled = before
 
 
 def _load_tag(name: str, tag: str) -> torch.nn.Module:

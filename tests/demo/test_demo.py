@@ -1,0 +1,278 @@
+"""demo.py: every image gets its pictures and its line, whatever lies beside it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from PIL import Image
+from torch.nn import functional as F
+
+from dcp_clip.image_io import ImageReadError
+from dcp_clip.predictor import Predictor
+from dcp_clip.structures import SemSegProposals
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "demo"))
+
+import demo_inputs  # noqa: E402
+
+import demo  # noqa: E402
+
+
+class FakeModel(torch.nn.Module):
+    """Red, green and blue pixels are the categories 0, 1 and 2."""
+
+    interrupt_at = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def set_vocabulary(self, vocabulary) -> None:
+        self.count = len(vocabulary)
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        (x,) = batched_inputs
+        self.calls += 1
+        if self.calls == self.interrupt_at:
+            signal.raise_signal(signal.SIGINT)  # what Ctrl-C does
+        logits = F.interpolate(x["image"][None].float(), (x["height"], x["width"]))[0]
+        ids = torch.arange(3)
+        proposals = {"ids": ids, "scores": ids / 10}
+        return [{"sem_seg": SemSegProposals(logits, ids, self.count), "proposals": proposals}]
+
+
+@pytest.fixture
+def fake_model(monkeypatch, tmp_path) -> FakeModel:
+    """Let the demo run a model that needs no weights, in a folder of its own."""
+    model = FakeModel()
+
+    def from_config_file(config_file, weights, opts, vocabulary):
+        cfg = get_cfg()
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT = 32, "RGB"
+        cfg.merge_from_list(opts)
+        return Predictor(cfg, vocabulary or "red; green; blue", model=model)
+
+    monkeypatch.setattr(demo.Predictor, "from_config_file", from_config_file)
+    monkeypatch.chdir(tmp_path)
+    return model
+
+
+def save(path: str, color="red", size=(30, 20), **options) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, **options)
+
+
+def read_results(output: str) -> list[dict]:
+    return [json.loads(line) for line in Path(output, "results.jsonl").read_text().splitlines()]
+
+
+def files_in(folder: str) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_every_image_gets_two_pictures_and_a_line(fake_model, capsys):
+    save("photos/1.jpg", "blue")
+    save("photos/sub folder/straße 图.png", "red")
+    assert demo.main(["--input", "photos", "--output", "out", "--vocabulary", "r; g; b"]) == 0
+    stems = ["1", "sub folder/straße 图"]
+    pictures = {f"{stem}_{kind}.png" for stem in stems for kind in ("overlay", "labels")}
+    assert files_in("out") == pictures | {"results.jsonl"}
+    first, second = read_results("out")
+    assert first["file"] == str(Path("photos", "1.jpg"))
+    assert (first["width"], first["height"]) == (30, 20)
+    assert first["milliseconds"] > 0
+    assert first["categories"] == [
+        {"id": 2, "name": "b", "share": 1.0, "score": pytest.approx(0.2)}
+    ]
+    with Image.open(Path("out", second["labels"])) as labels:
+        assert labels.size == (30, 20)
+        assert not np.asarray(labels).any()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Vocabulary: 3 categories: r, g, b"
+    assert "2 of 2 images" in printed[-1]
+
+
+def test_bad_files_are_reported_and_the_rest_go_on(fake_model, capsys):
+    save("in/good.png")
+    save("in/zgood.jpg")
+    content = Path("in/zgood.jpg").read_bytes()
+    Path("in/empty.jpg").touch()
+    Path("in/not an image.jpg").write_text("hello")
+    Path("in/truncated.jpg").write_bytes(content[: len(content) - 100])
+    assert demo.main(["--input", "in", "--output", "out"]) == 1
+    assert [Path(line["file"]).name for line in read_results("out")] == ["good.png", "zgood.jpg"]
+    assert len(files_in("out")) == 5
+    captured = capsys.readouterr()
+    for name in ("empty.jpg", "not an image.jpg", "truncated.jpg"):
+        assert sum(name in line for line in captured.err.splitlines()) == 1
+    assert "Traceback" not in captured.err
+    assert "2 of 5 images" in captured.out and "3 failed" in captured.out
+
+
+def test_all_kinds_of_images(fake_model):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save("in/rotated.jpg", exif=exif)
+    save("in/tiny.png", size=(1, 1))
+    save("in/strip.png", size=(3000, 1))
+    for mode in ("L", "P", "RGBA", "LA", "1"):
+        Image.new("RGB", (30, 20), "red").convert(mode).save(f"in/{mode}.png")
+    Image.new("RGB", (30, 20), "red").convert("CMYK").save("in/cmyk.jpg")
+    Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save("in/deep.png")
+    assert demo.main(["--input", "in", "--output", "out"]) == 0
+    sizes = {Path(r["file"]).stem: (r["width"], r["height"]) for r in read_results("out")}
+    assert sizes.pop("rotated") == (20, 30)
+    assert sizes.pop("tiny") == (1, 1)
+    assert sizes.pop("strip") == (3000, 1)
+    assert set(sizes.values()) == {(30, 20)} and len(sizes) == 7
+
+
+def test_a_large_photograph_keeps_its_size(fake_model):
+    save("huge.jpg", size=(5000, 4000))  # beyond the limits of both reading and logits
+    assert demo.main(["--input", "huge.jpg", "--output", "out"]) == 0
+    (line,) = read_results("out")
+    assert (line["width"], line["height"]) == (5000, 4000)
+    with Image.open("out/huge_labels.png") as labels:
+        assert labels.size == (5000, 4000)
+    with Image.open("out/huge_overlay.png") as overlay:
+        assert max(overlay.size) <= 3000
+
+
+@pytest.mark.parametrize("writing_takes", [0.0, 0.3])  # the second leaves images in the queue
+def test_ctrl_c_leaves_finished_files_and_their_lines(
+    fake_model, capsys, monkeypatch, writing_takes
+):
+    write_results = demo.write_results
+
+    def write_slowly(*args):
+        time.sleep(writing_takes)
+        return write_results(*args)
+
+    monkeypatch.setattr(demo, "write_results", write_slowly)
+    for i in range(6):
+        save(f"in/{i}.png")
+    fake_model.interrupt_at = 4
+    assert demo.main(["--input", "in", "--output", "out"]) == 130
+    lines = read_results("out")
+    assert [Path(line["file"]).stem for line in lines] == ["0", "1", "2"][: len(lines)]
+    assert len(lines) > 0
+    written = {file for line in lines for file in (line["overlay"], line["labels"])}
+    assert files_in("out") == written | {"results.jsonl"}
+    for file in written:
+        Image.open(Path("out", file)).load()
+    assert "interrupted" in capsys.readouterr().out
+
+
+def test_an_error_in_the_model_costs_one_image(fake_model, monkeypatch, capsys):
+    for i in range(3):
+        save(f"in/{i}.png")
+    forward = fake_model.forward
+
+    def fail_once(inputs):
+        if fake_model.calls == 1:
+            fake_model.calls += 1
+            raise RuntimeError("out of\nmemory")
+        return forward(inputs)
+
+    monkeypatch.setattr(fake_model, "forward", fail_once)
+    assert demo.main(["--input", "in", "--output", "out"]) == 1
+    assert len(read_results("out")) == 2
+    assert f"{Path('in', '1.png')}: RuntimeError: out of memory" in capsys.readouterr().err
+
+
+def stems(inputs: list[str], output: str = "out") -> list[str]:
+    return [job.stem.as_posix() for job in demo_inputs.plan_jobs(inputs, Path(output))]
+
+
+def test_results_never_overwrite_each_other_or_the_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ["a/x.jpg", "a/x.png", "a/s/x.jpg", "b/x.jpg", "b/X.png", "c/y.jpg"]:
+        save(name)
+    assert stems(["a"]) == ["s/x", "x", "x-2"]
+    assert stems(["a/x.jpg", "b/x.jpg", "./a/x.jpg"]) == ["x", "x-2"]
+    assert stems(["a", "b"]) == ["a/s/x", "a/x", "a/x-2", "b/x", "b/X-2"]
+    assert stems(["a/**/*.jpg"]) == ["s/x", "x"]
+    save("c/y_overlay.png")
+    assert stems(["c/y.jpg", "c/y_overlay.png"], output="c") == ["y-2", "y_overlay"]
+
+
+def test_results_of_an_earlier_run_are_no_input(fake_model):
+    save("in/x.jpg")
+    for _ in range(2):
+        assert demo.main(["--input", "in", "--output", "in/out"]) == 0
+        assert len(read_results("in/out")) == 1
+    for output in ("in", "."):
+        with pytest.raises(ImageReadError, match="choose another --output"):
+            demo_inputs.plan_jobs(["in"], Path(output))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--input", "absent.jpg"], "absent.jpg"),
+        (["--input", "empty"], "empty"),
+        (["--input", "in/*.tif"], "*.tif"),
+        ([], "--input or --samples"),
+        (["--input", "in", "--output", "in/x.jpg"], "in/x.jpg"),
+        (["--input", "in", "--output", "/proc/out"], "/proc/out"),
+        (["--input", "in", "--vocabulary", " ; "], "name"),
+        (["--input", "in", "--vocabulary", "absent.txt"], "absent.txt"),
+        (["--input", "in", "--opts", "MODEL.WIEGHTS", "x"], "MODEL.WIEGHTS"),
+    ],
+)
+def test_what_cannot_start_is_one_sentence(fake_model, capsys, arguments, message):
+    save("in/x.jpg")
+    Path("empty").mkdir()
+    with pytest.raises(SystemExit) as exit:
+        demo.main([*arguments])
+    assert exit.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in last and message in last
+    assert not Path("out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_output_folder(fake_model, capsys):
+    save("in/x.jpg")
+    Path("out").mkdir(mode=0o555)
+    with pytest.raises(SystemExit):
+        demo.main(["--input", "in", "--output", "out"])
+    assert "out" in capsys.readouterr().err
+
+
+def test_samples_are_photographs():
+    pytest.importorskip("sklearn")
+    pytest.importorskip("skimage")
+    samples = demo_inputs.find_samples()
+    assert len(samples) == len(demo_inputs.SAMPLES)
+    assert len(set(stems(samples))) == len(samples)
+
+
+def test_end_to_end_with_the_tiny_model(tmp_path):
+    config, opts = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml", ["MODEL.DEVICE", "cpu"]
+    opts += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
+    model = Predictor.from_config_file(config, "", opts, allow_random_weights=True).model
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    save(str(tmp_path / "in" / "x.jpg"), size=(120, 80))
+    run = subprocess.run(
+        [sys.executable, ROOT / "demo" / "demo.py", "--input", tmp_path / "in"]
+        + ["--output", tmp_path / "out", "--vocabulary", "sky; tree; car, automobile"]
+        + ["--weights", tmp_path / "model.pth", "--opts", *opts],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    (line,) = read_results(tmp_path / "out")
+    assert sum(category["share"] for category in line["categories"]) == pytest.approx(1)
+    assert {c["name"] for c in line["categories"]} <= {"sky", "tree", "car"}
+    assert "Vocabulary: 3 categories: sky, tree, car" in run.stdout

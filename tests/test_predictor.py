@@ -1,0 +1,191 @@
+"""Predictor: label maps of the image's own size, in bounded memory, for any vocabulary."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from PIL import Image
+from torch.nn import functional as F
+
+from dcp_clip.image_io import ImageReadError
+from dcp_clip.predictor import Predictor
+from dcp_clip.structures import SemSegProposals
+from dcp_clip.vocabulary import Vocabulary, VocabularyError
+
+CONFIG = Path(__file__).parents[1] / "configs" / "camvid" / "dcp_clip_tiny.yaml"
+CPU = ("MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "64")
+CPU += ("MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", "")
+
+
+class FakeModel(torch.nn.Module):
+    """Red, green and blue pixels are the last three categories of the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[dict] = []
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        (x,) = batched_inputs
+        self.inputs.append(x)
+        size = (x["height"], x["width"])
+        logits = F.interpolate(x["image"][None].float(), size, mode="bilinear")[0]
+        count = len(self.vocabulary)
+        ids = torch.arange(max(0, count - 3), count)
+        sem_seg = SemSegProposals(logits[: len(ids)], ids, count)
+        # In another order than the maps, as nothing may depend on it.
+        return [{"sem_seg": sem_seg, "proposals": {"ids": ids.flip(0), "scores": ids.flip(0) / 10}}]
+
+
+def make_predictor(vocabulary="other; red; green; blue", **options) -> Predictor:
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 32, 128
+    cfg.INPUT.FORMAT = options.pop("format", "RGB")
+    return Predictor(cfg, vocabulary, model=FakeModel(), **options)
+
+
+def stripes(height: int, width: int) -> np.ndarray:
+    """Half red, a quarter green, a quarter blue, from left to right."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2, 0] = 255
+    image[:, width // 2 : 3 * width // 4, 1] = 255
+    image[:, 3 * width // 4 :, 2] = 255
+    return image
+
+
+@pytest.mark.parametrize("format", ["RGB", "BGR"])
+def test_labels_shares_and_scores(format):
+    predictor = make_predictor(format=format)
+    prediction = predictor(stripes(32, 64))
+    if format == "BGR":  # the fake model takes its first channel for red
+        prediction.label_map = 4 - prediction.label_map
+    assert prediction.label_map.shape == (32, 64)
+    assert (prediction.label_map[:, :32] == 1).all()
+    assert (prediction.label_map[:, 48:] == 3).all()
+    assert sum(prediction.shares.values()) == pytest.approx(1)
+    assert prediction.category_ids.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(prediction.scores, [0.1, 0.2, 0.3])
+    assert prediction.milliseconds > 0
+    largest = prediction.found[0]
+    assert largest.share == pytest.approx(0.5)
+    assert largest.score == pytest.approx(largest.id / 10)
+    assert list(prediction.shares)[0] == largest.name
+
+
+def test_files_and_arrays_give_the_same(tmp_path):
+    image = stripes(40, 60)
+    Image.fromarray(image).save(tmp_path / "ü.png")
+    predictor = make_predictor()
+    np.testing.assert_array_equal(
+        predictor(tmp_path / "ü.png").label_map, predictor(image).label_map
+    )
+    assert predictor(str(tmp_path / "ü.png")).overlay(image).shape[2] == 3
+    with pytest.raises(ImageReadError, match="absent.png"):
+        predictor(tmp_path / "absent.png")
+
+
+def test_large_files_are_reduced_but_not_their_label_maps(tmp_path):
+    image = stripes(600, 800)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    small = make_predictor(max_input_pixels=30_000, max_output_pixels=10_000)
+    label_map = small(tmp_path / "a.png").label_map
+    asked = small.model.inputs[0]
+    assert asked["height"] * asked["width"] <= 10_000
+    assert label_map.shape == (600, 800)
+    assert label_map.dtype == np.uint8
+    whole = make_predictor(max_output_pixels=1_000_000)(image).label_map
+    assert (label_map != whole).mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1), (3, 500)])
+def test_any_size(size):
+    prediction = make_predictor(max_output_pixels=5_000)(np.full((*size, 3), 90, np.uint8))
+    assert prediction.label_map.shape == size
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        None,
+    ],
+)
+def test_other_arrays_are_refused(image):
+    with pytest.raises(ValueError, match="uint8 RGB array, not"):
+        make_predictor()(image)
+
+
+def test_vocabulary_can_be_changed_and_a_bad_one_changes_nothing():
+    predictor = make_predictor()
+    predictor.set_vocabulary(["rot", "grün", "blau"])
+    assert list(predictor(stripes(8, 16)).shares) == ["rot", "grün", "blau"]
+    with pytest.raises(VocabularyError):
+        predictor.set_vocabulary(" ")
+    assert list(predictor(stripes(8, 16)).shares) == ["rot", "grün", "blau"]
+    assert predictor.model.vocabulary is predictor.vocabulary
+
+
+def test_many_names_and_equal_display_names():
+    names = [f"category {i}" for i in range(19_998)] + ["mouse (animal)", "mouse (device)"]
+    vocabulary = Vocabulary(names, display_names=names[:-2] + ["mouse", "mouse"])
+    prediction = make_predictor(vocabulary)(stripes(8, 16))
+    assert prediction.label_map.dtype == np.uint16
+    assert prediction.shares == {
+        "category 19997": 0.5,
+        "mouse": 0.25,
+        "mouse (19999)": 0.25,
+    }
+
+
+def test_a_vocabulary_is_needed():
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        make_predictor(vocabulary=None)
+
+
+# ---- the real model, with random weights
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Predictor:
+    torch.manual_seed(0)
+    return Predictor.from_config_file(CONFIG, "", CPU, allow_random_weights=True)
+
+
+def test_random_weights_are_refused_unless_asked_for():
+    with pytest.raises(ValueError, match="names no weights: set MODEL.WEIGHTS"):
+        Predictor.from_config_file(CONFIG, weights="")
+
+
+def test_tiny_model_uses_the_training_vocabulary(tiny):
+    tiny.set_vocabulary("camvid_sem_seg_train")
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    prediction = tiny(image)
+    assert prediction.label_map.shape == (90, 120)
+    assert sum(prediction.shares.values()) == pytest.approx(1)
+    assert set(prediction.shares) <= set(
+        Vocabulary.from_dataset("camvid_sem_seg_train").display_names
+    )
+
+
+@pytest.mark.parametrize("vocabulary", ["sky", "sky; tree; car, automobile", "空; дерево; Straße"])
+def test_tiny_model_takes_any_vocabulary(tiny, vocabulary):
+    tiny.set_vocabulary(vocabulary)
+    prediction = tiny(np.zeros((1, 1, 3), np.uint8))
+    assert len(prediction.found) == 1
+    assert prediction.category_ids.max() < len(Vocabulary.parse(vocabulary))
+
+
+def test_trained_weights_are_used(tiny, tmp_path):
+    weights = tmp_path / "model.pth"
+    torch.save({"model": tiny.model.state_dict()}, weights)
+    loaded = Predictor.from_config_file(CONFIG, weights, CPU, vocabulary="sky; tree; car")
+    tiny.set_vocabulary("sky; tree; car")
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    np.testing.assert_array_equal(loaded(image).label_map, tiny(image).label_map)
