@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -57,6 +56,10 @@ def load_weights(model: nn.Module, path: str) -> None:
         raise WeightsError(
             f"MODEL.WEIGHTS names '{path}', which does not exist; give a checkpoint's path."
         )
+    if path.endswith(".pkl"):
+        raise WeightsError(
+            f"'{path}' (MODEL.WEIGHTS) is a pickle, which could run code when read; give a .pth."
+        )
     try:
         checkpointer.load(path)
     except WeightsError as error:
@@ -64,7 +67,7 @@ def load_weights(model: nn.Module, path: str) -> None:
             f"The weights in '{path}' (MODEL.WEIGHTS) belong to another model than the config "
             f"describes: {error}. Use the config they were trained with."
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what is no checkpoint fails in many ways
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"'{path}' (MODEL.WEIGHTS) is no readable checkpoint: {detail}"

@@ -40,8 +40,9 @@ def _add_clip(cfg: CN) -> None:
 
 def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP = CN()
-    # Decoder width d, and heads of its attention.
+    # Decoder width d.
     cfg.MODEL.DCP_CLIP.DIM = 128
+    # Heads of the decoder's attention.
     cfg.MODEL.DCP_CLIP.NUM_HEADS = 4
     # From cosines to logits: the initial factor where it is learned.
     cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE = 20.0
@@ -59,8 +60,9 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
     # Synonyms: "mean" of their features, or "max" (the best synonym speaks for the category).
     cfg.MODEL.DCP_CLIP.VOCABULARY.SYNONYMS = "mean"
-    # Prompts encoded at once; bounds memory.
-    cfg.MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE = 256
+    # Prompts encoded at once; bounds memory. Short chunks are filled up, so that a name's features
+    # are the same to the last bit in every vocabulary.
+    cfg.MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE = 32
     # Folder where text features of frozen towers are kept; "" keeps them in memory only.
     cfg.MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR = "~/.cache/dcp_clip/text"
 
@@ -125,14 +127,18 @@ def _add_training(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.LR_FACTOR_IMAGE = 0.01
     cfg.SOLVER.LR_FACTOR_TEXT = 0.01
+    # Of the schedule "WarmupPolyLR": its power, and the lowest factor of BASE_LR.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
     # Exponential moving average of the weights, evaluated and saved as the final model; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
     # SSD's colour augmentation (Detectron2's PointRend has it).
     cfg.INPUT.COLOR_AUG_SSD = False
     # A crop is drawn again while one category fills more than this share of it.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Channels of the baseline that configs compare with (modeling/fpn_baseline.py).
+    # The baseline that configs compare with (modeling/fpn_baseline.py).
     cfg.MODEL.FPN_BASELINE = CN()
+    # Channels of its pyramid.
     cfg.MODEL.FPN_BASELINE.DIM = 64
 
 

@@ -57,7 +57,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD
         options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
     else:
-        optimizer, options = torch.optim.AdamW, {}
+        # One pass over all parameters, where that does not put the loss scaling of AMP after the
+        # clipping.
+        optimizer, options = torch.optim.AdamW, {"fused": not cfg.SOLVER.AMP.ENABLED}
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         optimizer = _clip_full_model(optimizer, clip.CLIP_VALUE)

@@ -99,6 +99,17 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
+        """As Detectron2's, on the model without its distributed wrapper.
+
+        The wrapper broadcasts buffers in every forward pass, in evaluation too, where the processes
+        have different numbers of images: they would wait for each other for ever.
+        """
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 

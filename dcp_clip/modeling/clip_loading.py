@@ -119,7 +119,7 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
         raise CLIPWeightsError(
             f"The weights '{tag}' of '{name}' are neither cached nor downloadable here; fetch "
             f"'{where.rstrip('/')}' (open_clip_model.safetensors) on a machine with internet and "
-            f"set MODEL.CLIP.PRETRAINED to the file's path. ({type(error).__name__}: {error})"
+            f"set MODEL.CLIP.PRETRAINED to the file's path. ({_in_one_line(error)})"
         ) from error
 
 
@@ -133,19 +133,26 @@ def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:
         # weights_only: a checkpoint is data and must not be able to run code.
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except RuntimeError as error:
-        if "size mismatch" in str(error) or "Missing key" in str(error):
-            first = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
+        if lines and lines[0].startswith("Error(s) in loading state_dict"):
             raise CLIPWeightsError(
                 f"The weights in '{path}' are not those of '{name}' (MODEL.CLIP.NAME): "
-                f"{' '.join(line.strip() for line in first[1:2])[:200]}"
+                f"{lines[-1].strip()[:200]}"
             ) from error
-        raise CLIPWeightsError(f"The weights in '{path}' cannot be read: {error}") from error
-    except Exception as error:
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CLIPWeightsError(
-            f"The weights in '{path}' cannot be read as a plain state dict of tensors: {detail}"
+            f"The weights in '{path}' cannot be read: {_in_one_line(error)}"
+        ) from error
+    except Exception as error:
+        raise CLIPWeightsError(
+            f"The weights in '{path}' cannot be read as a plain state dict of tensors: "
+            f"{_in_one_line(error)}"
         ) from error
     logger.info("Loaded CLIP weights for %s from %s", name, path)
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def pretrained_config(name: str) -> dict:

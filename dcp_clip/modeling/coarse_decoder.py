@@ -120,8 +120,8 @@ class ImageToTextDecoder(DualInteractionDecoder):
     """One direction only (ablation): what is in the image flows to the names."""
 
     @classmethod
-    def from_config(cls, *args) -> dict:
-        return {**super().from_config(*args), "image_reads_text": False}
+    def from_config(cls, cfg: CfgNode, *args) -> dict:
+        return {**super().from_config(cfg, *args), "image_reads_text": False}
 
 
 @COARSE_DECODER_REGISTRY.register()
@@ -129,8 +129,8 @@ class TextToImageDecoder(DualInteractionDecoder):
     """One direction only (ablation): what the names say flows to the image positions."""
 
     @classmethod
-    def from_config(cls, *args) -> dict:
-        return {**super().from_config(*args), "text_reads_image": False}
+    def from_config(cls, cfg: CfgNode, *args) -> dict:
+        return {**super().from_config(cfg, *args), "text_reads_image": False}
 
 
 @COARSE_DECODER_REGISTRY.register()

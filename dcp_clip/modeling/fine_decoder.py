@@ -37,27 +37,32 @@ def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) 
 class _CategoryStep(nn.Module):
     """One step of the category pathway: maps of all categories as one batch, weights shared.
 
-    The image's contribution is convolved once an image, then weighed channel by channel for each
+    What is done K times at full size is kept to little. Maps are mixed before they are enlarged;
+    the image's contribution is convolved once an image, then weighed channel by channel for each
     category by a gate from its text feature: K cheap products instead of K convolutions.
     """
 
-    def __init__(
-        self, channels: int, image_channels: int, text_channels: int, norm: str, refine: bool
-    ):
+    def __init__(self, channels: int, image_channels: int, text_channels: int, norm: str | None):
+        """`norm` None leaves out normalisation and the convolution after it."""
         super().__init__()
-        self.mix = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         self.guide = nn.Conv2d(image_channels, channels, 3, padding=1)
         self.gate = nn.Linear(text_channels, channels)
-        self.norm = get_norm(norm, channels) if norm != "GN" else nn.GroupNorm(4, channels)
-        self.refine = _conv(channels, channels, norm) if refine else None
+        self.norm = self.refine = None
+        if norm is not None:
+            norm_layer = nn.GroupNorm(4, channels) if norm == "GN" else get_norm(norm, channels)
+            self.norm = norm_layer or nn.Identity()
+            self.refine = _conv(channels, channels, norm)
 
     def forward(self, maps: Tensor, image: Tensor, text: Tensor) -> Tensor:
-        """maps (B*K, C, h, w), image (B, G, h, w), text (B, K, d) to (B*K, C, h, w)."""
-        b, k, _ = text.shape
+        """maps (B*K, C, h', w'), image (B, G, h, w), text (B, K, d) to (B*K, C, h, w)."""
+        maps = resize_to(self.mix(maps), image.shape[-2:]).unflatten(0, text.shape[:2])
         gate = 1 + self.gate(text)[..., None, None]
-        guide = (gate * self.guide(image)[:, None]).flatten(0, 1)
-        maps = F.relu(self.norm(self.mix(maps) + guide))
-        return maps if self.refine is None else maps + self.refine(maps)
+        maps = torch.addcmul(maps, gate, self.guide(image)[:, None]).flatten(0, 1)
+        if self.norm is None:
+            return F.relu(maps)
+        maps = F.relu(self.norm(maps))
+        return maps + self.refine(maps)
 
 
 @FINE_DECODER_REGISTRY.register()
@@ -105,11 +110,9 @@ class PyramidDecoder(nn.Module):
         self.merges = nn.ModuleDict({key: _conv(image_dim, image_dim, norm) for key, _ in _LEVELS})
         self.embed = nn.Conv2d(2, category_dim, 3, padding=1)
         # No second convolution at stride 4, where it would cost as much as all the rest.
+        widths = (category_dim, image_dim, text_channels)
         self.steps = nn.ModuleDict(
-            {
-                key: _CategoryStep(category_dim, image_dim, text_channels, norm, refine=stride > 4)
-                for key, stride in _LEVELS
-            }
+            {key: _CategoryStep(*widths, norm if stride > 4 else None) for key, stride in _LEVELS}
         )
         self.out = nn.Conv2d(category_dim, 1, 1)
         nn.init.zeros_(self.out.weight)
@@ -169,7 +172,7 @@ class PyramidDecoder(nn.Module):
             # Project, then resize: the two commute, and the projection is narrow.
             lateral = resize_to(self.laterals[key](feature), size)
             image = self.merges[key](resize_to(image, size) + lateral)
-            maps = self.steps[key](resize_to(maps, size), image, text)
+            maps = self.steps[key](maps, image, text)
         correction = self.out(maps).view(b, k, *maps.shape[-2:])
         if self.pixel is not None:
             pixels = self.pixel(image)

@@ -144,10 +144,11 @@ class SegmentationCriterion(nn.Module):
         self, refinement: Refinement, proposals: Proposals, present: Tensor
     ) -> dict[str, Tensor]:
         valid = proposals.valid
+        # An image without labels says nothing about what is absent; padded places may be infinite.
+        judged = valid & present.any(1, keepdim=True)
         presence = F.binary_cross_entropy_with_logits(
-            refinement.class_logits, present.float(), reduction="none"
-        )
-        presence = (presence * valid).sum() / valid.sum().clamp(min=1)
+            refinement.class_logits[judged], present[judged].float(), reduction="sum"
+        ) / judged.sum().clamp(min=1)
         # Only masks of categories that are there have a right answer.
         rows = refinement.mask_logits[present.bool()]
         columns = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)[present.bool()]

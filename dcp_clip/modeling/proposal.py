@@ -100,20 +100,18 @@ class CategoryProposal(nn.Module):
         dense = F.normalize(dense.float(), dim=1).flatten(2)
         pooled = F.normalize(pooled.float(), dim=1)
         valid = valid.flatten(1)
-        num_categories = len(rows)
         # Ranking is not differentiated; the scores of the chosen few are, below.
         with torch.no_grad():
             ids = self._choose(dense, pooled, text, rows, valid, present)
-        in_order = ids.shape[1] == num_categories
-        if in_order:
-            ids = torch.arange(num_categories, device=ids.device).expand_as(ids)
+        # In vocabulary order, so that sums over the proposals do not depend on the other names.
+        ids = ids.sort(dim=1).values
         return self._propose(dense, pooled, text, rows, valid, ids)
 
     def _choose(self, dense, pooled, text, rows, valid, present) -> Tensor:
         """(B, K) ids of the best categories."""
         num_categories = len(rows)
         if num_categories <= self.num_proposals:
-            return rows.new_zeros((len(dense), num_categories))
+            return torch.arange(num_categories, device=rows.device).expand(len(dense), -1)
         scores = [
             self._score(dense, pooled, part.expand(len(dense), -1, -1), valid)
             for part in text.split(_NAMES_PER_CHUNK)
@@ -145,9 +143,10 @@ class CategoryProposal(nn.Module):
         The scores are computed again rather than gathered, so that their last bits do not depend on
         how many names the ranking went through.
         """
-        b, k = ids.shape
         names = text[rows[ids]]  # (B, K, S, D)
-        score = self._score(dense, pooled, names.flatten(1, 2), valid).view(b, k, -1)
+        # One synonym at a time, as the shape of a matrix product can change its last bits.
+        score = [self._score(dense, pooled, name, valid) for name in names.unbind(2)]
+        score = torch.stack(score, dim=2)
         best = score.argmax(-1, keepdim=True)
         names = names.gather(2, best[..., None].expand(-1, -1, -1, names.shape[-1])).squeeze(2)
         score = score.gather(2, best).squeeze(2)
@@ -177,7 +176,7 @@ class AllCategories(CategoryProposal):
     """Every category goes further, K = C: the model without a proposal stage."""
 
     def _choose(self, dense, pooled, text, rows, valid, present) -> Tensor:
-        return rows.new_zeros((len(dense), len(rows)))
+        return torch.arange(len(rows), device=rows.device).expand(len(dense), -1)
 
 
 @CATEGORY_PROPOSAL_REGISTRY.register()

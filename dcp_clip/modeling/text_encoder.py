@@ -20,8 +20,9 @@ from ..image_io import atomic_write
 from ..prompts import build_prompts, load_templates
 from ..vocabulary import Vocabulary
 from .clip_loading import load_clip
+from .tokenizer import PrefixTokenizer
 
-__all__ = ["TextEncoder", "TextFeatures", "PrefixTokenizer"]
+__all__ = ["TextEncoder", "TextFeatures"]
 
 logger = logging.getLogger(__name__)
 _SYNONYM_RULES = ("mean", "max")
@@ -46,29 +47,6 @@ class TextFeatures:
         return len(self.rows)
 
 
-class PrefixTokenizer(SimpleTokenizer):
-    """open_clip's BPE cut to its first merges, for text towers with a small token table.
-
-    Merges are ranked, so a prefix of them is itself a BPE: any text can be written, in more tokens.
-    """
-
-    def __init__(self, vocab_size: int, **kwargs):
-        """
-        Args:
-            vocab_size: number of tokens: 512 byte symbols, the merges, start and end of text.
-        """
-        super().__init__(**kwargs)
-        merges = list(self.bpe_ranks)[: vocab_size - 514]
-        symbols = list(self.encoder)[:512]
-        tokens = symbols + ["".join(m) for m in merges] + ["<start_of_text>", "<end_of_text>"]
-        self.encoder = {token: i for i, token in enumerate(tokens)}
-        self.decoder = dict(enumerate(tokens))
-        self.bpe_ranks = {merge: i for i, merge in enumerate(merges)}
-        self.vocab_size = len(tokens)
-        self.sot_token_id, self.eot_token_id = len(tokens) - 2, len(tokens) - 1
-        self.all_special_ids = [self.sot_token_id, self.eot_token_id]
-
-
 class TextEncoder(nn.Module):
     """CLIP's text tower. Training, evaluation and demo all get text features from
     :meth:`encode_vocabulary`, so that there is one prompt path.
@@ -87,7 +65,7 @@ class TextEncoder(nn.Module):
         model_name: str,
         templates: tuple[str, ...],
         synonyms: str = "mean",
-        chunk_size: int = 256,
+        chunk_size: int = 32,
         cache_dir: str = "",
     ):
         """
@@ -98,7 +76,8 @@ class TextEncoder(nn.Module):
             templates: prompt templates with one ``{}`` each.
             synonyms: "mean": one feature a category, the mean over its synonyms; "max": each
                 synonym speaks for itself and a category's score is its best synonym's.
-            chunk_size: prompts encoded at once; bounds memory.
+            chunk_size: prompts encoded at once, never fewer (short chunks are filled up); bounds
+                memory.
             cache_dir: folder for features on disk; "" keeps them in memory only.
 
         Raises:
@@ -116,7 +95,7 @@ class TextEncoder(nn.Module):
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
         self._tokens: dict[str, Tensor] = {}
         self._cache: dict[str, TextFeatures] = {}
-        self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -169,11 +148,16 @@ class TextEncoder(nn.Module):
             return self._encode(vocabulary)
         key = self._cache_key(vocabulary)
         if key not in self._cache:
-            features = self._read(key, vocabulary)
-            if features is None:
-                with torch.no_grad():
+            # The same tensors whoever asks first: a run in bf16, or one in inference mode.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast(self.device.type, enabled=False),
+            ):
+                features = self._read(key, vocabulary)
+                if features is None:
                     features = self._encode(vocabulary)
-                self._write(key, features)
+                    self._write(key, features)
             self._cache[key] = features
         cached = self._cache[key]
         if cached.embeddings.device != self.device:
@@ -197,7 +181,11 @@ class TextEncoder(nn.Module):
             for start in range(0, len(names), per_chunk):
                 part = tokens[start * num_templates : (start + per_chunk) * num_templates]
                 part = part.to(self.device)
-                if self.trains and len(names) > per_chunk:
+                if not self.trains:
+                    # The shape of a matrix product can change its last bits: with chunks of one
+                    # size a name's features do not depend on how many names there are.
+                    out = self.text(_padded(part, per_chunk * num_templates))[: len(part)]
+                elif len(names) > per_chunk:
                     out = checkpoint(self.text, part, use_reentrant=False)
                 else:
                     out = self.text(part)
@@ -217,8 +205,11 @@ class TextEncoder(nn.Module):
             return TextFeatures(embeddings, rows)
         weight = (offsets < counts_column).to(embeddings)
         mean = (embeddings[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+        # A lone name keeps its bits, whether or not another category has synonyms.
+        alone = (counts_column == 1).to(embeddings.device)
+        mean = embeddings[rows[:, 0]].where(alone, F.normalize(mean, dim=-1))
         own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
-        return TextFeatures(F.normalize(mean, dim=-1), own_row)
+        return TextFeatures(mean, own_row)
 
     def _tokenize(self, vocabulary: Vocabulary, names: list[str]) -> Tensor:
         key = vocabulary.fingerprint()
@@ -255,7 +246,8 @@ class TextEncoder(nn.Module):
     def _weights_fingerprint(self) -> str:
         """Hash of the tower's weights, taken anew whenever one of them was written to."""
         state = self.text.state_dict()
-        versions = tuple(t._version for t in state.values())
+        # Writing in place raises the version, replacing a tensor moves it.
+        versions = tuple((t.data_ptr(), t._version) for t in state.values())
         if self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.sha256()
             for name, tensor in state.items():
@@ -274,10 +266,13 @@ class TextEncoder(nn.Module):
         try:
             data = torch.load(path, map_location=self.device, weights_only=True)
             features = TextFeatures(data["embeddings"], data["rows"])
+            num_rows = len(features.embeddings)
+            if len(features.rows) != len(vocabulary) or features.rows.max() >= num_rows:
+                raise ValueError("its parts do not fit each other")
         except Exception as error:
             logger.warning("Text cache file %s is unreadable (%s); encoding anew.", path, error)
             return None
-        return features if features.num_categories == len(vocabulary) else None
+        return features
 
     def _write(self, key: str, features: TextFeatures) -> None:
         path = self._path(key)
@@ -290,3 +285,8 @@ class TextEncoder(nn.Module):
                 torch.save(data, temporary)
         except OSError as error:
             logger.warning("Text features cannot be cached in %s (%s).", path.parent, error)
+
+
+def _padded(tokens: Tensor, length: int) -> Tensor:
+    """(n, L) to (length, L), the first row repeated at the end."""
+    return torch.cat([tokens, tokens[:1].expand(length - len(tokens), -1)])

@@ -1,0 +1,32 @@
+"""A tokenizer for small text towers."""
+
+from __future__ import annotations
+
+from open_clip.tokenizer import SimpleTokenizer
+
+__all__ = ["PrefixTokenizer"]
+
+
+class PrefixTokenizer(SimpleTokenizer):
+    """open_clip's BPE cut to its first merges, for text towers with a small token table.
+
+    Merges are ranked, so a prefix of them is itself a BPE: any text can be written, in more tokens.
+    """
+
+    def __init__(self, vocab_size: int, **kwargs):
+        """
+        Args:
+            vocab_size: number of tokens: 512 byte symbols, the merges, start and end of text.
+        """
+        super().__init__(**kwargs)
+        if vocab_size < 514:
+            raise ValueError(f"{vocab_size} tokens cannot hold the 512 bytes, start and end.")
+        merges = list(self.bpe_ranks)[: vocab_size - 514]
+        symbols = list(self.encoder)[:512]
+        tokens = symbols + ["".join(m) for m in merges] + ["<start_of_text>", "<end_of_text>"]
+        self.encoder = {token: i for i, token in enumerate(tokens)}
+        self.decoder = dict(enumerate(tokens))
+        self.bpe_ranks = {merge: i for i, merge in enumerate(merges)}
+        self.vocab_size = len(tokens)
+        self.sot_token_id, self.eot_token_id = len(tokens) - 2, len(tokens) - 1
+        self.all_special_ids = [self.sot_token_id, self.eot_token_id]

@@ -1,0 +1,161 @@
+"""Shared fixtures: tiny CLIPs with random weights, and models made of them."""
+
+import json
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub: no test may download.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import open_clip
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from dcp_clip.config import setup_cfg
+from dcp_clip.vocabulary import Vocabulary
+
+BASE_CONFIG = Path(__file__).parents[1] / "configs" / "Base-DCP-CLIP.yaml"
+_TEXT = {"context_length": 32, "vocab_size": 1024, "width": 32, "heads": 2, "layers": 2}
+# open_clip model configs: timm's own miniature ConvNeXts read as convnext_base_w and
+# convnext_large_d are, and two ViTs.
+TINY_CLIPS = {
+    "test-convnext": {
+        "embed_dim": 48,
+        "vision_cfg": {
+            "timm_model_name": "test_convnext",
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "timm_drop_path": 0.1,
+            "image_size": 64,
+        },
+    },
+    "test-convnext-mlp": {
+        "embed_dim": 40,
+        "vision_cfg": {
+            "timm_model_name": "test_convnext2",
+            "timm_pool": "",
+            "timm_proj": "mlp",
+            "timm_drop_path": 0.1,
+            "image_size": 64,
+        },
+    },
+    "test-vit-16": {
+        "embed_dim": 40,
+        "vision_cfg": {
+            "image_size": 64,
+            "layers": 3,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 16,
+        },
+    },
+    "test-vit-14-quickgelu": {
+        "embed_dim": 40,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": 56,
+            "layers": 3,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 14,
+        },
+    },
+}
+_SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.DCP_CLIP.DIM": 32,
+    "MODEL.DCP_CLIP.NUM_HEADS": 2,
+    "MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM": 16,
+    "MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM": 8,
+    "MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM": 8,
+    "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS": 4,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """Caches under ~ go to a folder of this run, in child processes too."""
+    before, folder = os.environ.get("HOME"), tmp_path_factory.mktemp("home")
+    os.environ["HOME"] = str(folder)
+    yield folder
+    if before is not None:
+        os.environ["HOME"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_clips(tmp_path_factory):
+    """Make TINY_CLIPS known to open_clip; their names."""
+    folder = tmp_path_factory.mktemp("model_configs")
+    for name, config in TINY_CLIPS.items():
+        (folder / f"{name}.json").write_text(json.dumps({**config, "text_cfg": _TEXT}))
+    open_clip.add_model_config(folder)
+    return tuple(TINY_CLIPS)
+
+
+def _make_cfg(clip="test-convnext", opts=None):
+    options = {**_SMALL, "MODEL.CLIP.NAME": clip, **(opts or {})}
+    cfg = setup_cfg(BASE_CONFIG)
+    cfg.merge_from_list([x for pair in options.items() for x in pair])
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def make_cfg():
+    """``make_cfg(clip, {key: value})``: config of a small model on a tiny CLIP."""
+    return _make_cfg
+
+
+def _randomize(model, std=0.15, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="session")
+def randomize():
+    """``randomize(model)``: noise on every parameter, so that nothing is left at zero.
+
+    Gates and last layers that start at zero would hide what the layers before them do.
+    """
+    return _randomize
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """``make_model(clip, {key: value})``: a randomised small model in eval mode."""
+
+    def make(clip="test-convnext", opts=None, seed=0):
+        torch.manual_seed(seed)
+        model = _randomize(build_model(_make_cfg(clip, opts)), seed=seed)
+        model.set_vocabulary(Vocabulary(["sky", "tree", "car", "road", "wall", "cat"]))
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_image():
+    """``make_image(height, width)``: (3, height, width) uint8 noise over coarse blobs."""
+
+    def make(height, width, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        blobs = torch.rand(1, 3, 3, 3, generator=generator)
+        image = 200 * torch.nn.functional.interpolate(blobs, (height, width), mode="bilinear")[0]
+        return (image + 55 * torch.rand(3, height, width, generator=generator)).to(torch.uint8)
+
+    return make
+
+
+@pytest.fixture
+def segment():
+    """``segment(model, image)``: the model's whole output for one image, without gradient."""
+
+    @torch.no_grad()
+    def run(model, image, vocabulary=None, **inputs):
+        inputs |= {"image": image} | ({"vocabulary": vocabulary} if vocabulary else {})
+        return model([inputs])[0]
+
+    return run

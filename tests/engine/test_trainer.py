@@ -1,0 +1,216 @@
+"""The trainer: resuming, averaging, schedules and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
+from PIL import Image
+
+from dcp_clip.data.register import register_sem_seg
+from dcp_clip.engine import Trainer
+from dcp_clip.vocabulary import Vocabulary
+
+NAME = "test_trainer_sem_seg"
+BASE = {
+    "DATASETS.TRAIN": (NAME,),
+    "DATASETS.TEST": (),
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TRAIN": (32,),
+    "INPUT.MIN_SIZE_TEST": 32,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
+    "SOLVER.WARMUP_ITERS": 2,
+    "SOLVER.MAX_ITER": 6,
+    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "SOLVER.EMA_DECAY": 0.9,
+    "MODEL.CLIP.TRAIN_TEXT": "all",
+    "MODEL.CLIP.TRAIN_IMAGE": "late",
+    "MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": 0.0,
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three images of 40 x 48 in three categories, registered as NAME."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for i in range(3):
+        image = rng.integers(0, 256, (40, 48, 3), np.uint8)
+        label = np.repeat(np.arange(3, dtype=np.uint8), 16)[None].repeat(40, 0)
+        label[: 5 * i] = 255
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
+    register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "car"])
+    yield
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.pop(NAME)
+
+
+@pytest.fixture
+def config(make_cfg, dataset, tmp_path):
+    def config(folder="out", **opts):
+        # A ViT: no stochastic depth, so that steps can be repeated.
+        cfg = make_cfg("test-vit-16", {**BASE, **opts})
+        cfg.OUTPUT_DIR = str(tmp_path / folder)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return cfg
+
+    return config
+
+
+class Repeating(Trainer):
+    """Every iteration sees the same batch; breaks off when `stop_at` is reached."""
+
+    stop_at = None
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        generator = torch.Generator().manual_seed(5)
+        vocabulary = Vocabulary.from_dataset(NAME)
+        batch = [
+            {
+                "image": torch.randint(0, 256, (3, 32, 48), generator=generator).byte(),
+                "sem_seg": torch.randint(0, 3, (32, 48), generator=generator),
+                "vocabulary": vocabulary,
+            }
+        ]
+
+        class Forever:
+            def __iter__(self):
+                while True:
+                    yield batch
+
+        return Forever()
+
+    def run_step(self):
+        if self.iter == self.stop_at:
+            raise KeyboardInterrupt
+        super().run_step()
+
+
+def run(cfg, resume=False, stop_at=None):
+    torch.manual_seed(0)
+    trainer = Repeating(cfg)
+    trainer.stop_at = stop_at
+    trainer.resume_or_load(resume)
+    if stop_at is None:
+        trainer.train()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return trainer
+
+
+def test_interrupted_and_resumed_training_equals_uninterrupted(config):
+    whole = run(config("whole"))
+    run(config("broken"), stop_at=4)  # the last checkpoint is of three iterations
+    resumed = run(config("broken"), resume=True)
+    assert resumed.start_iter == 3
+    expected = whole.model.state_dict()
+    for key, value in resumed.model.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
+    a, b = (t.optimizer.param_groups[-1]["lr"] for t in (whole, resumed))
+    assert a == pytest.approx(b)
+
+
+def test_the_final_checkpoint_is_the_average(config, tmp_path):
+    trainer = run(config())
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    average = saved["trainer"]["hooks"]["EMAHook"]["average"]
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(saved["model"][name], average[name]), name
+        assert torch.equal(saved["model"][name], parameter), name
+    middle = torch.load(tmp_path / "out" / "model_0000002.pth", weights_only=True)
+    average = middle["trainer"]["hooks"]["EMAHook"]["average"]
+    trained = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
+    assert any(not torch.equal(middle["model"][n], average[n]) for n in trained)
+
+
+def test_evaluation_is_of_the_average(config, monkeypatch):
+    """Within training the averaged weights are evaluated, and training goes on with its own."""
+    seen = []
+
+    def test(cls, cfg, model, evaluators=None):
+        seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
+        return {}
+
+    monkeypatch.setattr(Repeating, "test", classmethod(test))
+    trainer = run(config(**{"TEST.EVAL_PERIOD": 2, "SOLVER.MAX_ITER": 9}), stop_at=5)
+    assert len(seen) == 2
+    average = trainer._ema.state_dict()["average"]
+    assert any(not torch.equal(p, average[n]) for n, p in trainer.model.named_parameters())
+    without = run(config("without", **{"SOLVER.MAX_ITER": 9}), stop_at=5)
+    for (n, a), b in zip(trainer.model.named_parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(a, b), n
+
+
+def test_losses_are_logged_by_name(config):
+    with EventStorage() as storage:
+        trainer = Repeating(config())
+        trainer.iter = 0
+        trainer._trainer.iter = 0
+        trainer.run_step()
+        names = set(storage.histories())
+    parts = {"coarse", "fine", "final"}
+    expected = {f"loss_{p}_{k}" for p in parts for k in ("ce", "dice")}
+    assert names >= expected | {"loss_presence", "loss_mask_class", "total_loss"}
+
+
+def test_training_lowers_the_loss(config):
+    cfg = config(**{"SOLVER.MAX_ITER": 15, "SOLVER.EMA_DECAY": 0.0, "SOLVER.WARMUP_ITERS": 0})
+    torch.manual_seed(0)
+    trainer = Repeating(cfg)
+    batch = next(iter(trainer.data_loader))
+
+    def loss():
+        trainer.model.train()
+        with torch.no_grad():
+            return float(sum(trainer.model(batch).values()))
+
+    losses = [loss()]
+    trainer.train()
+    losses.append(loss())
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_records_come_from_the_data_set(config):
+    (record, _) = next(iter(Trainer.build_train_loader(config())))
+    assert record["image"].shape[-2:] == record["sem_seg"].shape and record["sem_seg"].max() == 255
+    (record,) = next(iter(Trainer.build_test_loader(config(), NAME)))
+    assert record["vocabulary"] == Vocabulary.from_dataset(NAME)
+    assert (record["height"], record["width"]) == (40, 48)
+
+
+def test_data_sets_of_different_categories(config, tmp_path):
+    other = NAME + "_other"
+    register_sem_seg(other, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "bus"])
+    try:
+        with pytest.raises(ValueError, match="DATASETS.TRAIN.*same categories"):
+            Trainer.build_train_loader(config(**{"DATASETS.TRAIN": (NAME, other)}))
+    finally:
+        DatasetCatalog.remove(other)
+        MetadataCatalog.pop(other)
+
+
+def test_half_precision_needs_cuda(config):
+    with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED.*BF16"):
+        Trainer(config(**{"SOLVER.AMP.ENABLED": True}))
+
+
+def test_other_tasks_are_refused(config):
+    MetadataCatalog.pop(NAME)
+    MetadataCatalog.get(NAME).set(evaluator_type="coco", stuff_classes=["a"], ignore_label=255)
+    with pytest.raises(ValueError, match=f"'{NAME}' has evaluator_type 'coco'"):
+        Trainer.build_evaluator(config(), NAME)
+
+
+def test_weights_that_do_not_fit_stop_the_training(config, tmp_path):
+    from dcp_clip.checkpoint import WeightsError
+
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
+    trainer = Repeating(config(**{"MODEL.WEIGHTS": str(tmp_path / "other.pth")}))
+    with pytest.raises(WeightsError, match="other.pth"):
+        trainer.resume_or_load(resume=False)

@@ -1,0 +1,48 @@
+"""The closed-vocabulary network to compare with."""
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+from dcp_clip.vocabulary import Vocabulary
+
+NAMES = Vocabulary(["sky", ["tree", "shrub"], "car", "road"])
+
+
+@pytest.fixture
+def named_data_set():
+    DatasetCatalog.register("test_fpn_sem_seg", list)
+    MetadataCatalog.get("test_fpn_sem_seg").set(
+        stuff_classes=list(NAMES.display_names),
+        stuff_synonyms=[list(names) for names in NAMES.synonyms],
+    )
+    yield "test_fpn_sem_seg"
+    DatasetCatalog.remove("test_fpn_sem_seg")
+    MetadataCatalog.pop("test_fpn_sem_seg")
+
+
+def test_fpn_baseline(make_cfg, make_image, named_data_set):
+    opts = {
+        "MODEL.META_ARCHITECTURE": "FPNBaseline",
+        "MODEL.CLIP.TRAIN_IMAGE": "all",
+        "DATASETS.TRAIN": (named_data_set,),
+    }
+    model = build_model(make_cfg("dcp-tiny-cnn", opts))
+    batch = [
+        {"image": make_image(*size), "sem_seg": torch.zeros(size).long()}
+        for size in ((64, 64), (64, 33))
+    ]
+    losses = model.train()(batch)
+    assert set(losses) == {"loss_fine_ce", "loss_fine_dice"}
+    sum(losses.values()).backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not silent and all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        output = model.eval()(batch)[0]["sem_seg"]
+    assert output.category_ids.tolist() == list(range(len(NAMES)))
+    assert output.image_size == (64, 64)
+    with torch.no_grad(), pytest.raises(ValueError, match="DATASETS.TRAIN only"):
+        model([{"image": make_image(32, 32), "vocabulary": Vocabulary(["other"])}])
+    with pytest.raises(ValueError, match="set DATASETS.TRAIN"):
+        build_model(make_cfg("dcp-tiny-cnn", {**opts, "DATASETS.TRAIN": ()}))

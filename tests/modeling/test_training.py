@@ -1,0 +1,127 @@
+"""Contracts 6 and 7 in training: void is void, and any size will do."""
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from dcp_clip.vocabulary import Vocabulary
+
+FEW = settings(max_examples=6, deadline=None, phases=[Phase.reuse, Phase.generate])
+POOL = Vocabulary([f"thing {i}" for i in range(12)])
+
+
+def losses_of(model, image, labels, vocabulary=POOL, seed=0):
+    torch.manual_seed(seed)
+    model.train()
+    inputs = [
+        {"image": i, "sem_seg": s, "vocabulary": vocabulary}
+        for i, s in zip(image, labels, strict=True)
+    ]
+    return model(inputs)
+
+
+def gradients(model, losses):
+    model.zero_grad()
+    sum(losses.values()).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def trained(make_model):
+    opts = {"MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": 0.0, "MODEL.DCP_CLIP.LOSS.BALANCE": 0.5}
+    # The ViT has no stochastic depth or batch statistics, so a forward pass can be repeated.
+    return make_model("test-vit-16", opts)
+
+
+@FEW
+@given(seed=st.integers(0, 99), value=st.sampled_from([-1, 254, 12, 1000]))
+def test_6_all_values_of_void_are_one(trained, make_image, seed, value):
+    generator = torch.Generator().manual_seed(seed)
+    image = make_image(40, 52, seed=seed)
+    labels = torch.randint(0, 4, (5, 7), generator=generator).repeat_interleave(8, 0)
+    labels = labels.repeat_interleave(8, 1)[:40, :52]
+    void = torch.rand(labels.shape, generator=generator) < 0.3
+    a = losses_of(trained, [image], [labels.masked_fill(void, 255)])
+    b = losses_of(trained, [image], [labels.masked_fill(void, value)])
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def watch(trained):
+    """What the criterion is given: filled with its maps and labels by each forward pass."""
+    captured = {}
+
+    def keep(_, args):
+        captured.clear()
+        captured.update(args[0], labels=args[3])
+
+    handle = trained.criterion.register_forward_pre_hook(keep)
+    yield captured
+    handle.remove()
+
+
+def of_map(losses, name):
+    return losses[f"loss_{name}_ce"] + losses[f"loss_{name}_dice"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_6_padding_has_no_loss_and_no_gradient(trained, make_image, watch, seed):
+    small, large = make_image(32, 32, seed=seed), make_image(64, 48, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    labels = [torch.randint(0, 4, i.shape[1:], generator=generator) for i in (small, large)]
+    losses = losses_of(trained, [small, large], labels)
+    assert (watch["labels"][0, 32:] == -1).all() and (watch["labels"][0, :, 32:] == -1).all()
+    assert torch.equal(watch["labels"][0, :32, :32], labels[0])
+    # The whole loss, so that stage 5, which reads the fine maps, is held to it too.
+    for name in ("fine", "final"):
+        (grad,) = torch.autograd.grad(sum(losses.values()), watch[name], retain_graph=True)
+        assert (grad[0, :, :8, :8] != 0).any()
+        assert (grad[0, :, 8:] == 0).all() and (grad[0, :, :, 8:] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_6_void_has_no_gradient(trained, make_image, watch, seed):
+    image, labels = make_image(48, 64, seed=seed), torch.full((48, 64), 255)
+    labels[:24, :32] = torch.arange(2).repeat_interleave(12)[:, None]
+    losses = losses_of(trained, [image], [labels])
+    for name, (height, width) in {"fine": (6, 8), "final": (6, 8), "coarse": (2, 3)}.items():
+        (grad,) = torch.autograd.grad(of_map(losses, name), watch[name], retain_graph=True)
+        assert (grad[..., :height, :width] != 0).any()
+        assert (grad[..., height:, :] == 0).all() and (grad[..., width:] == 0).all()
+
+
+@pytest.mark.parametrize("with_neighbour", [False, True])
+def test_6_an_image_of_void_contributes_nothing(trained, make_image, with_neighbour):
+    void = torch.full((32, 48), 255)
+    images, labels = [make_image(32, 48)], [void]
+    if with_neighbour:
+        images.append(make_image(32, 48, seed=1))
+        labels.append(torch.arange(48).expand(32, -1) // 12)
+    losses = losses_of(trained, images, labels)
+    found = gradients(trained, losses)
+    assert found and all(g.isfinite().all() for g in found.values())
+    if with_neighbour:
+        alone = losses_of(trained, images[1:], labels[1:])
+        expected = gradients(trained, alone)
+        for name, loss in losses.items():
+            torch.testing.assert_close(loss, alone[name], rtol=1e-4, atol=1e-5, msg=name)
+        for name, grad in expected.items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-2, atol=1e-4, msg=name)
+    else:
+        assert {name: float(loss.detach()) for name, loss in losses.items()} == dict.fromkeys(
+            losses, 0.0
+        )
+        assert all((g == 0).all() for g in found.values())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 90), (33, 47)])
+@pytest.mark.parametrize("count", [1, 3, 30])
+def test_7_in_training_too(make_model, make_image, size, count):
+    for clip in ("test-convnext", "test-vit-14-quickgelu"):
+        model = make_model(clip)
+        names = Vocabulary([f"thing {i}" for i in range(count)])
+        losses = losses_of(model, [make_image(*size)], [torch.zeros(size).long()], names)
+        found = gradients(model, losses)
+        assert all(v.isfinite() for v in losses.values())
+        assert found and all(g.isfinite().all() for g in found.values())

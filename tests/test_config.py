@@ -1,0 +1,134 @@
+"""Every key is read somewhere and explained; misspelt ones are errors; every config file builds."""
+
+import re
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.projects.deeplab import build_solver
+
+from dcp_clip.config import add_dcp_clip_config, setup_cfg
+from dcp_clip.engine import Trainer
+
+ROOT = Path(__file__).parents[1]
+CONFIG_SOURCE = ROOT / "dcp_clip" / "config.py"
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+MODELS = [path for path in FILES if not path.name.startswith("Base")]
+
+
+def leaves(node: CfgNode, prefix: str = "") -> set[str]:
+    """Dotted names of all keys that are no nodes."""
+    found: set[str] = set()
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        found |= leaves(value, f"{name}.") if isinstance(value, CfgNode) else {name}
+    return found
+
+
+def own_keys() -> list[str]:
+    cfg = get_cfg()
+    upstream = leaves(cfg)
+    add_dcp_clip_config(cfg)
+    return sorted(leaves(cfg) - upstream)
+
+
+def test_there_are_keys():
+    assert "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS" in own_keys()
+
+
+@pytest.mark.parametrize("key", own_keys())
+def test_key_is_read(key):
+    *nodes, last = key.split(".")
+    sources = [ROOT / "train_net.py", *(ROOT / "dcp_clip").rglob("*.py")]
+    sources.append(Path(build_solver.__file__))  # the trainer's schedules, Detectron2's DeepLab's
+    code = "\n".join(path.read_text() for path in sources if path != CONFIG_SOURCE)
+    code = re.sub(r'"""(?s:.*?)"""|#.*', "", code)  # a key that is only talked about is not read
+    read = rf"\.{last}\b|\[\"{last}\"\]|\"{last}\""
+    if last != "NAME":  # all five stages' names are read in one place, by their node
+        assert re.search(read, code), f"{key} is declared but nothing reads it"
+    for node in nodes[1:]:
+        assert re.search(rf"\b{node}\b", code), f"nothing reads {node} of {key}"
+
+
+def test_keys_have_comments():
+    """A comment stands above each key, or above the run of lines that it belongs to."""
+    lines = [
+        line.strip() for line in CONFIG_SOURCE.read_text().split("def setup_cfg")[0].splitlines()
+    ]
+    lonely, declared, explained = [], set(), False
+    for line in lines:
+        assignment = re.match(r"cfg\.([A-Z0-9_.]+) = (.*)", line)
+        if line.startswith("#"):
+            explained = True
+        elif assignment and assignment[2] != "CN()":
+            declared.add(assignment[1])
+            lonely += [] if explained else [assignment[1]]
+        else:
+            # Stage nodes stand between their comment and NAME.
+            explained = explained and bool(assignment)
+    assert declared == set(own_keys())
+    assert not lonely
+
+
+@pytest.mark.parametrize("key", ["MODEL.CLIP.PRETRANED", "MODEL.DCP_CLIP.PROPOSALS.NAME"])
+def test_misspelt_key_on_the_command_line(key):
+    with pytest.raises(KeyError, match=key):
+        setup_cfg("", [key, "x"])
+
+
+def test_misspelt_key_in_a_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("VERSION: 2\nMODEL:\n  DCP_CLIP:\n    PROPOSAL:\n      NUM_PROPOSAL: 3\n")
+    with pytest.raises(KeyError, match=r"MODEL\.DCP_CLIP\.PROPOSAL\.NUM_PROPOSAL\b"):
+        setup_cfg(path)
+
+
+def test_value_of_another_type():
+    with pytest.raises(ValueError, match="NUM_PROPOSALS"):
+        setup_cfg("", ["MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", "many"])
+
+
+def test_missing_config_file():
+    with pytest.raises(FileNotFoundError, match="absent.yaml"):
+        setup_cfg("absent.yaml")
+
+
+def test_options_win_over_the_file():
+    path = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
+    assert setup_cfg(path, ["MODEL.DCP_CLIP.DIM", "64"]).MODEL.DCP_CLIP.DIM == 64
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_file_is_read(path):
+    cfg = setup_cfg(path)
+    assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
+    assert cfg.INPUT.FORMAT == "RGB"  # CLIP's pixel statistics are in that order
+
+
+def test_both_schedules_can_be_had(make_cfg):
+    """Warm-up cosine and warm-up poly (design.md, section 6)."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for name in ("WarmupCosineLR", "WarmupPolyLR"):
+        cfg = make_cfg(opts={"SOLVER.LR_SCHEDULER_NAME": name, "SOLVER.MAX_ITER": 10})
+        scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
+        scheduler.step()
+        assert optimizer.param_groups[0]["lr"] < 1
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_config_file_builds(path, monkeypatch):
+    """Full-size towers are built without memory, as no number is asked of them here."""
+    cfg = setup_cfg(path, ["MODEL.DEVICE", "meta", "MODEL.CLIP.PRETRAINED", ""])
+    # Which data set a config trains on is another matter than whether its model builds.
+    cfg.DATASETS.TRAIN = tuple(name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog)
+    create_model = open_clip.create_model
+    monkeypatch.setattr(
+        open_clip, "create_model", lambda *args, **kw: create_model(*args, device="meta", **kw)
+    )
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert any(p.requires_grad for p in model.parameters())

@@ -1,0 +1,100 @@
+"""SemSegProposals stands for a dense (C, H, W) tensor."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dcp_clip.structures import Proposals, SemSegProposals
+
+
+@st.composite
+def compact(draw) -> SemSegProposals:
+    num_categories = draw(st.integers(1, 9))
+    k = draw(st.integers(1, num_categories))
+    size = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    ids = torch.randperm(num_categories, generator=generator)[:k]
+    return SemSegProposals(torch.randn(k, *size, generator=generator), ids, num_categories)
+
+
+@settings(max_examples=40, deadline=None)
+@given(compact())
+def test_it_answers_as_the_dense_tensor_does(sem_seg):
+    dense = sem_seg.to_dense()
+    assert dense.shape == (sem_seg.num_categories, *sem_seg.image_size)
+    assert torch.equal(sem_seg.argmax(dim=0), dense.argmax(dim=0))
+    assert sem_seg.argmax().dtype == torch.int64
+    proposed = torch.zeros(sem_seg.num_categories, dtype=torch.bool)
+    proposed[sem_seg.category_ids] = True
+    assert torch.isneginf(dense[~proposed]).all() and torch.isfinite(dense[proposed]).all()
+    assert (sem_seg.to_dense(fill=-7.0)[~proposed] == -7).all()
+    assert len(sem_seg) == int(proposed.sum())
+
+
+@settings(max_examples=10, deadline=None)
+@given(compact())
+def test_to_moves_the_maps_and_keeps_the_ids_whole(sem_seg):
+    half = sem_seg.to(torch.float16)
+    assert half.logits.dtype == torch.float16 and half.category_ids.dtype == torch.int64
+    assert torch.equal(half.category_ids, sem_seg.category_ids)
+    assert half.num_categories == sem_seg.num_categories
+    assert sem_seg.to("meta").device == sem_seg.to("meta").category_ids.device
+    assert torch.equal(sem_seg.to(torch.device("cpu")).logits, sem_seg.logits)
+
+
+@pytest.mark.parametrize(
+    "logits, ids",
+    [
+        (torch.zeros(2, 3), torch.arange(2)),
+        (torch.zeros(2, 3, 3), torch.arange(3)),
+        (torch.zeros(0, 3, 3), torch.arange(0)),
+    ],
+)
+def test_shapes_that_disagree_are_refused(logits, ids):
+    with pytest.raises(ValueError, match="SemSegProposals needs logits"):
+        SemSegProposals(logits, ids, 5)
+
+
+def test_only_the_categories_can_be_compared():
+    with pytest.raises(ValueError, match="dim=0"):
+        SemSegProposals(torch.zeros(2, 3, 3), torch.arange(2), 5).argmax(dim=1)
+
+
+def test_gather_to_the_proposals():
+    ids = torch.tensor([[2, 0, 1]])
+    valid = torch.tensor([[True, True, False]])
+    proposals = Proposals(ids, ids / 10, valid, torch.zeros(1, 3, 4))
+    present = torch.tensor([[True, True, True, False]])
+    assert proposals.to_category(present).tolist() == [[True, True, False]]
+
+
+def test_detectron2s_evaluator_takes_it_for_a_tensor(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (6, 8), generator=generator).numpy().astype(np.uint8)
+    label[0, :3] = 255
+    Image.fromarray(label).save(tmp_path / "a.png")
+    name = "test_structures_sem_seg"
+    record = {"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "a.png")}
+    DatasetCatalog.register(name, lambda: [record])
+    MetadataCatalog.get(name).set(stuff_classes=list("abcd"), ignore_label=255)
+    try:
+        sem_seg = SemSegProposals(
+            torch.randn(3, 6, 8, generator=generator), torch.tensor([3, 0, 2]), 4
+        )
+        results = []
+        for prediction in (sem_seg, sem_seg.to_dense()):
+            evaluator = SemSegEvaluator(name, distributed=False)
+            evaluator.reset()
+            evaluator.process([record], [{"sem_seg": prediction}])
+            results.append(evaluator.evaluate()["sem_seg"])
+        assert results[0].keys() == results[1].keys()
+        np.testing.assert_equal(dict(results[0]), dict(results[1]))
+        assert 0 < results[0]["mIoU"] < 100
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)

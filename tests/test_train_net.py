@@ -1,0 +1,138 @@
+"""train_net.py as users call it: train, resume, evaluate, in one process and in two."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
+# Prepended to the script, as a user with data of his own would: each process of a launch runs it.
+REGISTRATION = """
+from dcp_clip.data.register import register_sem_seg
+for split in ("train", "val"):
+    register_sem_seg(f"mini_sem_seg_{split}", f"data/{split}/images", f"data/{split}/labels",
+                     ["sky", "tree", "car"])
+"""
+OPTIONS = {
+    "DATASETS.TRAIN": ("mini_sem_seg_train",),
+    "DATASETS.TEST": ("mini_sem_seg_val",),
+    "MODEL.DEVICE": "cpu",
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.CROP.SIZE": (48, 64),
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.CHECKPOINT_PERIOD": 100,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+def write_data(folder: Path, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(count):
+        label = np.repeat(np.repeat(rng.integers(0, 3, (4, 4)), 16, 0), 16, 1)
+        image = 80 * label[..., None] + rng.integers(0, 60, (64, 64, 3))
+        label[:3] = 255
+        Image.fromarray(image.astype(np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(label.astype(np.uint8)).save(folder / "labels" / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train_net")
+    write_data(folder / "data" / "train", 8, seed=0)
+    # An odd number: two processes get two and three images, and must not wait for each other.
+    write_data(folder / "data" / "val", 5, seed=1)
+    (folder / "program.py").write_text(REGISTRATION + (ROOT / "train_net.py").read_text())
+    return folder
+
+
+def train_net(workspace: Path, output: str, *arguments: str, **options):
+    options = {**OPTIONS, "OUTPUT_DIR": output, **options}
+    command = [sys.executable, "program.py", "--config-file", str(CONFIG), *arguments]
+    command += [str(x) for pair in options.items() for x in pair]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = subprocess.Popen(
+        command,
+        cwd=workspace,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that its children can be ended with it
+    )
+    try:
+        log, _ = program.communicate(timeout=300)
+    except BaseException:
+        os.killpg(program.pid, signal.SIGKILL)
+        raise
+    assert program.returncode == 0, log[-5000:]
+    return log
+
+
+def metrics(workspace: Path, output: str) -> list[dict]:
+    lines = (workspace / output / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def mean_iou(log: str) -> float:
+    """From Detectron2's "copypaste" lines."""
+    keys, values = re.findall(r"copypaste: (mIoU.*|[\d.,]+)$", log, flags=re.MULTILINE)[:2]
+    return dict(zip(keys.split(","), map(float, values.split(",")), strict=True))["mIoU"]
+
+
+@pytest.fixture(scope="module")
+def trained(workspace):
+    """Three iterations, then two more; the output of both runs."""
+    first = train_net(workspace, "out", **{"SOLVER.MAX_ITER": 3})
+    second = train_net(workspace, "out", "--resume", **{"SOLVER.MAX_ITER": 5})
+    return first, second
+
+
+def test_train_and_resume(workspace, trained):
+    first, second = trained
+    assert "What trains" in first and re.search(r"backbone +\| +[\d,]+ +\| +[1-9]", first)
+    assert "Starting training from iteration 3" in second
+    steps = [x["iteration"] for x in metrics(workspace, "out") if "total_loss" in x]
+    assert steps == [2, 4]  # the last of each run
+    assert (workspace / "out" / "last_checkpoint").read_text() == "model_final.pth"
+    assert 0 <= mean_iou(second) <= 100
+    assert re.search(r"recall|per_image", second)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def two_processes() -> list[str]:
+    return ["--num-gpus", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+
+
+def test_evaluation_alone_and_in_two_processes(workspace, trained):
+    weights = {"MODEL.WEIGHTS": "out/model_final.pth"}
+    alone = mean_iou(train_net(workspace, "eval1", "--eval-only", **weights))
+    assert alone == pytest.approx(mean_iou(trained[1]), abs=1e-3)
+    shared = train_net(workspace, "eval2", "--eval-only", *two_processes(), **weights)
+    assert mean_iou(shared) == pytest.approx(alone, abs=1e-3)
+
+
+def test_two_processes_train_and_evaluate(workspace):
+    options = {"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 1, "SOLVER.EMA_DECAY": 0.9}
+    log = train_net(workspace, "two", *two_processes(), **options)
+    assert (workspace / "two" / "model_final.pth").is_file()
+    weights = {"MODEL.WEIGHTS": "two/model_final.pth"}
+    alone = mean_iou(train_net(workspace, "two_eval", "--eval-only", **weights))
+    last = log[log.rindex("Evaluation results") :] if "Evaluation results" in log else log
+    assert mean_iou(last) == pytest.approx(alone, abs=1e-3)
