@@ -1,0 +1,140 @@
+"""benchmark.py: its meters count what can be counted by hand; its report holds every row."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import benchmark  # noqa: E402
+import benchmark_meters  # noqa: E402
+
+CPU = torch.device("cpu")
+TINY = str(ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml")
+MIB = 2**20
+
+
+def flops(module: nn.Module, *inputs: torch.Tensor, **options) -> int:
+    with torch.no_grad():
+        return benchmark_meters.count_flops(lambda: module.eval()(*inputs, **options))
+
+
+def test_flops_of_convolution_and_linear_layer():
+    image = torch.zeros(1, 3, 8, 8)
+    assert flops(nn.Conv2d(3, 5, 3, padding=1), image) == 2 * 64 * 5 * 3 * 9
+    assert flops(nn.Linear(7, 11), torch.zeros(4, 7)) == 2 * 4 * 7 * 11
+
+
+def test_flops_of_attention_include_both_products():
+    n, d = 10, 16
+    x = torch.zeros(1, n, d)
+    expected = 2 * 4 * n * d * d + 2 * 2 * n * n * d  # four projections; scores and values
+    attention = nn.MultiheadAttention(d, 2, batch_first=True)
+    assert flops(attention, x, x, x, need_weights=False) == expected
+    query, key = torch.zeros(1, 2, 10, 8), torch.zeros(1, 2, 5, 8)
+    with torch.no_grad():
+        counted = benchmark_meters.count_flops(
+            lambda: F.scaled_dot_product_attention(query, key, key, torch.zeros(10, 5))
+        )
+    assert counted == 2 * 2 * 2 * 10 * 5 * 8
+
+
+def test_counting_flops_leaves_attention_as_it_was():
+    assert torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(ZeroDivisionError):
+        benchmark_meters.count_flops(lambda: 1 / 0)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_peak_memory_is_of_tensors_alive_at_one_time():
+    before = torch.ones(8 * MIB, dtype=torch.uint8)
+
+    def one_after_the_other():
+        for _ in range(3):
+            before.clone()
+        return torch.ones(2 * MIB, dtype=torch.uint8)
+
+    def both():
+        first = before.clone()
+        return first, before.clone()
+
+    assert benchmark_meters.peak_bytes(one_after_the_other, CPU) == pytest.approx(8 * MIB, rel=0.01)
+    assert benchmark_meters.peak_bytes(both, CPU) == pytest.approx(16 * MIB, rel=0.01)
+
+
+def test_vocabularies_are_distinct_and_nested():
+    small, large = benchmark.make_vocabulary(100), benchmark.make_vocabulary(6000)
+    assert len(set(large.synonyms)) == 6000
+    assert large.synonyms[:100] == small.synonyms
+
+
+def test_random_text_has_the_form_of_text_features():
+    text = benchmark.RandomText(32, CPU)
+    vocabulary = benchmark.make_vocabulary(50)
+    features = text.encode_vocabulary(vocabulary)
+    assert features.num_categories == 50
+    assert features.rows.flatten().tolist() == list(range(50))
+    torch.testing.assert_close(features.embeddings.norm(dim=1), torch.ones(50))
+    assert text.encode_vocabulary(benchmark.make_vocabulary(50)) is features
+
+
+@pytest.mark.parametrize("text", ["--random-text", "--no-random-text"])
+def test_report_and_json(tmp_path, capsys, text):
+    out = tmp_path / "figures.json"
+    arguments = ["--config-file", TINY, "--size", "60", "70", "--output-size", "30", "40", text]
+    arguments += ["--vocabulary-sizes", "6", "40", "60", "--repeats", "1", "--device", "cpu"]
+    arguments += ["--json", str(out), "--profile"]
+    benchmark.main([*arguments, "--opts", "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", "8"])
+    report = capsys.readouterr().out
+    content = json.loads(out.read_text())
+    (result,) = content["results"]
+    rows = result["rows"]
+    assert [(r["vocabulary"], r["proposals"]) for r in rows] == [(6, 6), (40, 8), (60, 8)]
+    for row in rows:
+        assert f"| {row['vocabulary']} | {row['proposals']} |" in report
+        assert row["ratio"] == row["whole_seconds"] / row["encoder_seconds"]
+        assert row["rest_flops"] > 0 and row["whole_peak_bytes"] > row["encoder_peak_bytes"] > 0
+    # What is added to the vocabulary costs one similarity a name and position (2 x 3), no more.
+    added = rows[2]["rest_flops"] - rows[1]["rest_flops"]
+    assert 0 < added <= 2 * 20 * 192 * (2 * 3 + 1)
+    parameters = result["parameters"]
+    assert parameters["total"] >= parameters["trained"] > parameters["clip_image_tower"] > 0
+    assert "random weights" in report and "| fine_decoder |" in report
+    assert f"torch {torch.__version__.partition('+')[0]}" in report
+    assert content["environment"]["torch"] in report
+
+
+def test_models_stages_are_those_that_the_profile_names(make_model):
+    model = make_model()
+    assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark.STAGES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "no/such.yaml"], "no/such.yaml"),
+        (["--config-file", TINY, "--opts", "MODEL.CLIPP", "x"], "MODEL.CLIPP"),
+        (["--config-file", TINY, "--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
+        (["--config-file", TINY, "--json", "no/such/folder/out.json"], "no/such/folder"),
+    ],
+)
+def test_bad_arguments_end_with_a_sentence(arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["--device", "cpu", *arguments])
+    assert message in str(stop.value)
+
+
+def test_too_little_memory_ends_with_a_sentence(monkeypatch):
+    def allocate(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
+
+    monkeypatch.setattr(benchmark, "measure", allocate)
+    arguments = ["--config-file", TINY, "--device", "cpu", "--size", "64", "64"]
+    with pytest.raises(SystemExit, match="64 x 64 pixels and up to 3,000 names need more memory"):
+        benchmark.main(arguments)
