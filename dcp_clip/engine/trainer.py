@@ -103,10 +103,13 @@ class Trainer(DefaultTrainer):
         """As Detectron2's, on the model without its distributed wrapper.
 
         The wrapper broadcasts buffers in every forward pass, in evaluation too, where the processes
-        have different numbers of images: they would wait for each other for ever.
+        have different numbers of images: they would wait for each other for ever. It is done once
+        here, as each process has statistics of batch norm of its own.
         """
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         return super().test(cfg, model, evaluators)
 
     @classmethod
