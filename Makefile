@@ -41,7 +41,7 @@ check-env: setup  ## print versions, devices and what is wrong
 	$(PY) -m dcp_clip.check_env
 
 demo: setup  ## label sample photographs with the shipped weights, into output/demo
-	$(PY) demo/demo.py --samples --output output/demo
+	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" --output output/demo
 
 test: setup lint  ## lint, then all tests (PYTEST_ARGS="-k vocabulary" for some)
 	$(PY) -m pytest $(PYTEST_ARGS)
