@@ -49,7 +49,7 @@ CONFIGS = [f"{ROOT}/configs/coco_stuff/dcp_clip_{name}.yaml" for name in ("convn
 STAGES = ("backbone", "proposal", "guidance", "coarse_decoder", "fine_decoder", "refinement")
 SYLLABLES = [c + v for c, v in product("bdfgklmnprstvz", "aeiou")]
 WARM_UPS = 2
-SAMPLE_NAMES = 16  # encoded to estimate the text tower's time a name
+SAMPLE_NAMES = 32  # encoded to estimate the text tower's time a name
 
 
 class RandomText(nn.Module):
