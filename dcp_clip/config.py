@@ -55,6 +55,13 @@ def _add_stages(cfg: CN) -> None:
     # The maps that are the answer: "last", or an earlier stage's, "fine" or "coarse".
     cfg.MODEL.DCP_CLIP.OUTPUT = "last"
 
+    cfg.MODEL.DCP_CLIP.SLIDING_WINDOW = CN()
+    # Evaluate images larger than this many pixels in windows of this size; 0: always whole. Set
+    # INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, too, so that images come in large.
+    cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE = 0
+    # Pixels from one window to the next; 0: half a window.
+    cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.STRIDE = 0
+
     cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
     # Prompt templates: "single", "imagenet80", "vild14", or the path of a text file.
     cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"

@@ -1,63 +1,104 @@
-"""Label maps of any size in bounded memory: made from logits, and measured, a band at a time."""
+"""From logits on a grid to pixels of any number in bounded memory, a band of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+__all__ = ["RowResizer", "category_shares", "resized_bands"]
+
+# Logits in a band: few enough to stay in a processor's cache, many enough to keep it busy.
+_BAND_LOGITS = 2_000_000
 
 
-def label_map_in_tiles(
-    logits: Tensor,
+def resized_bands(
+    maps: Tensor,
     size: tuple[int, int],
-    tile_rows: int | None = None,
-    *,
-    category_ids: Tensor | None = None,
-    num_categories: int | None = None,
-) -> np.ndarray:
-    """Enlarge logits bilinearly and take every pixel's best category, a band of rows at a time.
+    extent: tuple[float, float] | None = None,
+    band_rows: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Enlarge maps bilinearly, a band of rows at a time.
 
-    Does what ``F.interpolate(logits[None], size, mode="bilinear")[0].argmax(0)`` does, without its
+    Joined, the bands are ``F.interpolate(maps[None], size, mode="bilinear")[0]``, without its
     K x H x W tensor (14 GB for 32 categories on a photograph of 12,000 x 9,000 pixels).
 
     Args:
-        logits: (K, h, w) float, on any device.
-        size: (H, W) of the label map.
-        tile_rows: rows of the label map in a band; default: as many as give about 8 million logits.
-        category_ids: (K,) what to write for each of the K maps; default: 0 ... K-1.
-        num_categories: how many ids there may be, which decides the type; default: K, or what the
-            largest of `category_ids` asks for.
+        maps: (K, h, w) float, on any device.
+        size: (H, W) in pixels.
+        extent: (rows, columns) of the grid that make up the picture, possibly fractional; default:
+            all.
+        band_rows: rows in a band; default: as many as give about two million logits.
 
-    Returns:
-        np.ndarray: (H, W) ids, of the smallest unsigned type that holds `num_categories` ids.
+    Yields:
+        the first row of the band, and the band (K, rows, W), float32 unless nothing is resized.
     """
-    k, in_height, in_width = logits.shape
+    k, in_height, in_width = maps.shape
     height, width = size
-    if category_ids is None:
-        category_ids = torch.arange(k)
-    ids = category_ids.cpu().numpy()
-    ids = ids.astype(np.min_scalar_type(max(num_categories or 1, int(ids.max()) + 1) - 1))
-    if tile_rows is None:
-        tile_rows = max(1, 8_000_000 // (k * width))
-    label_map = np.empty(size, ids.dtype)
-    for start in range(0, height, tile_rows):
-        stop = min(start + tile_rows, height)
-        if (in_height, in_width) == (height, width):
-            band = logits[:, start:stop]
-        else:
-            # Rows of the logits above and below each row's centre, as with align_corners=False.
-            rows = torch.arange(start, stop, device=logits.device, dtype=torch.float32)
-            rows = ((rows + 0.5) * (in_height / height) - 0.5).clamp(0, in_height - 1)
-            above = rows.long()
-            below = (above + 1).clamp(max=in_height - 1)
-            first, last = int(above[0]), int(below[-1])
-            needed = logits[None, :, first : last + 1].float()
-            wide = F.interpolate(
-                needed, (last + 1 - first, width), mode="bilinear", align_corners=False
-            )[0]
-            weight = (rows - above)[:, None]
-            band = torch.lerp(wide[:, above - first], wide[:, below - first], weight)
-        label_map[start:stop] = ids[band.argmax(dim=0).cpu().numpy()]
-    return label_map
+    rows, columns = extent or (in_height, in_width)
+    if band_rows is None:
+        band_rows = max(1, _BAND_LOGITS // (k * width))
+    if (in_height, in_width) == (height, width) == (rows, columns):
+        for start in range(0, height, band_rows):
+            yield start, maps[:, start : start + band_rows]
+        return
+    resize = RowResizer(size, (in_height, in_width), (rows, columns), maps.device)
+    for start in range(0, height, band_rows):
+        yield start, resize(maps, start, min(start + band_rows, height))
+
+
+class RowResizer:
+    """Bilinear enlargement of K maps to chosen rows of a picture, ``align_corners=False``."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        grid: tuple[int, int],
+        extent: tuple[float, float],
+        device: torch.device,
+    ):
+        """
+        Args:
+            size: (H, W) of the picture in pixels.
+            grid: (h, w) of the maps.
+            extent: (rows, columns) of the grid that make up the picture.
+            device: of the maps.
+        """
+        self.size, self.grid = size, grid
+        self._step = extent[0] / size[0]
+        columns = _neighbours(0, size[1], extent[1] / size[1], grid[1])
+        self._left, self._right, self._across = (x.to(device) for x in columns)
+
+    def rows_within(self, grid_rows: int) -> int:
+        """How many rows of the picture need none but the first `grid_rows` of the maps."""
+        if grid_rows >= self.grid[0]:
+            return self.size[0]
+        below = _neighbours(0, self.size[0], self._step, self.grid[0])[1]
+        return int((below < grid_rows).sum())
+
+    def __call__(self, maps: Tensor, start: int, stop: int, first_row: int = 0) -> Tensor:
+        """Rows start ... stop-1 of the picture, (K, stop - start, W) float32.
+
+        Args:
+            maps: (K, n, w), the rows first_row ... first_row+n-1 of the grid.
+        """
+        above, below, down = _neighbours(start, stop, self._step, self.grid[0])
+        first, last = int(above[0]), int(below[-1])
+        needed = maps[:, first - first_row : last + 1 - first_row].float()
+        wide = torch.lerp(needed[:, :, self._left], needed[:, :, self._right], self._across)
+        above, below, down = (x.to(maps.device) for x in (above - first, below - first, down))
+        return torch.lerp(wide[:, above], wide[:, below], down[:, None])
+
+
+def _neighbours(start: int, stop: int, step: float, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The grid cells before and after the centres of pixels start ... stop-1 of `step` cells each,
+    and the weight of the second."""
+    centres = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * step - 0.5
+    centres = centres.clamp(0, length - 1)
+    before = centres.long()
+    return before, (before + 1).clamp(max=length - 1), (centres - before).float()
 
 
 def category_shares(label_map: np.ndarray, num_categories: int) -> np.ndarray:

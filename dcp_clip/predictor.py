@@ -14,8 +14,8 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from dcp_clip.image_io import read_image_and_size, reduced_size
-from dcp_clip.label_map import category_shares, label_map_in_tiles
+from dcp_clip.image_io import read_image_and_size
+from dcp_clip.label_map import category_shares
 from dcp_clip.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
@@ -89,7 +89,7 @@ class Predictor:
 
     Images are resized by `INPUT.MIN_SIZE_TEST` and `INPUT.MAX_SIZE_TEST`, as Detectron2's
     `DefaultPredictor` does it, so that the answers are those of the evaluation. Memory is bounded
-    whatever the image's size: above `max_output_pixels`, the logits are enlarged to it in bands.
+    whatever the image's size: the logits are enlarged to it in bands.
 
     Example::
 
@@ -107,7 +107,6 @@ class Predictor:
         model: nn.Module | None = None,
         allow_random_weights: bool = False,
         max_input_pixels: int = 16_000_000,
-        max_output_pixels: int = 4_000_000,
     ) -> None:
         """
         Args:
@@ -116,7 +115,6 @@ class Predictor:
             model: a model to use instead of building one and loading `MODEL.WEIGHTS`.
             allow_random_weights: accept a config that names no weights at all.
             max_input_pixels: larger image files are reduced to this while they are read.
-            max_output_pixels: the most pixels for which the model is asked for logits.
 
         Raises:
             ValueError: if the config names no weights, neither of the model nor of CLIP, or the
@@ -128,7 +126,6 @@ class Predictor:
             model = _load_model(self.cfg, allow_random_weights)
         self.model = model.eval()
         self.max_input_pixels = max_input_pixels
-        self.max_output_pixels = max_output_pixels
         if vocabulary is None:
             if not cfg.DATASETS.TRAIN:
                 raise ValueError("DATASETS.TRAIN is empty: give the predictor a vocabulary")
@@ -194,16 +191,10 @@ class Predictor:
         _check_image(image)
         start = time.perf_counter()
         size = size or image.shape[:2]
-        height, width = reduced_size(size, self.max_output_pixels)
-        inputs = {"image": self._resize(image), "height": height, "width": width}
+        inputs = {"image": self._resize(image), "height": size[0], "width": size[1]}
         output = self.model([inputs])[0]
         sem_seg, proposals = output["sem_seg"], output["proposals"]
-        label_map = label_map_in_tiles(
-            sem_seg.logits,
-            size,
-            category_ids=sem_seg.category_ids,
-            num_categories=len(self.vocabulary),
-        )
+        label_map = sem_seg.label_map()
         milliseconds = 1000 * (time.perf_counter() - start)
         scores = dict(zip(proposals["ids"].tolist(), proposals["scores"].tolist(), strict=True))
         ids = sem_seg.category_ids.tolist()

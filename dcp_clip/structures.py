@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Proposals", "SemSegProposals"]
+from .label_map import resized_bands
+
+__all__ = ["Proposals", "SemSegLabels", "SemSegProposals"]
 
 
 @dataclass
@@ -37,42 +41,58 @@ class SemSegProposals:
 
     Compact stand-in for a (C, H, W) score tensor, in the manner of
     :class:`detectron2.structures.Instances`: only the K proposed maps exist, every other category
-    is minus infinity. It answers ``argmax(dim=0)`` and ``to(device)``, which is all that
-    :class:`detectron2.evaluation.SemSegEvaluator` asks of a prediction.
+    is minus infinity, and they stay on the model's grid until somebody asks for pixels. It answers
+    ``argmax(dim=0)`` and ``to(device)``, which is all that
+    :class:`detectron2.evaluation.SemSegEvaluator` asks of a prediction; the answer is made a band
+    of rows at a time, so that no K x H x W tensor exists either.
 
     Attributes:
-        logits: (K, H, W) float.
+        maps: (K, h, w) float, logits on the model's grid.
         category_ids: (K,) int64, the category of each map; distinct.
         num_categories: C, the size of the vocabulary.
+        image_size: (H, W) in pixels.
+        extent: (rows, columns) of the grid that the image covers, in cells, possibly fractional;
+            what lies beyond is padding.
     """
 
-    def __init__(self, logits: Tensor, category_ids: Tensor, num_categories: int):
+    def __init__(
+        self,
+        maps: Tensor,
+        category_ids: Tensor,
+        num_categories: int,
+        image_size: tuple[int, int] | None = None,
+        extent: tuple[float, float] | None = None,
+    ):
         """
         Args:
-            logits: (K, H, W), K >= 1.
+            maps: (K, h, w), K >= 1.
             category_ids: (K,) ids below `num_categories`.
             num_categories: C.
+            image_size: (H, W); default: (h, w).
+            extent: default: the whole grid.
 
         Raises:
             ValueError: when the shapes do not agree.
         """
-        if logits.dim() != 3 or category_ids.shape != logits.shape[:1] or not len(logits):
+        if maps.dim() != 3 or category_ids.shape != maps.shape[:1] or not len(maps):
             raise ValueError(
-                "SemSegProposals needs logits (K, H, W) and category_ids (K,) with K >= 1, "
-                f"got {tuple(logits.shape)} and {tuple(category_ids.shape)}."
+                "SemSegProposals needs logits (K, h, w) and category_ids (K,) with K >= 1, "
+                f"got {tuple(maps.shape)} and {tuple(category_ids.shape)}."
             )
-        self.logits = logits
+        self.maps = maps
         self.category_ids = category_ids
         self.num_categories = num_categories
+        self.image_size = tuple(image_size or maps.shape[1:])
+        self.extent = tuple(extent or maps.shape[1:])
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        return self.logits.shape[1], self.logits.shape[2]
+    def logits(self) -> Tensor:
+        """(K, H, W) logits of every pixel; made anew each time."""
+        return torch.cat([band for _, band in self._bands()], dim=1)
 
     @property
     def device(self) -> torch.device:
-        return self.logits.device
+        return self.maps.device
 
     def __len__(self) -> int:
         return len(self.category_ids)
@@ -83,8 +103,9 @@ class SemSegProposals:
 
     def to(self, *args, **kwargs) -> SemSegProposals:
         """Move to a device or dtype; the ids stay integers."""
-        logits = self.logits.to(*args, **kwargs)
-        return SemSegProposals(logits, self.category_ids.to(logits.device), self.num_categories)
+        maps = self.maps.to(*args, **kwargs)
+        ids = self.category_ids.to(maps.device)
+        return SemSegProposals(maps, ids, self.num_categories, self.image_size, self.extent)
 
     def argmax(self, dim: int = 0) -> Tensor:
         """The winning category id of every pixel, (H, W) int64.
@@ -94,10 +115,70 @@ class SemSegProposals:
         """
         if dim != 0:
             raise ValueError(f"SemSegProposals.argmax knows dim=0 (the categories), got {dim}.")
-        return self.category_ids[self.logits.argmax(dim=0)]
+        return torch.cat([self.category_ids[band.argmax(dim=0)] for _, band in self._bands()])
+
+    def label_map(self) -> np.ndarray:
+        """(H, W) winning category ids in the smallest unsigned type that holds C ids: an eighth of
+        the memory of :meth:`argmax`."""
+        ids = self.category_ids.cpu().numpy().astype(np.min_scalar_type(self.num_categories - 1))
+        label_map = np.empty(self.image_size, ids.dtype)
+        for start, band in self._bands():
+            label_map[start : start + band.shape[1]] = ids[band.argmax(dim=0).cpu().numpy()]
+        return label_map
 
     def to_dense(self, fill: float = float("-inf")) -> Tensor:
         """The (C, H, W) tensor this object stands for; for small vocabularies and tests."""
-        dense = self.logits.new_full((self.num_categories, *self.image_size), fill)
+        dense = self.maps.new_full((self.num_categories, *self.image_size), fill)
         dense[self.category_ids] = self.logits
         return dense
+
+    def _bands(self) -> Iterator[tuple[int, Tensor]]:
+        return resized_bands(self.maps, self.image_size, self.extent)
+
+
+class SemSegLabels:
+    """Semantic segmentation of one image that was decided part by part: labels without logits.
+
+    Answers what :class:`SemSegProposals` answers, as far as labels allow.
+
+    Attributes:
+        category_ids: (K,) int64, the categories that were proposed.
+        num_categories: C, the size of the vocabulary.
+    """
+
+    def __init__(self, label_map: np.ndarray, category_ids: Tensor, num_categories: int):
+        """
+        Args:
+            label_map: (H, W) category ids, of any integer type.
+            category_ids: (K,).
+            num_categories: C.
+        """
+        self._label_map = label_map
+        self.category_ids = category_ids
+        self.num_categories = num_categories
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self._label_map.shape
+
+    def __len__(self) -> int:
+        return len(self.category_ids)
+
+    def to(self, *args, **kwargs) -> SemSegLabels:
+        """Labels are always on the CPU."""
+        return self
+
+    def argmax(self, dim: int = 0) -> Tensor:
+        """The category id of every pixel, (H, W) int64.
+
+        Raises:
+            ValueError: for any other dimension than the categories'.
+        """
+        if dim != 0:
+            raise ValueError(f"SemSegLabels.argmax knows dim=0 (the categories), got {dim}.")
+        return torch.from_numpy(self._label_map.astype(np.int64))
+
+    def label_map(self) -> np.ndarray:
+        """(H, W) category ids in the smallest unsigned type that holds C ids."""
+        return self._label_map

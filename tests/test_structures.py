@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcp_clip.structures import Proposals, SemSegProposals
+from dcp_clip.structures import Proposals, SemSegLabels, SemSegProposals
 
 
 @st.composite
@@ -19,7 +19,10 @@ def compact(draw) -> SemSegProposals:
     size = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     ids = torch.randperm(num_categories, generator=generator)[:k]
-    return SemSegProposals(torch.randn(k, *size, generator=generator), ids, num_categories)
+    maps = torch.randn(k, *size, generator=generator)
+    image_size = draw(st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    extent = draw(st.none() | st.just((size[0] - 0.4, size[1] - 0.2)))
+    return SemSegProposals(maps, ids, num_categories, image_size, extent)
 
 
 @settings(max_examples=40, deadline=None)
@@ -29,6 +32,7 @@ def test_it_answers_as_the_dense_tensor_does(sem_seg):
     assert dense.shape == (sem_seg.num_categories, *sem_seg.image_size)
     assert torch.equal(sem_seg.argmax(dim=0), dense.argmax(dim=0))
     assert sem_seg.argmax().dtype == torch.int64
+    np.testing.assert_array_equal(sem_seg.label_map(), sem_seg.argmax().numpy())
     proposed = torch.zeros(sem_seg.num_categories, dtype=torch.bool)
     proposed[sem_seg.category_ids] = True
     assert torch.isneginf(dense[~proposed]).all() and torch.isfinite(dense[proposed]).all()
@@ -40,7 +44,9 @@ def test_it_answers_as_the_dense_tensor_does(sem_seg):
 @given(compact())
 def test_to_moves_the_maps_and_keeps_the_ids_whole(sem_seg):
     half = sem_seg.to(torch.float16)
-    assert half.logits.dtype == torch.float16 and half.category_ids.dtype == torch.int64
+    assert half.maps.dtype == torch.float16 and half.image_size == sem_seg.image_size
+    assert half.extent == sem_seg.extent
+    assert half.category_ids.dtype == torch.int64
     assert torch.equal(half.category_ids, sem_seg.category_ids)
     assert half.num_categories == sem_seg.num_categories
     assert sem_seg.to("meta").device == sem_seg.to("meta").category_ids.device
@@ -63,6 +69,27 @@ def test_shapes_that_disagree_are_refused(logits, ids):
 def test_only_the_categories_can_be_compared():
     with pytest.raises(ValueError, match="dim=0"):
         SemSegProposals(torch.zeros(2, 3, 3), torch.arange(2), 5).argmax(dim=1)
+
+
+@pytest.mark.parametrize(
+    "num_categories, dtype", [(1, "uint8"), (256, "uint8"), (257, "uint16"), (70000, "uint32")]
+)
+def test_a_label_map_is_as_small_as_its_ids_allow(num_categories, dtype):
+    maps = torch.zeros(2, 3, 3)
+    maps[1, 0] = 1
+    ids = torch.tensor([0, num_categories - 1])
+    label_map = SemSegProposals(maps, ids, num_categories).label_map()
+    assert label_map.dtype == dtype
+    assert (label_map[0] == num_categories - 1).all() and (label_map[1:] == 0).all()
+
+
+def test_labels_answer_as_proposals_do():
+    sem_seg = SemSegProposals(torch.randn(3, 4, 5), torch.tensor([7, 0, 300]), 301, (9, 11))
+    labels = SemSegLabels(sem_seg.label_map(), sem_seg.category_ids, 301)
+    assert torch.equal(labels.to(torch.device("cpu")).argmax(dim=0), sem_seg.argmax(dim=0))
+    assert labels.image_size == (9, 11) and len(labels) == 3
+    with pytest.raises(ValueError, match="dim=0"):
+        labels.argmax(dim=1)
 
 
 def test_gather_to_the_proposals():

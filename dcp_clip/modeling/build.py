@@ -9,7 +9,8 @@ from torch import nn
 CATEGORY_PROPOSAL_REGISTRY = Registry("CATEGORY_PROPOSAL")
 CATEGORY_PROPOSAL_REGISTRY.__doc__ = """
 Stage 1. Called as ``obj(cfg)``; ``forward(dense (B,D,h,w), pooled (B,D), text (N,D),
-rows (C,S), valid (B,h,w), present (B,C) or None)`` returns :class:`dcp_clip.structures.Proposals`.
+rows (C,S), valid (B,h,w), present (B,C) or None, ids (B,K) or None)`` returns
+:class:`dcp_clip.structures.Proposals`; with ``ids`` it proposes those.
 """
 
 TEXT_GUIDANCE_REGISTRY = Registry("TEXT_GUIDANCE")

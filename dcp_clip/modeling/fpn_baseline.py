@@ -75,6 +75,7 @@ class FPNBaseline(OpenVocabularySegmentor):
         image_sizes: list[tuple[int, int]],
         vocabulary: Vocabulary,
         labels: Tensor | None,
+        ids: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, None]:
         """See :meth:`OpenVocabularySegmentor.segment`; one map, "fine", over all categories.
 

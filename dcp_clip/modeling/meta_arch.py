@@ -98,8 +98,9 @@ class DCPCLIP(OpenVocabularySegmentor):
         image_sizes: list[tuple[int, int]],
         vocabulary: Vocabulary,
         labels: Tensor | None,
+        ids: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
-        """The five stages. images (B, 3, H, W) normalised, padded; labels (B, H', W')."""
+        """The five stages; see :meth:`OpenVocabularySegmentor.segment`."""
         features = self.backbone(images)
         dense, pooled = features["dense"], features["pooled"]
         valid = _valid_positions(image_sizes, images.shape[-2:], dense.shape[-2:], images.device)
@@ -112,7 +113,7 @@ class DCPCLIP(OpenVocabularySegmentor):
         with torch.autocast(self.device.type, enabled=False):
             unit = F.normalize(dense.float(), dim=1)
             proposals = self.proposal(
-                unit, pooled.float(), text.embeddings.float(), text.rows, valid, present
+                unit, pooled.float(), text.embeddings.float(), text.rows, valid, present, ids
             )
             similarity = torch.einsum("bkd,bdhw->bkhw", proposals.text, unit)
         guidance = self.guidance(proposals.text, dense, similarity, valid)

@@ -83,6 +83,7 @@ class CategoryProposal(nn.Module):
         rows: Tensor,
         valid: Tensor,
         present: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> Proposals:
         """
         Args:
@@ -92,6 +93,7 @@ class CategoryProposal(nn.Module):
             rows: (C, S) the rows of `text` that speak for each category.
             valid: (B, h, w) bool, False at positions that hold padding only.
             present: (B, C) bool, the categories of the ground truth; they are always proposed.
+            ids: (B, K) categories to propose, chosen already.
 
         Returns:
             K = min(`num_proposals`, C) proposals an image, best first (in vocabulary order when K =
@@ -101,8 +103,9 @@ class CategoryProposal(nn.Module):
         pooled = F.normalize(pooled.float(), dim=1)
         valid = valid.flatten(1)
         # Ranking is not differentiated; the scores of the chosen few are, below.
-        with torch.no_grad():
-            ids = self._choose(dense, pooled, text, rows, valid, present)
+        if ids is None:
+            with torch.no_grad():
+                ids = self._choose(dense, pooled, text, rows, valid, present)
         # In vocabulary order, so that sums over the proposals do not depend on the other names.
         ids = ids.sort(dim=1).values
         return self._propose(dense, pooled, text, rows, valid, ids)
@@ -190,12 +193,14 @@ class OracleProposal(CategoryProposal):
 
     needs_labels = True
 
-    def forward(self, dense, pooled, text, rows, valid, present=None) -> Proposals:
+    def forward(self, dense, pooled, text, rows, valid, present=None, ids=None) -> Proposals:
         """As :meth:`CategoryProposal.forward`; rows of images with fewer categories are padded.
 
         Raises:
             ValueError: without the ground truth.
         """
+        if ids is not None:
+            return super().forward(dense, pooled, text, rows, valid, present, ids)
         if present is None:
             raise ValueError(
                 "MODEL.DCP_CLIP.PROPOSAL.NAME is 'OracleProposal', which needs the ground truth "

@@ -8,15 +8,14 @@ from collections import defaultdict
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..structures import Proposals, SemSegProposals
 from ..vocabulary import Vocabulary
 from .class_refinement import Refinement
-from .layers import resize_to
 from .losses import SegmentationCriterion
+from .sliding_window import SlidingWindow
 
 __all__ = ["OUTPUTS", "OpenVocabularySegmentor"]
 
@@ -39,6 +38,7 @@ class OpenVocabularySegmentor(nn.Module):
         ignore_value: int,
         output: str = "last",
         bf16: bool = False,
+        window: SlidingWindow | None = None,
     ):
         """
         Args:
@@ -48,6 +48,7 @@ class OpenVocabularySegmentor(nn.Module):
             ignore_value: label value of void pixels in the data set's files.
             output: the maps that are the answer: "last", or an earlier stage's, "fine" or "coarse".
             bf16: run forward under bfloat16 autocast.
+            window: how images larger than a window are evaluated; None: whole.
 
         Raises:
             ValueError: for an unknown `output`.
@@ -63,6 +64,7 @@ class OpenVocabularySegmentor(nn.Module):
         self.ignore_value = ignore_value
         self.output = output
         self.bf16 = bf16
+        self.window = window
         for name, value in (("mean", backbone.pixel_mean), ("std", backbone.pixel_std)):
             self.register_buffer(f"pixel_{name}", torch.tensor(value).view(-1, 1, 1), False)
 
@@ -76,6 +78,7 @@ class OpenVocabularySegmentor(nn.Module):
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "output": cfg.MODEL.DCP_CLIP.OUTPUT,
             "bf16": cfg.MODEL.DCP_CLIP.BF16,
+            "window": SlidingWindow.from_config(cfg),
         }
 
     @abstractmethod
@@ -85,6 +88,7 @@ class OpenVocabularySegmentor(nn.Module):
         image_sizes: list[tuple[int, int]],
         vocabulary: Vocabulary,
         labels: Tensor | None,
+        ids: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
         """Segment a batch.
 
@@ -94,6 +98,7 @@ class OpenVocabularySegmentor(nn.Module):
             vocabulary: the C categories.
             labels: (B, H', W') category ids, -1 where void; in training, and in evaluation when the
                 inputs bring them.
+            ids: (B, K) categories to propose, instead of those that stage 1 would choose.
 
         Returns:
             logits by stage ("coarse", "fine", "final", in this order, some may be missing), each
@@ -122,7 +127,8 @@ class OpenVocabularySegmentor(nn.Module):
         Returns:
             in training a dict of named losses; in evaluation one dict an image:
 
-            * "sem_seg": :class:`SemSegProposals` with logits (K, height, width);
+            * "sem_seg": :class:`SemSegProposals` of (height, width) pixels; of an image that was
+              segmented in windows :class:`SemSegLabels`, which answers ``argmax(dim=0)`` likewise;
             * "proposals": dict of "ids" (K,) and "scores" (K,).
 
         Raises:
@@ -155,7 +161,7 @@ class OpenVocabularySegmentor(nn.Module):
     def _normalise(self, image: Tensor) -> Tensor:
         return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
 
-    def _labels(self, inputs: dict) -> Tensor:
+    def labels_of(self, inputs: dict) -> Tensor:
         labels = inputs["sem_seg"].to(self.device).long()
         return labels.masked_fill(labels == self.ignore_value, _VOID)
 
@@ -165,7 +171,7 @@ class OpenVocabularySegmentor(nn.Module):
         divisor = self.backbone.size_divisibility
         images = [self._normalise(x["image"]) for x in batched_inputs]
         images = ImageList.from_tensors(images, divisor)
-        labels = [self._labels(x) for x in batched_inputs]
+        labels = [self.labels_of(x) for x in batched_inputs]
         labels = ImageList.from_tensors(labels, divisor, pad_value=_VOID).tensor
         maps, proposals, refinement = self.segment(
             images.tensor, images.image_sizes, vocabulary, labels
@@ -173,44 +179,75 @@ class OpenVocabularySegmentor(nn.Module):
         return self.criterion(maps, refinement, proposals, labels, len(vocabulary))
 
     def _inference(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
-        # Images of one size share a forward pass, others get their own: padding an image to its
-        # neighbours' size would change its answer.
+        results: list[dict] = [{} for _ in batched_inputs]
         groups = defaultdict(list)
         for i, x in enumerate(batched_inputs):
-            groups[tuple(x["image"].shape[-2:])].append(i)
-        results: list[dict] = [{} for _ in batched_inputs]
-        for size, members in groups.items():
+            if self.window is not None and self.window.is_needed(x["image"]):
+                results[i] = self.window.segment(self, x, vocabulary)
+            else:
+                groups[tuple(x["image"].shape[-2:])].append(i)
+        # Images of one size share a forward pass, others get their own: padding an image to its
+        # neighbours' size would change its answer.
+        for members in groups.values():
             inputs = [batched_inputs[i] for i in members]
-            images = [self._normalise(x["image"]) for x in inputs]
-            images = ImageList.from_tensors(images, self.backbone.size_divisibility)
             labels = None
             if all("sem_seg" in x for x in inputs):
-                labels = torch.stack([self._labels(x) for x in inputs])
-            maps, proposals, _ = self.segment(images.tensor, images.image_sizes, vocabulary, labels)
-            logits = maps[self.output] if self.output in maps else list(maps.values())[-1]
+                labels = torch.stack([self.labels_of(x) for x in inputs])
+            maps, extent, proposals = self.segment_images(
+                [x["image"] for x in inputs], vocabulary, labels
+            )
             for j, i in enumerate(members):
-                output_size = (inputs[j].get("height", size[0]), inputs[j].get("width", size[1]))
-                results[i] = self._result(
-                    logits[j], proposals, j, size, images.tensor.shape[-2:], output_size, vocabulary
-                )
+                size = output_size(inputs[j])
+                results[i] = self._result(maps[j], extent, proposals, j, size, len(vocabulary))
         return results
+
+    def segment_images(
+        self,
+        images: list[Tensor],
+        vocabulary: Vocabulary,
+        labels: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[float, float], Proposals]:
+        """Segment images of one size.
+
+        Args:
+            images: B tensors (3, H, W), 0 to 255.
+            vocabulary: the C categories.
+            labels: (B, H, W), for the oracle.
+            ids: (B, K) categories to propose, instead of those that stage 1 would choose.
+
+        Returns:
+            the maps (B, K, h, w) that MODEL.DCP_CLIP.OUTPUT asks for; the (rows, columns) of their
+            grid that the images cover, the rest being padding; the proposals.
+        """
+        batch = ImageList.from_tensors(
+            [self._normalise(image) for image in images], self.backbone.size_divisibility
+        )
+        maps, proposals, _ = self.segment(batch.tensor, batch.image_sizes, vocabulary, labels, ids)
+        logits = maps[self.output] if self.output in maps else list(maps.values())[-1]
+        covered = zip(images[0].shape[-2:], logits.shape[-2:], batch.tensor.shape[-2:])
+        rows, columns = (side * cells / padded for side, cells, padded in covered)
+        return logits, (rows, columns), proposals
 
     @staticmethod
     def _result(
-        logits: Tensor,
+        maps: Tensor,
+        extent: tuple[float, float],
         proposals: Proposals,
         index: int,
-        image_size: tuple[int, int],
-        padded_size: tuple[int, int],
-        output_size: tuple[int, int],
-        vocabulary: Vocabulary,
+        size: tuple[int, int],
+        num_categories: int,
     ) -> dict:
-        """Logits (K, H/4, W/4) of one image to its own extent at the output size."""
+        """The output of one image from its maps (K, h, w)."""
         keep = proposals.valid[index]
         ids, scores = proposals.ids[index][keep], proposals.scores[index][keep]
-        logits = resize_to(logits[keep][None].float(), padded_size)[0]
-        logits = sem_seg_postprocess(logits, image_size, *output_size)
         return {
-            "sem_seg": SemSegProposals(logits, ids, len(vocabulary)),
+            "sem_seg": SemSegProposals(maps[keep].float(), ids, num_categories, size, extent),
             "proposals": {"ids": ids, "scores": scores},
         }
+
+
+def output_size(inputs: dict) -> tuple[int, int]:
+    """(height, width) that an input asks for: its own keys', else its image's."""
+    height, width = inputs["image"].shape[-2:]
+    return inputs.get("height", height), inputs.get("width", width)

@@ -230,7 +230,7 @@ def test_bf16_ranks_in_fp32(make_model, make_image):
 
     model.proposal.register_forward_hook(keep)
     evaluate(model, [record(make_image)])
-    dense, pooled, text, rows, valid, _ = captured["args"]
+    dense, pooled, text, rows, valid, *_ = captured["args"]
     scores, ids = captured["out"].scores, captured["out"].ids
     expected = model.proposal(dense, pooled, text, rows, valid)
     assert torch.equal(expected.ids, ids) and torch.equal(expected.scores, scores)
