@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +15,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import benchmark  # noqa: E402
 import benchmark_meters  # noqa: E402
+import benchmark_report  # noqa: E402
+import benchmark_subject  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = str(ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml")
@@ -69,19 +72,19 @@ def test_peak_memory_is_of_tensors_alive_at_one_time():
 
 
 def test_vocabularies_are_distinct_and_nested():
-    small, large = benchmark.make_vocabulary(100), benchmark.make_vocabulary(6000)
+    small, large = benchmark_subject.make_vocabulary(100), benchmark_subject.make_vocabulary(6000)
     assert len(set(large.synonyms)) == 6000
     assert large.synonyms[:100] == small.synonyms
 
 
 def test_random_text_has_the_form_of_text_features():
-    text = benchmark.RandomText(32, CPU)
-    vocabulary = benchmark.make_vocabulary(50)
+    text = benchmark_subject.RandomText(32, CPU)
+    vocabulary = benchmark_subject.make_vocabulary(50)
     features = text.encode_vocabulary(vocabulary)
     assert features.num_categories == 50
     assert features.rows.flatten().tolist() == list(range(50))
     torch.testing.assert_close(features.embeddings.norm(dim=1), torch.ones(50))
-    assert text.encode_vocabulary(benchmark.make_vocabulary(50)) is features
+    assert text.encode_vocabulary(benchmark_subject.make_vocabulary(50)) is features
 
 
 @pytest.mark.parametrize("text", ["--random-text", "--no-random-text"])
@@ -89,7 +92,8 @@ def test_report_and_json(tmp_path, capsys, text):
     out = tmp_path / "figures.json"
     arguments = ["--config-file", TINY, "--size", "60", "70", "--output-size", "30", "40", text]
     arguments += ["--vocabulary-sizes", "6", "40", "60", "--repeats", "1", "--device", "cpu"]
-    arguments += ["--json", str(out), "--profile"]
+    plot = tmp_path / "plot.png"
+    arguments += ["--json", str(out), "--profile", "--plot", str(plot)]
     benchmark.main([*arguments, "--opts", "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", "8"])
     report = capsys.readouterr().out
     content = json.loads(out.read_text())
@@ -108,11 +112,49 @@ def test_report_and_json(tmp_path, capsys, text):
     assert "random weights" in report and "| fine_decoder |" in report
     assert f"torch {torch.__version__.partition('+')[0]}" in report
     assert content["environment"]["torch"] in report
+    with Image.open(plot) as picture:
+        assert picture.format == "PNG" and picture.width > picture.height > 300
+
+
+def test_a_training_step_is_measured_beside_the_encoder(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    arguments = ["--config-file", TINY, "--size", "64", "96", "--vocabulary-sizes", "10"]
+    arguments += ["--train", "--batch", "3", "--repeats", "1", "--device", "cpu"]
+    rows = []
+    for policy in ("none", "all"):
+        opts = ["--opts", "MODEL.CLIP.TRAIN_IMAGE", policy, "MODEL.CLIP.TRAIN_TEXT", "none"]
+        benchmark.main([*arguments, "--json", str(out), *opts])
+        (result,) = json.loads(out.read_text())["results"]
+        rows.append(result["training"])
+        assert "| 3 | 10 | 10 |" in capsys.readouterr().out
+    frozen, trained = rows
+    assert (frozen["batch"], frozen["vocabulary"], frozen["proposals"]) == (3, 10, 10)
+    assert frozen["step_flops"] > frozen["encoder_flops"] == trained["encoder_flops"] > 0
+    # Where the encoder trains, its backward comes to the step: about twice its forward.
+    backward = trained["step_flops"] - frozen["step_flops"]
+    assert 1.5 < backward / frozen["encoder_flops"] < 2.1
+    assert frozen["step_peak_bytes"] > frozen["encoder_peak_bytes"] > 0
+    assert frozen["beyond_ratio"] == pytest.approx(
+        frozen["step_seconds"] / frozen["encoder_seconds"] - 1
+    )
+
+
+def test_text_is_measured_with_its_second_start(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    arguments = ["--config-file", TINY, "--size", "64", "96", "--vocabulary-sizes", "40", "80"]
+    benchmark.main([*arguments, "--text", "--device", "cpu", "--json", str(out)])
+    (result,) = json.loads(out.read_text())["results"]
+    small, large = result["text"]
+    assert (small["vocabulary"], large["vocabulary"], small["templates"]) == (40, 80, 1)
+    assert 0 < small["cached_seconds"] < small["first_seconds"]
+    # Twice the names take the memory of their features more, not that of their encoding.
+    assert 0 <= large["peak_bytes"] - small["peak_bytes"] < 0.1 * small["peak_bytes"]
+    assert "| 80 | 1 |" in capsys.readouterr().out
 
 
 def test_models_stages_are_those_that_the_profile_names(make_model):
     model = make_model()
-    assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark.STAGES)
+    assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark_report.STAGES)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +164,8 @@ def test_models_stages_are_those_that_the_profile_names(make_model):
         (["--config-file", TINY, "--opts", "MODEL.CLIPP", "x"], "MODEL.CLIPP"),
         (["--config-file", TINY, "--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
         (["--config-file", TINY, "--json", "no/such/folder/out.json"], "no/such/folder"),
+        (["--config-file", TINY, "--plot", "no/such/plot.png"], "no/such"),
+        (["--config-file", TINY, "--train", "--plot", "plot.png"], "--plot"),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(arguments, message):
@@ -136,5 +180,5 @@ def test_too_little_memory_ends_with_a_sentence(monkeypatch):
 
     monkeypatch.setattr(benchmark, "measure", allocate)
     arguments = ["--config-file", TINY, "--device", "cpu", "--size", "64", "64"]
-    with pytest.raises(SystemExit, match="64 x 64 pixels and up to 3,000 names need more memory"):
+    with pytest.raises(SystemExit, match="64 x 64 pixels and up to 20,000 names need more memory"):
         benchmark.main(arguments)

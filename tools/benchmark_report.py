@@ -1,0 +1,113 @@
+"""How `benchmark.py` shows what it measured: Markdown tables and a plot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from benchmark_meters import profile_times
+from benchmark_subject import Replay, Subject
+from torch.profiler import record_function
+
+from dcp_clip.image_io import atomic_write
+from dcp_clip.vocabulary import Vocabulary
+
+matplotlib.use("Agg")
+
+STAGES = ("backbone", "proposal", "guidance", "coarse_decoder", "fine_decoder", "refinement")
+MIB = 2**20
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of numbers, aligned to the right."""
+    lines = [header, ["---:"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def format_table(rows: Sequence[dict], text_is_estimated: bool) -> str:
+    """Cost by size of the vocabulary."""
+    head = "names|K|GFLOPs encoder|GFLOPs rest|ms encoder|ms whole|ratio"
+    head += "|peak MiB encoder|peak MiB whole|peak MiB beyond|text, once (s)"
+    body = []
+    for r in rows:
+        peaks = r["encoder_peak_bytes"] / MIB, r["whole_peak_bytes"] / MIB
+        cells = [f"{r['vocabulary']:,}", f"{r['proposals']:,}"]
+        cells += [f"{r[key] / 1e9:.1f}" for key in ("encoder_flops", "rest_flops")]
+        cells += [f"{1e3 * r[key]:.1f}" for key in ("encoder_seconds", "whole_seconds")]
+        cells += [f"{r['ratio']:.2f}", *(f"{x:.0f}" for x in (*peaks, peaks[1] - peaks[0]))]
+        body.append([*cells, f"{'about ' * text_is_estimated}{r['text_seconds']:.3g}"])
+    return markdown(head.split("|"), body)
+
+
+def format_train_table(row: dict) -> str:
+    """Cost of a training step beside the encoder's forward on the same images."""
+    head = "batch|names|K|GFLOPs encoder|GFLOPs step|ms encoder|ms step|beyond / encoder"
+    head += "|peak MiB encoder|peak MiB step"
+    cells = [f"{row[key]:,}" for key in ("batch", "vocabulary", "proposals")]
+    cells += [f"{row[key] / 1e9:.1f}" for key in ("encoder_flops", "step_flops")]
+    cells += [f"{1e3 * row[key]:.1f}" for key in ("encoder_seconds", "step_seconds")]
+    cells += [f"{row['beyond_ratio']:.2f}"]
+    cells += [f"{row[key] / MIB:.0f}" for key in ("encoder_peak_bytes", "step_peak_bytes")]
+    return markdown(head.split("|"), [cells])
+
+
+def format_text_table(rows: Sequence[dict]) -> str:
+    """Cost of encoding vocabularies."""
+    head = "names|templates|s, encoded|names / s|s, second start|peak MiB"
+    body = [
+        [
+            f"{r['vocabulary']:,}",
+            f"{r['templates']:,}",
+            f"{r['first_seconds']:.2f}",
+            f"{r['vocabulary'] / r['first_seconds']:.1f}",
+            f"{r['cached_seconds']:.3f}",
+            f"{r['peak_bytes'] / MIB:.0f}",
+        ]
+        for r in rows
+    ]
+    return markdown(head.split("|"), body)
+
+
+def format_profile(subject: Subject, vocabulary: Vocabulary, top: int = 12) -> str:
+    """Where a forward's time goes: by stage, and the top operators beyond the encoder."""
+    model, whole = subject.model, subject.whole(vocabulary)
+    stages = {name: getattr(model, name) for name in STAGES}
+    for name, stage in stages.items():
+        stage.forward = record_function(f"stage: {name}")(stage.forward)
+    times = profile_times(record_function("stage: all")(whole), subject.device)
+    for stage in stages.values():
+        del stage.forward  # the class's own again
+    backbone = model.backbone
+    model.backbone = Replay(backbone, subject.encoder())
+    operators = profile_times(whole, subject.device)
+    model.backbone = backbone
+
+    spent = {name: times.get(f"stage: {name}", (0.0, 0.0))[0] for name in (*STAGES, "all")}
+    whole_ms = spent.pop("all")
+    spent["normalising, similarity, output"] = whole_ms - sum(spent.values())
+    stage_rows = [[name, f"{ms:.1f}", f"{ms / whole_ms:.1%}"] for name, ms in spent.items()]
+    ranked = sorted(operators.items(), key=lambda item: -item[1][1])[:top]
+    operator_rows = [[name, f"{own:.1f}"] for name, (_, own) in ranked]
+    tables = (
+        markdown(["stage", "ms", "share"], stage_rows),
+        markdown(["operator beyond the encoder", "ms"], operator_rows),
+    )
+    return "\n\n".join(tables)
+
+
+def save_plot(path: str | Path, results: Sequence[dict]) -> None:
+    """Whole forward / encoder alone against the size of the vocabulary, a line a config, as PNG."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for result in results:
+        rows = result["rows"]
+        sizes = [row["vocabulary"] for row in rows]
+        axes.plot(sizes, [row["ratio"] for row in rows], marker="o", label=result["clip"])
+    axes.axhline(1, color="grey", linestyle="--", linewidth=1, label="the encoder alone")
+    axes.set(xscale="log", ylim=(0, None), xlabel="names in the vocabulary")
+    axes.set(ylabel="time, relative to the encoder")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    pyplot.close(figure)
