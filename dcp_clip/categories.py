@@ -30,11 +30,13 @@ class Category:
     """One category of a dataset.
 
     Attributes:
-        name: the official name of the benchmark.
+        name: the benchmark's name, spelled as people write it: it goes into prompts and legends.
         synonyms: other names, possibly none; ``name`` is not repeated among them.
         train_id: the value in prepared label maps, 0 ... C-1, equal to the position in the list.
         raw_id: the value in the dataset's own files, None if the list has no dataset.
         color: RGB, 0 ... 255, None for the default palette.
+        official: the benchmark's own spelling ("tvmonitor", "wall-other"), to look up its tables
+            and other projects' results by; equal to ``name`` for most. Never prompted with.
     """
 
     name: str
@@ -42,10 +44,11 @@ class Category:
     train_id: int
     raw_id: int | None
     color: tuple[int, int, int] | None
+    official: str
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The official name, then the synonyms."""
+        """The name, then the synonyms."""
         return (self.name, *self.synonyms)
 
 
@@ -85,7 +88,8 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
     everything from a '#' at the start of a line or after a space.
 
     .json: ``{"categories": [{"name": ..., "synonyms": [...], "train_id": ..., "raw_id": ...,
-    "color": [r, g, b]}, ...]}``; only ``name`` is required, so that users can write one by hand.
+    "color": [r, g, b], "official": ...}, ...]}``; only ``name`` is required, so that users can
+    write one by hand.
     A plain list of names, or of lists of synonyms, is read as well.
 
     Raises:
@@ -169,7 +173,7 @@ def _parse_entry(entry: object, position: int, path: Path) -> Category:
         entry = {"name": entry[0], "synonyms": entry[1:]}
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise VocabularyError(f"{where}: expected an object with a 'name', got {entry!r}.")
-    unknown = set(entry) - {"name", "synonyms", "train_id", "raw_id", "color"}
+    unknown = set(entry) - {"name", "synonyms", "train_id", "raw_id", "color", "official"}
     if unknown:
         raise VocabularyError(f"{where} ('{entry['name']}'): unknown key {sorted(unknown)[0]!r}.")
 
@@ -190,10 +194,14 @@ def _parse_entry(entry: object, position: int, path: Path) -> Category:
     color = entry.get("color")
     if color is not None and not isinstance(color, list):
         raise VocabularyError(f"{where} ('{entry['name']}'): 'color' must be [red, green, blue].")
+    official = entry.get("official", entry["name"])
+    if not isinstance(official, str):
+        raise VocabularyError(f"{where} ('{entry['name']}'): 'official' must be a string.")
     return Category(
         name=entry["name"],
         synonyms=tuple(synonyms),
         train_id=position,
         raw_id=raw_id,
         color=None if color is None else tuple(color),
+        official=official,
     )
