@@ -110,8 +110,13 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
     return tuple(_parse_entry(entry, i, path) for i, entry in enumerate(entries))
 
 
-def check_distinct(synonyms: Sequence[tuple[str, ...]]) -> None:
+def check_distinct(synonyms: Sequence[tuple[str, ...]], *, warn_shared: bool = True) -> None:
     """Refuse categories of the same names; log a warning if some share a name.
+
+    Args:
+        synonyms: the names of each category.
+        warn_shared: whether to log; not for a benchmark's list, which is as it is (ADE20K's have
+            three kinds of "bag").
 
     Raises:
         VocabularyError: naming the two categories.
@@ -124,6 +129,8 @@ def check_distinct(synonyms: Sequence[tuple[str, ...]]) -> None:
                 f"The categories {j} and {i} (counting from 0) are both '{', '.join(category)}': "
                 "remove one."
             )
+    if not warn_shared:
+        return
     # CLIP's tokenizers ignore case, so names that differ in case only are one name to them.
     count = Counter(name for category in synonyms for name in {n.casefold() for n in category})
     shared = [name for name, times in count.items() if times > 1]
@@ -133,6 +140,26 @@ def check_distinct(synonyms: Sequence[tuple[str, ...]]) -> None:
             f"Several categories share a name, which the model can give to only one of them: "
             f"{', '.join(shared[:5])}{more}."
         )
+
+
+def distinct_titles(synonyms: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return one title a category: its first name, told apart where several have the same.
+
+    ADE20K's "bag", "bag, traveling bag" and "bag, handbag" become "bag", "bag (traveling bag)" and
+    "bag (handbag)", so that no two rows of a table or entries of a legend read the same.
+
+    Args:
+        synonyms: the names of each category; no two with the same names.
+    """
+    first = Counter(category[0] for category in synonyms)
+    every = Counter(name for category in synonyms for name in category)
+    titles = []
+    for name, *others in synonyms:
+        if first[name] > 1 and others:
+            own = next((other for other in others if every[other] == 1), ", ".join(others))
+            name = f"{name} ({own})"
+        titles.append(name)
+    return tuple(titles)
 
 
 @functools.lru_cache(maxsize=256)

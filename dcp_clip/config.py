@@ -139,6 +139,9 @@ def _add_training(cfg: CN) -> None:
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
     # Exponential moving average of the weights, evaluated and saved as the final model; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # Your own data: a list of {name: ..., images: folder, labels: folder, names: ..., ignore: 255}
+    # to be named in DATASETS.TRAIN and DATASETS.TEST (docs/custom_data.md).
+    cfg.DATASETS.SEM_SEG_FOLDERS = ()
     # SSD's colour augmentation (Detectron2's PointRend has it).
     cfg.INPUT.COLOR_AUG_SSD = False
     # A crop is drawn again while one category fills more than this share of it.
@@ -159,8 +162,11 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     Raises:
         FileNotFoundError: naming the config file that does not exist.
         KeyError: naming a key that no config has.
+        ValueError: if an entry of DATASETS.SEM_SEG_FOLDERS is at fault.
 
-    MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" where there is no CUDA device.
+    MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" where there is no CUDA device. The
+    datasets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names in DATASETS.TRAIN
+    and DATASETS.TEST become ours (dcp_clip/data/aliases.py).
     """
     cfg = get_cfg()
     add_dcp_clip_config(cfg)
@@ -171,6 +177,9 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
         raise KeyError(f"{message} (in '{config_file}' or the options {list(opts)})") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    data.register_config_folders(cfg)
+    cfg.DATASETS.TRAIN = data.resolve_dataset_names(cfg.DATASETS.TRAIN)
+    cfg.DATASETS.TEST = data.resolve_dataset_names(cfg.DATASETS.TEST)
     return cfg
 
 

@@ -16,6 +16,7 @@ from dcp_clip.categories import (
     Category,
     VocabularyError,
     check_distinct,
+    distinct_titles,
     read_categories,
     split_names,
 )
@@ -49,13 +50,16 @@ class Vocabulary:
         *,
         display_names: Sequence[str] | None = None,
         colors: Sequence[Sequence[int] | None] | None = None,
+        warn_shared: bool = True,
     ) -> None:
         """
         Args:
             names: one entry a category: a name, or a sequence of synonyms, the main name first.
                 A comma within a name is part of it; see :meth:`from_string` for separators.
-            display_names: default: the main names.
+            display_names: default: the main names, see
+                :func:`dcp_clip.categories.distinct_titles`.
             colors: RGB triples; None, or None for a category, takes :func:`default_color`.
+            warn_shared: whether a name that several categories share is worth a warning.
 
         Raises:
             VocabularyError: if there is no category, a name is empty or no string, two categories
@@ -69,9 +73,9 @@ class Vocabulary:
         if len(names) == 0:
             raise VocabularyError("The vocabulary is empty: give at least one category name.")
         synonyms = tuple(_clean_category(entry, i) for i, entry in enumerate(names))
-        check_distinct(synonyms)
+        check_distinct(synonyms, warn_shared=warn_shared)
         if display_names is None:
-            display_names = [category[0] for category in synonyms]
+            display_names = distinct_titles(synonyms)
         if colors is None:
             colors = [None] * len(synonyms)
         for what, values in (("display names", display_names), ("colours", colors)):
@@ -136,7 +140,7 @@ class Vocabulary:
 
     @classmethod
     def from_dataset(cls, name: str) -> "Vocabulary":
-        """Take the categories of a dataset registered in Detectron2.
+        """Take the categories of a dataset registered in Detectron2, or of a peer's name for one.
 
         Reads ``stuff_classes`` and, where the metadata has them, ``stuff_synonyms`` (a list of
         names a category) and ``stuff_colors``.
@@ -146,7 +150,10 @@ class Vocabulary:
         """
         from detectron2.data import DatasetCatalog, MetadataCatalog  # torch: only when needed
 
-        if not _is_dataset(name):
+        from dcp_clip.data import resolve_dataset_name
+
+        name = resolve_dataset_name(name)
+        if name not in DatasetCatalog:
             hint = _suggest(name, DatasetCatalog.list())
             raise VocabularyError(f"No dataset '{name}' is registered in Detectron2.{hint}")
         metadata = MetadataCatalog.get(name)
@@ -160,6 +167,7 @@ class Vocabulary:
             metadata.get("stuff_synonyms") or display_names,
             display_names=display_names,
             colors=metadata.get("stuff_colors"),
+            warn_shared=False,  # said when it was registered, if it is worth saying
         )
 
     @classmethod
@@ -224,7 +232,7 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the names and synonyms in their order: the key of cached text features.
 
-        Display names and colours do not enter, as the text encoder does not see them.
+        The text encoder does not see display names and colours.
         """
         if self._fingerprint is None:
             # repr keeps the borders: ("a", "b") and ("a, b",) differ.
@@ -287,9 +295,9 @@ def _clean_name(name: str, where: str) -> str:
 def _is_dataset(name: str) -> bool:
     from detectron2.data import DatasetCatalog
 
-    import dcp_clip.data  # noqa: F401  registers this project's datasets
+    from dcp_clip.data import resolve_dataset_name
 
-    return name in DatasetCatalog.list()
+    return resolve_dataset_name(name) in DatasetCatalog
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,15 @@
-"""Datasets: registration, augmentation and mapping. Importing it registers the datasets."""
+"""Datasets: registration, augmentation and mapping. Importing it registers the benchmarks."""
 
-from dcp_clip.data.camvid import register_camvid
-from dcp_clip.data.coco_stuff import register_coco_stuff
+from dcp_clip.data.aliases import resolve_dataset_name, resolve_dataset_names
+from dcp_clip.data.benchmarks import register_benchmarks
+from dcp_clip.data.folders import register_config_folders, register_sem_seg_folder
 
-register_camvid()
-register_coco_stuff()
+__all__ = [
+    "register_benchmarks",
+    "register_config_folders",
+    "register_sem_seg_folder",
+    "resolve_dataset_name",
+    "resolve_dataset_names",
+]
+
+register_benchmarks()

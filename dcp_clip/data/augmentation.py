@@ -7,22 +7,20 @@ from detectron2.projects.point_rend import ColorAugSSDTransform
 from dcp_clip.categories import IGNORE_LABEL
 
 
-def build_sem_seg_augmentations(
-    cfg: CfgNode, ignore_label: int = IGNORE_LABEL
-) -> list[T.Augmentation | T.Transform]:
+def build_sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
     """Build the augmentations of ``cfg.INPUT`` for training: resize, crop, colour, flip.
 
-    To be given to ``DatasetMapper(cfg, is_train=True, augmentations=...)``. For testing,
-    Detectron2's default (``ResizeShortestEdge``) is right.
+    To be given to :class:`dcp_clip.data.mapper.SemSegMapper`. For testing, Detectron2's default
+    (``ResizeShortestEdge``) is right.
 
     Args:
         cfg: reads INPUT.{MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP,
             FORMAT, COLOR_AUG_SSD} and INPUT.CROP.{ENABLED, TYPE, SIZE,
             SINGLE_CATEGORY_MAX_AREA}.
-        ignore_label: label that may fill a crop beyond SINGLE_CATEGORY_MAX_AREA.
 
     Returns:
-        Augmentations of an RGB or BGR uint8 image (H, W, 3) and a label map (H, W).
+        Augmentations of an RGB or BGR uint8 image (H, W, 3) and a uint8 label map (H, W), whose
+        label 255 may fill a crop beyond SINGLE_CATEGORY_MAX_AREA.
     """
     augmentations: list[T.Augmentation | T.Transform] = [
         T.ResizeShortestEdge(
@@ -35,7 +33,7 @@ def build_sem_seg_augmentations(
                 cfg.INPUT.CROP.TYPE,
                 cfg.INPUT.CROP.SIZE,
                 cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
-                ignore_label,
+                IGNORE_LABEL,
             )
         )
     if cfg.INPUT.COLOR_AUG_SSD:  # after the crop, so that it works on fewer pixels

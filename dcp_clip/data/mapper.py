@@ -1,8 +1,142 @@
-"""Records that carry their vocabulary."""
+"""From a dataset's dicts to the model's records: pixels, labels and what the labels are called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from PIL import Image
+
+from dcp_clip.categories import IGNORE_LABEL
+from dcp_clip.data.pairing import DatasetError
 from dcp_clip.vocabulary import Vocabulary
+
+
+class SemSegMapper:
+    """Detectron2's ``DatasetMapper`` for semantic segmentation with label maps of 8 or 16 bits.
+
+    ``DatasetMapper`` reads label maps as 8-bit grey values, which makes every label of a 16-bit map
+    from 256 on (ADE20K-847, PASCAL-Context-459) the label 255. Labels that the dataset does not
+    have are errors here: they would be trained on as void, and spoil an evaluation unnoticed.
+    """
+
+    def __init__(
+        self,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        *,
+        image_format: str,
+        num_labels: int,
+        void_labels: Sequence[int],
+    ) -> None:
+        """
+        Args:
+            augmentations: of a uint8 image (H, W, 3) and a uint8 label map (H, W) in which 255 is
+                void.
+            image_format: "RGB" or "BGR".
+            num_labels: labels 0 ... num_labels - 1 are categories.
+            void_labels: other labels that may occur; all of them are void.
+        """
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.image_format = image_format
+        self.num_labels = num_labels
+        self.void_labels = tuple(void_labels)
+        self.ignore_value = max(IGNORE_LABEL, *self.void_labels)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        cfg: CfgNode,
+        names: Sequence[str],
+        augmentations: Sequence[T.Augmentation | T.Transform],
+    ) -> "SemSegMapper":
+        """A mapper for the records of one or more datasets of the same categories.
+
+        Args:
+            cfg: reads INPUT.FORMAT.
+            names: registered datasets. What counts as background in one with ``num_foreground`` is
+                void, as no single category is its label.
+            augmentations: as above.
+        """
+        metadata = [MetadataCatalog.get(name) for name in names]
+        void_labels = {m.ignore_label for m in metadata}
+        foreground = {m.get("num_foreground", len(m.stuff_classes)) for m in metadata}
+        void_labels |= {m.num_foreground for m in metadata if m.get("num_foreground") is not None}
+        return cls(
+            augmentations,
+            image_format=cfg.INPUT.FORMAT,
+            num_labels=min(foreground),
+            void_labels=sorted(void_labels),
+        )
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Read, augment and convert one image.
+
+        Args:
+            dataset_dict: in Detectron2's format; "sem_seg_file_name" is optional.
+
+        Returns:
+            the dict without "sem_seg_file_name", with "image" (3, H, W) uint8, "height" and "width"
+            of the file, and "sem_seg" (H, W) int64, whose void pixels hold a value beyond the
+            categories.
+
+        Raises:
+            DatasetError: naming the label map that differs from its image in size, or holds labels
+                that the dataset does not have.
+        """
+        record = dict(dataset_dict)
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(record, image)
+        path = record.pop("sem_seg_file_name", None)
+        codes = meaning = None
+        if path is not None:
+            labels = self._read_labels(path, image.shape[:2])
+            codes, meaning = self._encode(labels, path)
+        inputs = T.AugInput(image, sem_seg=codes)
+        self.augmentations(inputs)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        if meaning is not None:
+            record["sem_seg"] = torch.as_tensor(meaning[inputs.sem_seg])
+        return record
+
+    def _read_labels(self, path: str | Path, size: tuple[int, int]) -> np.ndarray:
+        with Image.open(path) as file:
+            labels = np.asarray(file)
+        if labels.shape != size:
+            raise DatasetError(
+                f"The label map {path} has the shape {labels.shape}, but its image has the height "
+                f"and width {size} (a photograph with an EXIF rotation counts as rotated)."
+            )
+        return labels
+
+    def _encode(self, labels: np.ndarray, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+        """Labels as 8-bit codes, the only form that all augmentations treat alike.
+
+        Returns:
+            (H, W) uint8 codes, 255 where void, and the (256,) int64 labels that they stand for.
+        """
+        present = np.unique(labels)
+        known = present < self.num_labels
+        strange = present[~known & ~np.isin(present, self.void_labels)]
+        if strange.size:
+            raise DatasetError(
+                f"The label map {path} holds the label {strange[0]}, but the dataset has the "
+                f"labels 0 to {self.num_labels - 1} and {' and '.join(map(str, self.void_labels))}."
+            )
+        categories = present[known]
+        if len(categories) > IGNORE_LABEL:
+            raise DatasetError(
+                f"The label map {path} holds {len(categories)} categories; one image may hold up "
+                f"to {IGNORE_LABEL}."
+            )
+        table = np.full(int(labels.max()) + 1, IGNORE_LABEL, np.uint8)
+        table[categories] = np.arange(len(categories))
+        meaning = np.full(256, self.ignore_value, np.int64)
+        meaning[: len(categories)] = categories
+        return table[labels], meaning
 
 
 class VocabularyMapper:
@@ -15,7 +149,7 @@ class VocabularyMapper:
     def __init__(self, mapper: Callable[[dict], dict], vocabulary: Vocabulary) -> None:
         """
         Args:
-            mapper: makes a record of a dataset dict, e.g. Detectron2's ``DatasetMapper``.
+            mapper: makes a record of a dataset dict, e.g. a :class:`SemSegMapper`.
             vocabulary: the categories that the values of ``"sem_seg"`` count, in that order.
         """
         self.mapper = mapper

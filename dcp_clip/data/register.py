@@ -31,6 +31,7 @@ def register_sem_seg(
     expected_count: int | None = None,
     image_ext: str | Sequence[str] = (".jpg", ".png"),
     label_ext: str | Sequence[str] = ".png",
+    num_foreground: int | None = None,
     advice: str = "",
     replace: bool = False,
 ) -> None:
@@ -49,6 +50,10 @@ def register_sem_seg(
         expected_count: number of images of the official split; None if any number will do.
         image_ext: suffix or suffixes of the photographs.
         label_ext: suffix or suffixes of the label maps.
+        num_foreground: number of categories that are scored one by one, the first ones. The rest
+            of the vocabulary counts as one background category, whose label in the label maps is
+            ``num_foreground`` (CAT-Seg's PAS-20b); ``evaluator_type`` becomes
+            "sem_seg_background". None for the usual case.
         advice: sentence appended to the loader's errors, e.g. the prepare command to run.
         replace: whether an earlier registration of ``name`` gives way. Otherwise Detectron2
             refuses a name that is taken.
@@ -69,15 +74,18 @@ def register_sem_seg(
             advice=advice,
         ),
     )
-    MetadataCatalog.get(name).set(
+    metadata = MetadataCatalog.get(name)
+    metadata.set(
         stuff_classes=list(vocabulary.display_names),
         stuff_synonyms=[list(names) for names in vocabulary.synonyms],
         stuff_colors=[list(color) for color in vocabulary.colors],
         ignore_label=ignore_label,
-        evaluator_type="sem_seg",
+        evaluator_type="sem_seg" if num_foreground is None else "sem_seg_background",
         image_root=str(image_dir),
         sem_seg_root=str(label_dir),
     )
+    if num_foreground is not None:
+        metadata.set(num_foreground=num_foreground)
 
 
 def load_sem_seg(
@@ -116,12 +124,12 @@ def load_sem_seg(
 
 
 def _check_single_channel(label: Path) -> None:
-    """Refuse palette and RGB label maps, which ``DatasetMapper`` would turn into grey values."""
+    """Refuse palette and RGB label maps, whose values are colours or point to some."""
     with Image.open(label) as image:
-        if image.mode not in ("L", "I;16", "I"):
+        if image.mode not in ("L", "I;16", "I;16B", "I"):
             raise DatasetError(
-                f"The label map {label} has pixels of the kind {image.mode}: Detectron2 needs "
-                "single-channel label maps without a palette."
+                f"The label map {label} has pixels of the kind {image.mode}: it must have a single "
+                "channel and be without a palette (see docs/custom_data.md)."
             )
 
 

@@ -12,11 +12,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -26,7 +26,7 @@ from torch import nn
 
 from ..checkpoint import load_weights
 from ..data.augmentation import build_sem_seg_augmentations
-from ..data.mapper import VocabularyMapper
+from ..data.mapper import SemSegMapper, VocabularyMapper
 from ..evaluation import MeanIoUEvaluator, ProposalRecallEvaluator
 from ..vocabulary import Vocabulary
 from .solver import EMAHook, build_optimizer
@@ -128,14 +128,15 @@ class Trainer(DefaultTrainer):
                 f"DATASETS.TRAIN must name one or more data sets of the same categories, got "
                 f"{cfg.DATASETS.TRAIN}."
             )
-        augmentations = build_sem_seg_augmentations(cfg, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
-        mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
+        augmentations = build_sem_seg_augmentations(cfg)
+        mapper = SemSegMapper.from_datasets(cfg, cfg.DATASETS.TRAIN, augmentations)
         # Nothing is added to the records: the model's own vocabulary is that of DATASETS.TRAIN.
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = DatasetMapper(cfg, is_train=False)
+        augmentations = build_augmentation(cfg, is_train=False)
+        mapper = SemSegMapper.from_datasets(cfg, [dataset_name], augmentations)
         vocabulary = Vocabulary.from_dataset(dataset_name)
         return build_detection_test_loader(
             cfg, dataset_name, mapper=VocabularyMapper(mapper, vocabulary)

@@ -35,7 +35,6 @@ class OpenVocabularySegmentor(nn.Module):
         backbone: nn.Module,
         criterion: nn.Module,
         vocabulary: Vocabulary | None,
-        ignore_value: int,
         output: str = "last",
         bf16: bool = False,
         window: SlidingWindow | None = None,
@@ -45,7 +44,6 @@ class OpenVocabularySegmentor(nn.Module):
             backbone: a :class:`CLIPBackbone`.
             criterion: the losses.
             vocabulary: used for inputs that bring none of their own.
-            ignore_value: label value of void pixels in the data set's files.
             output: the maps that are the answer: "last", or an earlier stage's, "fine" or "coarse".
             bf16: run forward under bfloat16 autocast.
             window: how images larger than a window are evaluated; None: whole.
@@ -61,7 +59,6 @@ class OpenVocabularySegmentor(nn.Module):
         self.backbone = backbone
         self.criterion = criterion
         self.vocabulary = vocabulary
-        self.ignore_value = ignore_value
         self.output = output
         self.bf16 = bf16
         self.window = window
@@ -75,7 +72,6 @@ class OpenVocabularySegmentor(nn.Module):
         return {
             "criterion": SegmentationCriterion(cfg),
             "vocabulary": Vocabulary.from_dataset(train[0]) if train else None,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "output": cfg.MODEL.DCP_CLIP.OUTPUT,
             "bf16": cfg.MODEL.DCP_CLIP.BF16,
             "window": SlidingWindow.from_config(cfg),
@@ -119,7 +115,8 @@ class OpenVocabularySegmentor(nn.Module):
             batched_inputs: a list, batched outputs of Detectron2's ``DatasetMapper``. Each dict has
 
                 * "image": (3, H, W) tensor, RGB, 0 to 255;
-                * "sem_seg": (H, W) category ids, in training (and for the oracle proposal);
+                * "sem_seg": (H, W) category ids, in training (and for the oracle proposal); void
+                  pixels hold any other number;
                 * "vocabulary": :class:`Vocabulary`, optional; else the model's own. One for all
                   images of a batch;
                 * "height", "width": output size in pixels, optional; else the image's.
@@ -161,9 +158,11 @@ class OpenVocabularySegmentor(nn.Module):
     def _normalise(self, image: Tensor) -> Tensor:
         return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
 
-    def labels_of(self, inputs: dict) -> Tensor:
+    def labels_of(self, inputs: dict, vocabulary: Vocabulary) -> Tensor:
+        """(H, W) category ids of an input, -1 where void."""
+        # Whatever is no category is void: data sets ignore 255 or, with more categories, 65535.
         labels = inputs["sem_seg"].to(self.device).long()
-        return labels.masked_fill(labels == self.ignore_value, _VOID)
+        return labels.masked_fill((labels < 0) | (labels >= len(vocabulary)), _VOID)
 
     def _losses(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> dict[str, Tensor]:
         if any("sem_seg" not in x for x in batched_inputs):
@@ -171,7 +170,7 @@ class OpenVocabularySegmentor(nn.Module):
         divisor = self.backbone.size_divisibility
         images = [self._normalise(x["image"]) for x in batched_inputs]
         images = ImageList.from_tensors(images, divisor)
-        labels = [self.labels_of(x) for x in batched_inputs]
+        labels = [self.labels_of(x, vocabulary) for x in batched_inputs]
         labels = ImageList.from_tensors(labels, divisor, pad_value=_VOID).tensor
         maps, proposals, refinement = self.segment(
             images.tensor, images.image_sizes, vocabulary, labels
@@ -192,7 +191,7 @@ class OpenVocabularySegmentor(nn.Module):
             inputs = [batched_inputs[i] for i in members]
             labels = None
             if all("sem_seg" in x for x in inputs):
-                labels = torch.stack([self.labels_of(x) for x in inputs])
+                labels = torch.stack([self.labels_of(x, vocabulary) for x in inputs])
             maps, extent, proposals = self.segment_images(
                 [x["image"] for x in inputs], vocabulary, labels
             )

@@ -109,7 +109,7 @@ class SlidingWindow:
         size = [max(1, round(side * factor)) for side in image.shape[-2:]]
         # On the CPU bytes are resized as bytes: no float copy of a large photograph.
         small = F.interpolate(image[None].cpu(), size, mode="bilinear", antialias=True)[0]
-        labels = model.labels_of(inputs)[None] if "sem_seg" in inputs else None
+        labels = model.labels_of(inputs, vocabulary)[None] if "sem_seg" in inputs else None
         _, _, proposals = model.segment_images([small], vocabulary, labels)
         keep = proposals.valid[0]
         return proposals.ids[0][keep], proposals.scores[0][keep]

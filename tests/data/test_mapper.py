@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from PIL import Image
 
 from dcp_clip.data.augmentation import build_sem_seg_augmentations
-from dcp_clip.data.mapper import VocabularyMapper
+from dcp_clip.data.mapper import SemSegMapper, VocabularyMapper
 from dcp_clip.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(["left", "right"])
@@ -49,8 +48,12 @@ def dataset_dict(tmp_path) -> dict:
 
 
 def make_mapper(cfg: CfgNode) -> VocabularyMapper:
-    augmentations = build_sem_seg_augmentations(cfg)
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
+    mapper = SemSegMapper(
+        build_sem_seg_augmentations(cfg),
+        image_format=cfg.INPUT.FORMAT,
+        num_labels=len(VOCABULARY),
+        void_labels=[255],
+    )
     return VocabularyMapper(mapper, VOCABULARY)
 
 

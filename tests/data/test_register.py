@@ -1,13 +1,10 @@
-"""Registration of CamVid and of semantic segmentation folders in general."""
+"""Registration of a folder of images and a folder of label maps."""
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-import dcp_clip.data
-from dcp_clip.categories import load_names
-from dcp_clip.data.camvid import IMAGE_COUNTS, register_camvid
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.register import datasets_root, load_sem_seg, register_sem_seg
 from dcp_clip.vocabulary import Vocabulary
@@ -32,33 +29,6 @@ def name():
     if "test_sem_seg" in DatasetCatalog:
         DatasetCatalog.remove("test_sem_seg")
     MetadataCatalog.pop("test_sem_seg", None)
-
-
-def test_names_are_the_official_ones():
-    names = [category.all_names for category in load_names("camvid_11")]
-    assert names[0] == ("sky",) and names[6] == ("sign symbol",) and len(names) == 11
-    assert all(len(n) == 1 for n in names)
-
-
-@pytest.mark.parametrize("split", IMAGE_COUNTS)
-def test_metadata(split):
-    assert dcp_clip.data  # importing it registers
-    metadata = MetadataCatalog.get(f"camvid_sem_seg_{split}")
-    assert len(metadata.stuff_classes) == len(metadata.stuff_colors) == 11
-    assert metadata.stuff_synonyms[8] == ["car"] and metadata.stuff_colors[8] == [64, 0, 128]
-    assert metadata.ignore_label == 255 and metadata.evaluator_type == "sem_seg"
-    assert metadata.image_root.endswith(f"camvid/images/{split}")
-    assert metadata.sem_seg_root.endswith(f"camvid/labels/{split}")
-
-
-def test_missing_folder_tells_the_prepare_command(tmp_path):
-    register_camvid(tmp_path)
-    try:
-        with pytest.raises(DatasetError, match="prepare_camvid.py") as error:
-            DatasetCatalog.get("camvid_sem_seg_val")
-        assert str(tmp_path / "camvid" / "images" / "val") in str(error.value)
-    finally:
-        register_camvid()
 
 
 def test_root_is_detectron2s(monkeypatch):
