@@ -35,9 +35,10 @@ def register_sem_seg_folder(
     Args:
         name: e.g. "street_train".
         images: folder of photographs.
-        labels: folder of label maps with the stems of the photographs: single-channel PNG or TIFF,
-            8 or 16 bits, whose values are positions in `names`, from 0, or `ignore`. Relative paths
-            are relative to the current directory; "~" is the home directory.
+        labels: folder of label maps with the stems of the photographs: single-channel PNG or TIFF
+            of 8 or 16 bits, with a palette or without, whose values are positions in `names`, from
+            0, or `ignore`. Relative paths are relative to the current directory; "~" is the home
+            directory.
         names: the C categories in the order of the label values: a list of names (or of lists of
             synonyms), "sky; tree; car, automobile", a .txt or .json file, or the name of a
             registered dataset (see :meth:`Vocabulary.parse`).

@@ -42,8 +42,8 @@ def register_sem_seg(
     Args:
         name: name in ``DatasetCatalog`` and ``MetadataCatalog``.
         image_dir: folder of photographs.
-        label_dir: folder of single-channel label maps with the stems of the photographs; values
-            0 ... C-1 and ``ignore_label``.
+        label_dir: folder of single-channel label maps (a palette counts for nothing) with the
+            stems of the photographs; values 0 ... C-1 and ``ignore_label``.
         vocabulary: the C categories: a :class:`Vocabulary`, the list that
             :func:`dcp_clip.categories.load_names` returns, or anything ``Vocabulary`` takes.
         ignore_label: value of the pixels that count for nothing.
@@ -124,12 +124,12 @@ def load_sem_seg(
 
 
 def _check_single_channel(label: Path) -> None:
-    """Refuse palette and RGB label maps, whose values are colours or point to some."""
+    """Refuse label maps of colours; the values of a palette image are its indices."""
     with Image.open(label) as image:
-        if image.mode not in ("L", "I;16", "I;16B", "I"):
+        if image.mode not in ("L", "P", "I;16", "I;16B", "I"):
             raise DatasetError(
                 f"The label map {label} has pixels of the kind {image.mode}: it must have a single "
-                "channel and be without a palette (see docs/custom_data.md)."
+                "channel of 8 or 16 bits that holds label numbers (see docs/custom_data.md)."
             )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dcp_clip.data.augmentation import build_sem_seg_augmentations
 from dcp_clip.data.mapper import SemSegMapper, VocabularyMapper
+from dcp_clip.data.pairing import DatasetError
 from dcp_clip.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(["left", "right"])
@@ -116,3 +117,75 @@ def test_switches(cfg):
     assert kinds() == [T.ResizeShortestEdge, T.RandomFlip]
     cfg.INPUT.RANDOM_FLIP = "none"
     assert kinds() == [T.ResizeShortestEdge]
+
+
+def wide_mapper(augmentations=(), num_labels=847, void_labels=(65535,)) -> SemSegMapper:
+    return SemSegMapper(
+        augmentations, image_format="RGB", num_labels=num_labels, void_labels=void_labels
+    )
+
+
+def write_pair(folder, label: np.ndarray) -> dict:
+    """A label map, 16-bit TIFF or 8-bit PNG by its dtype, and an image of its size."""
+    suffix = ".tif" if label.dtype == np.uint16 else ".png"
+    Image.fromarray(label).save(folder / f"label{suffix}")
+    Image.new("RGB", label.shape[::-1]).save(folder / "image.png")
+    return {
+        "file_name": str(folder / "image.png"),
+        "sem_seg_file_name": str(folder / f"label{suffix}"),
+    }
+
+
+def test_sixteen_bit_labels(tmp_path):
+    """255 is a category as any other; Detectron2's mapper makes 255 of all from 256 on."""
+    label = np.array([[0, 1, 254, 255], [256, 300, 846, 65535]], np.uint16)
+    record = wide_mapper()(write_pair(tmp_path, label))
+    assert record["sem_seg"].tolist() == label.tolist()
+    assert record["sem_seg"].dtype == torch.int64
+    assert (record["height"], record["width"]) == (2, 4)
+
+
+def test_sixteen_bit_labels_are_augmented_as_eight_bit_ones(cfg, tmp_path):
+    """What stands for the labels in between must not show."""
+    small = np.random.default_rng(0).integers(0, 5, (30, 40)).astype(np.uint8)
+    meaning = np.array([0, 255, 256, 700, 65535], np.uint16)
+    narrow = SemSegMapper(
+        build_sem_seg_augmentations(cfg), image_format="RGB", num_labels=4, void_labels=[4]
+    )
+    wide = wide_mapper(build_sem_seg_augmentations(cfg))
+    for label, mapper, records in ((small, narrow, []), (meaning[small], wide, [])):
+        np.random.seed(3)
+        records += [mapper(write_pair(tmp_path, label))["sem_seg"] for _ in range(3)]
+        if mapper is narrow:
+            expected = [r.where(r != 255, torch.tensor(4)) for r in records]
+    for record, reference in zip(records, expected, strict=True):
+        assert torch.equal(record, torch.as_tensor(meaning.astype(int))[reference])
+
+
+@pytest.mark.parametrize("value", [20, 254])
+def test_label_of_no_category(value, tmp_path):
+    label = np.array([[0, 19], [255, value]], np.uint8)
+    mapper = wide_mapper(num_labels=20, void_labels=[255])
+    with pytest.raises(DatasetError, match=rf"label.png holds the label {value}.*0 to 19 and 255"):
+        mapper(write_pair(tmp_path, label))
+
+
+def test_label_map_of_another_size(tmp_path):
+    pair = write_pair(tmp_path, np.zeros((4, 6), np.uint8))
+    Image.new("RGB", (4, 6)).save(pair["file_name"])
+    with pytest.raises(DatasetError, match=r"label.png has the shape \(4, 6\).*\(6, 4\)"):
+        wide_mapper()(pair)
+
+
+def test_record_without_labels(tmp_path):
+    pair = write_pair(tmp_path, np.zeros((4, 6), np.uint8))
+    del pair["sem_seg_file_name"]
+    record = wide_mapper()(pair)
+    assert "sem_seg" not in record and record["image"].shape == (3, 4, 6)
+
+
+def test_background_is_the_label_of_no_category(cfg, tmp_path):
+    """PAS-20b: category 20 of the vocabulary is a "bag", label 20 is all that is not VOC's."""
+    mapper = SemSegMapper.from_datasets(cfg, ["pascal_voc_20b_sem_seg_val"], [])
+    record = mapper(write_pair(tmp_path, np.array([[0, 19, 20, 255]], np.uint8)))
+    assert record["sem_seg"].tolist() == [[0, 19, 255, 255]]

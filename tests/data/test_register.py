@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.register import datasets_root, load_sem_seg, register_sem_seg
+from dcp_clip.engine import Trainer
+from dcp_clip.structures import SemSegProposals
 from dcp_clip.vocabulary import Vocabulary
 
 
@@ -83,10 +86,28 @@ def test_ambiguous_stem(folders):
     assert len(load_sem_seg(images, labels, image_ext=".jpg")) == 3
 
 
-def test_palette_labels_are_refused(folders):
+def test_colours_are_no_labels(folders):
     images, labels = folders
-    palette = Image.fromarray(np.zeros((4, 6), np.uint8))
-    palette.putpalette([9, 9, 9])
-    palette.save(labels / "a.png")
-    with pytest.raises(DatasetError, match="without a palette"):
+    Image.new("RGB", (6, 4)).save(labels / "a.png")
+    with pytest.raises(DatasetError, match=r"a.png has pixels of the kind RGB.*single channel"):
         load_sem_seg(images, labels)
+
+
+def test_the_values_of_a_palette_image_are_its_indices(folders, name, make_cfg, tmp_path):
+    images, labels = folders
+    for label in labels.iterdir():
+        image = Image.fromarray(np.full((4, 6), 1, np.uint8))
+        image.putpalette([9, 9, 9, 77, 88, 99])
+        image.save(label)
+    register_sem_seg(name, images, labels, ["sky", "tree"])
+    cfg = make_cfg(opts={"OUTPUT_DIR": str(tmp_path), "DATALOADER.NUM_WORKERS": 0})
+    batch = next(iter(Trainer.build_test_loader(cfg, name)))
+    assert (batch[0]["sem_seg"] == 1).all()
+    evaluator = Trainer.build_evaluator(cfg, name)
+    evaluator.reset()
+    logits = torch.stack([torch.zeros(4, 6), torch.ones(4, 6)])
+    ids = torch.arange(2)
+    evaluator.process(
+        batch, [{"sem_seg": SemSegProposals(logits, ids, 2), "proposals": {"ids": ids}}]
+    )
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
