@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
-from dcp_clip.data.camvid import IMAGE_COUNTS, NAMES
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.pairing import DatasetError, pair_images_with_labels
 from dcp_clip.data.prepare import available_cpus, count_pixels, label_lookup, prepare_split
 from dcp_clip.data.register import datasets_root
@@ -35,7 +35,7 @@ SOURCE = (
 
 
 def find_splits(
-    folder: Path, image_counts: Mapping[str, int] = IMAGE_COUNTS
+    folder: Path, image_counts: Mapping[str, int] = BENCHMARKS["camvid"].counts
 ) -> dict[str, list[tuple[Path, Path]]]:
     """List the (image, label map) files of every split that an input folder holds.
 
@@ -73,7 +73,7 @@ def prepare_camvid(
     root: Path,
     *,
     workers: int = 1,
-    image_counts: Mapping[str, int] = IMAGE_COUNTS,
+    image_counts: Mapping[str, int] = BENCHMARKS["camvid"].counts,
 ) -> None:
     """Write ``<root>/camvid`` from a CamVid folder; what is finished is skipped.
 
@@ -87,7 +87,7 @@ def prepare_camvid(
         DatasetError: if the input is not a complete CamVid. Pairing and counts of all splits are
             checked before anything is written.
     """
-    categories = load_names(NAMES)
+    categories = load_names(BENCHMARKS["camvid"].names)
     output = root / "camvid"
     if output.exists() and source.resolve() == output.resolve():
         raise DatasetError(f"The input {source} is the output folder: give another --root.")
