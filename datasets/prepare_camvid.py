@@ -8,19 +8,15 @@ with images/{train,val,test} and labels/{train,val,test}. The output is
 <root>/camvid/{images,labels}/{train,val,test}, with 255 for unlabelled pixels.
 """
 
-import argparse
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS
-from dcp_clip.data.pairing import DatasetError, pair_images_with_labels
-from dcp_clip.data.prepare import available_cpus, count_pixels, label_lookup, prepare_split
-from dcp_clip.data.register import datasets_root
-
-logger = logging.getLogger("prepare_camvid")
+from dcp_clip.data.camvid import IMAGE_COUNTS, NAMES
+from dcp_clip.data.label_formats import label_encoding, read_indices
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.prepare_program import find_splits, make_parser, prepare_dataset, run_program
 
 UNLABELLED = 11  # in both layouts of the input
 # Where a split's (images, label maps) are, by layout.
@@ -34,8 +30,8 @@ SOURCE = (
 )
 
 
-def find_splits(
-    folder: Path, image_counts: Mapping[str, int] = BENCHMARKS["camvid"].counts
+def find_pairs(
+    folder: Path, image_counts: Mapping[str, int] = IMAGE_COUNTS
 ) -> dict[str, list[tuple[Path, Path]]]:
     """List the (image, label map) files of every split that an input folder holds.
 
@@ -46,26 +42,22 @@ def find_splits(
         raise DatasetError(f"The input folder {folder} does not exist. {SOURCE}")
     found = {
         layout: {
-            split: tuple(folder / part.format(split) for part in parts)
+            split: (folder / images.format(split), folder / labels.format(split))
             for split in image_counts
-            if any((folder / part.format(split)).is_dir() for part in parts)
         }
-        for layout, parts in LAYOUTS.items()
+        for layout, (images, labels) in LAYOUTS.items()
     }
-    layouts = [layout for layout, splits in found.items() if splits]
+    layouts = [
+        layout
+        for layout, splits in found.items()
+        if any(part.is_dir() for parts in splits.values() for part in parts)
+    ]
     if not layouts:
         expected = " or ".join(" and ".join(p.format("train") for p in v) for v in LAYOUTS.values())
         raise DatasetError(f"{folder} holds neither {expected}. {SOURCE}")
     if len(layouts) > 1:
         raise DatasetError(f"{folder} holds two layouts ({' and '.join(layouts)}): keep one.")
-    splits = found[layouts[0]]
-    for split in image_counts:
-        if split not in splits:
-            logger.info("%s: not in %s, skipped.", split, folder)
-    return {
-        split: pair_images_with_labels(*folders, expected_count=image_counts[split], advice=SOURCE)
-        for split, folders in splits.items()
-    }
+    return find_splits(folder, found[layouts[0]], image_counts, advice=SOURCE)
 
 
 def prepare_camvid(
@@ -73,7 +65,7 @@ def prepare_camvid(
     root: Path,
     *,
     workers: int = 1,
-    image_counts: Mapping[str, int] = BENCHMARKS["camvid"].counts,
+    image_counts: Mapping[str, int] = IMAGE_COUNTS,
 ) -> None:
     """Write ``<root>/camvid`` from a CamVid folder; what is finished is skipped.
 
@@ -87,59 +79,19 @@ def prepare_camvid(
         DatasetError: if the input is not a complete CamVid. Pairing and counts of all splits are
             checked before anything is written.
     """
-    categories = load_names(BENCHMARKS["camvid"].names)
     output = root / "camvid"
     if output.exists() and source.resolve() == output.resolve():
         raise DatasetError(f"The input {source} is the output folder: give another --root.")
-    splits = find_splits(source, image_counts)
-    for split, pairs in splits.items():
-        label_dir = output / "labels" / split
-        written = prepare_split(
-            pairs,
-            output / "images" / split,
-            label_dir,
-            label_lookup(categories, ignored_raw=[UNLABELLED]),
-            workers=workers,
-            description=split,
-        )
-        logger.info(
-            "%s: %d images in %s (%d written, %d there before).",
-            split,
-            len(pairs),
-            output / "images" / split,
-            written,
-            len(pairs) - written,
-        )
-        pixels = count_pixels(label_dir, len(categories), workers=workers)
-        names = [category.name for category in categories] + ["(ignored)"]
-        percent = 100 * pixels / pixels.sum()
-        shares = (f"{name} {p:.2f}" for name, p in zip(names, percent, strict=True))
-        logger.info("%s: %% of pixels: %s", split, ", ".join(shares))
+    splits = find_pairs(source, image_counts)
+    encoding = label_encoding(load_names(NAMES), read_indices, ignored_raw=[UNLABELLED])
+    prepare_dataset(output, splits, encoding, workers=workers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--input", type=Path, required=True, help="CamVid as it was downloaded")
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=datasets_root(),
-        help="folder of all datasets (default: $DETECTRON2_DATASETS or ./datasets)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=available_cpus(), help="processes (default: all processors)"
-    )
+    parser = make_parser(__doc__, "CamVid as it was downloaded", input_required=True)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        prepare_camvid(args.input, args.root, workers=args.workers)
-    except (DatasetError, OSError) as e:
-        logger.error("error: %s", e)
-        return 1
-    return 0
+    return run_program(lambda: prepare_camvid(args.input, args.root, workers=args.workers))
 
 
 if __name__ == "__main__":

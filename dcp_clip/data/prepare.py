@@ -1,65 +1,54 @@
 """What the scripts in ``datasets/`` share: turn a benchmark's files into train ids, once.
 
-A prepared dataset has its photographs unchanged and 8-bit PNG label maps of train ids in which 255
-is ignored. Every file appears under its name only when it is complete and checked, so that a run
-that was stopped is simply started again.
+A prepared dataset has its photographs unchanged (unless they are to be shrunk) and single-channel
+label maps of train ids: 8-bit PNG with 255 = ignored, or 16-bit TIFF with 65535 = ignored where
+the categories do not fit 8 bits. Every file appears under its name only when it is complete and
+checked, so that a run that was stopped is simply started again.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dcp_clip.categories import IGNORE_LABEL, Category
+from dcp_clip.data.label_formats import LabelEncoding, read_prepared
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.image_io import atomic_write, write_png
 
-_FORBIDDEN = -1
-
-
-def available_cpus() -> int:
-    """The number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def label_lookup(categories: Sequence[Category], ignored_raw: Iterable[int] = ()) -> np.ndarray:
-    """Return a (256,) int16 table from a dataset's raw 8-bit label to the train id.
-
-    Args:
-        categories: at most 255, each with a ``raw_id`` in 0 ... 255.
-        ignored_raw: raw values that become 255. All others are forbidden (-1 in the table).
-    """
-    table = np.full(256, _FORBIDDEN, dtype=np.int16)
-    table[list(ignored_raw)] = IGNORE_LABEL
-    for category in categories:
-        table[category.raw_id] = category.train_id
-    return table
+# An image file and what its label map is decoded from: a file, or an object with a name.
+Pair = tuple[Path, Any]
 
 
 def prepare_split(
-    pairs: Sequence[tuple[Path, Path]],
+    pairs: Sequence[Pair],
     image_dir: Path,
     label_dir: Path,
-    lookup: np.ndarray,
+    encoding: LabelEncoding,
     *,
     workers: int = 1,
+    max_short_side: int | None = None,
     description: str = "",
 ) -> int:
     """Write the photographs and label maps of one split; skip those that are there already.
 
     Args:
-        pairs: (image, raw label map) files with equal stems.
+        pairs: image files with stems of their own, and what their label maps are decoded from.
         image_dir: output folder of photographs, which are linked, or copied across file systems.
         label_dir: output folder of label maps.
-        lookup: table of :func:`label_lookup`.
+        encoding: how to read label maps, and what they become.
         workers: processes; 1 works in this one.
+        max_short_side: longest allowed short side in pixels; None leaves all images as they are.
+            With it every image is encoded anew, also those that are small enough: bilinear without
+            antialiasing, JPEG of Pillow's default quality; label maps by the nearest pixel. That
+            is how the field has shortened ADE20K's full version since MaskFormer.
         description: name on the progress bar.
 
     Returns:
@@ -70,20 +59,29 @@ def prepare_split(
             forbidden value, or an output folder holds files that these pairs do not produce. The
             good pairs are written nonetheless.
     """
+    convert = partial(
+        _convert_pair,
+        image_dir=image_dir,
+        label_dir=label_dir,
+        encoding=encoding,
+        max_short_side=max_short_side,
+    )
+    outputs = [_output_names(image, encoding, max_short_side) for image, _ in pairs]
     for folder, names in (
-        (image_dir, {image.name for image, _ in pairs}),
-        (label_dir, {f"{label.stem}.png" for _, label in pairs}),
+        (image_dir, {o[0] for o in outputs}),
+        (label_dir, {o[1] for o in outputs}),
     ):
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(".*.part"):  # atomic_write, killed
             unfinished.unlink()
-        strange = sorted({path.name for path in folder.iterdir()} - names)
+        strange = sorted(
+            {path.name for path in folder.iterdir() if not path.name.startswith(".")} - names
+        )
         if strange:
             raise DatasetError(
                 f"{folder / strange[0]} is not made from this input ({len(strange)} such files): "
                 f"remove {folder} and start again."
             )
-    convert = partial(_convert_pair, image_dir=image_dir, label_dir=label_dir, lookup=lookup)
     return sum(run_parallel(convert, pairs, workers=workers, description=description))
 
 
@@ -111,18 +109,21 @@ def run_parallel(
     return [result for _, result in outcomes]
 
 
-def count_pixels(label_dir: Path, num_categories: int, *, workers: int = 1) -> np.ndarray:
+def count_pixels(label_dir: Path, encoding: LabelEncoding, *, workers: int = 1) -> np.ndarray:
     """Count the pixels of every category in a folder of prepared label maps.
 
     Lets users compare what they prepared with the figures in datasets/README.md.
 
     Returns:
-        (num_categories + 1,) int64; the last entry is the ignored pixels.
+        (C + 1,) int64; the last entry is the ignored pixels.
+
+    Raises:
+        DatasetError: if a label map holds a value that is neither a train id nor ignored.
     """
-    files = sorted(label_dir.glob("*.png"))
-    histograms = run_parallel(_histogram, files, workers=workers, description="count pixels")
-    total = np.sum(histograms, axis=0, dtype=np.int64)
-    return np.append(total[:num_categories], total[IGNORE_LABEL])
+    files = sorted(label_dir.glob(f"*{encoding.suffix}"))
+    count = partial(_histogram, num_categories=len(encoding.names), ignore=encoding.ignore_label)
+    histograms = run_parallel(count, files, workers=workers, description="count pixels")
+    return np.sum(histograms, axis=0, dtype=np.int64)
 
 
 def _attempt(function: Callable[[Any], Any], item: Any) -> tuple[str | None, Any]:
@@ -132,54 +133,69 @@ def _attempt(function: Callable[[Any], Any], item: Any) -> tuple[str | None, Any
         return str(e), None
 
 
+def _output_names(
+    image: Path, encoding: LabelEncoding, max_short_side: int | None
+) -> tuple[str, str]:
+    image_name = image.name if max_short_side is None else f"{image.stem}.jpg"
+    return image_name, f"{image.stem}{encoding.suffix}"
+
+
 def _convert_pair(
-    pair: tuple[Path, Path], *, image_dir: Path, label_dir: Path, lookup: np.ndarray
+    pair: Pair,
+    *,
+    image_dir: Path,
+    label_dir: Path,
+    encoding: LabelEncoding,
+    max_short_side: int | None,
 ) -> bool:
     image, label = pair
-    image_out, label_out = image_dir / image.name, label_dir / f"{label.stem}.png"
+    image_name, label_name = _output_names(image, encoding, max_short_side)
+    image_out, label_out = image_dir / image_name, label_dir / label_name
     # The label map is written last, so it vouches for the image as well.
     if label_out.exists() and image_out.exists():
-        if image_out.stat().st_size == image.stat().st_size:
+        if max_short_side is not None or image_out.stat().st_size == image.stat().st_size:
             return False
-    raw = _read_label(label)
-    size = _read_size(image)
-    if size != raw.shape[::-1]:
+    train_ids = encoding.train_ids(label)
+    photograph = _read_photograph(image)
+    if photograph.size != train_ids.shape[::-1]:
         raise DatasetError(
-            f"{image} is {size[0]} x {size[1]} pixels, but its label map {label} is "
-            f"{raw.shape[1]} x {raw.shape[0]}."
+            f"{image} is {photograph.width} x {photograph.height} pixels, but its label map "
+            f"{label} is {train_ids.shape[1]} x {train_ids.shape[0]}."
         )
-    train_ids = lookup[raw]
-    if (train_ids == _FORBIDDEN).any():
-        value = int(raw[train_ids == _FORBIDDEN][0])
-        allowed = np.flatnonzero(lookup != _FORBIDDEN).tolist()
-        raise DatasetError(
-            f"{label} holds the label {value}, which is not among {allowed}: it is of another "
-            "dataset or already converted."
-        )
-    _link_or_copy(image, image_out)
-    write_png(label_out, train_ids.astype(np.uint8))
+    if max_short_side is None:
+        _link_or_copy(image, image_out)
+    else:
+        photograph, train_ids = _shorten(photograph, train_ids, max_short_side)
+        with atomic_write(image_out) as f:
+            photograph.save(f, format="JPEG")
+    if encoding.suffix == ".png":
+        write_png(label_out, train_ids)
+    else:
+        with atomic_write(label_out) as f:
+            Image.fromarray(train_ids).save(f, format="TIFF", compression="tiff_adobe_deflate")
     return True
 
 
-def _read_label(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as label:
-            if label.mode not in ("L", "P"):  # both decode to the stored 8-bit values
-                raise DatasetError(
-                    f"{path} is no label map: its pixels are {label.mode}, not 8-bit indices."
-                )
-            return np.array(label)
-    except (OSError, SyntaxError) as e:  # Pillow raises SyntaxError for some broken PNG files
-        raise DatasetError(f"The label map {path} cannot be read: {e}.") from e
-
-
-def _read_size(path: Path) -> tuple[int, int]:
+def _read_photograph(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()  # an archive that was cut off shows only here
-            return image.size
+            return image
     except (OSError, SyntaxError) as e:
         raise DatasetError(f"The image {path} cannot be read: {e}.") from e
+
+
+def _shorten(
+    photograph: Image.Image, labels: np.ndarray, max_short_side: int
+) -> tuple[Image.Image, np.ndarray]:
+    photograph = photograph.convert("RGB")
+    short, long = sorted(photograph.size)
+    if short <= max_short_side:
+        return photograph, labels
+    sides = {short: max_short_side, long: round(long / short * max_short_side)}
+    size = (sides[photograph.width], sides[photograph.height])
+    pixels = cv2.resize(np.asarray(photograph), size, interpolation=cv2.INTER_LINEAR)
+    return Image.fromarray(pixels), cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -191,5 +207,12 @@ def _link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfileobj(reader, writer)
 
 
-def _histogram(label: Path) -> np.ndarray:
-    return np.bincount(_read_label(label).ravel(), minlength=256)
+def _histogram(label: Path, *, num_categories: int, ignore: int) -> np.ndarray:
+    counts = np.bincount(read_prepared(label).ravel(), minlength=ignore + 1)
+    if counts[num_categories:ignore].any():
+        value = num_categories + int(np.flatnonzero(counts[num_categories:ignore])[0])
+        raise DatasetError(
+            f"{label} holds the label {value}, but there are {num_categories} categories: remove "
+            "it and start again."
+        )
+    return np.append(counts[:num_categories], counts[ignore])
