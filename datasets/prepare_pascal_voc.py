@@ -12,9 +12,10 @@ for background and borders, and <root>/pascal_voc_20b, in which 20 is background
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from dcp_clip.categories import Category, load_names
+from dcp_clip.categories import load_names
 from dcp_clip.data.label_formats import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError, pair_listed, read_ids
 from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
@@ -69,7 +70,9 @@ def prepare_pascal_voc(
     )
     pairs = pair_listed(ids, source / "JPEGImages", source / labels, advice=SOURCE)
     categories = load_names(NAMES)
-    background = Category("background", (), len(categories), BACKGROUND, None)
+    background = replace(
+        categories[0], name="background", train_id=len(categories), raw_id=BACKGROUND
+    )
     for name, encoding in (
         (
             "pascal_voc_20",

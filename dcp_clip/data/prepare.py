@@ -8,6 +8,7 @@ checked, so that a run that was stopped is simply started again.
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -100,8 +101,13 @@ def run_parallel(
         outcomes = list(progress(map(task, items)))
     else:
         chunk = max(1, min(16, len(items) // (4 * workers)))
-        with ProcessPoolExecutor(workers) as pool:
-            outcomes = list(progress(pool.map(task, items, chunksize=chunk)))
+        # Ctrl-C reaches every process; a worker stopped amid its queues would hang the pool.
+        with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:
+            try:
+                outcomes = list(progress(pool.map(task, items, chunksize=chunk)))
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)  # what has begun is finished, nothing else
+                raise
     errors = [error for error, _ in outcomes if error is not None]
     if errors:
         more = f" ({len(errors) - 1} more files failed)" if len(errors) > 1 else ""
@@ -124,6 +130,10 @@ def count_pixels(label_dir: Path, encoding: LabelEncoding, *, workers: int = 1) 
     count = partial(_histogram, num_categories=len(encoding.names), ignore=encoding.ignore_label)
     histograms = run_parallel(count, files, workers=workers, description="count pixels")
     return np.sum(histograms, axis=0, dtype=np.int64)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _attempt(function: Callable[[Any], Any], item: Any) -> tuple[str | None, Any]:

@@ -50,7 +50,7 @@ def run_program(prepare: Callable[[], None]) -> int:
     """Call ``prepare`` with its messages on the terminal; returns the exit status.
 
     An error that names what is wrong with the data is told in its one sentence, without a
-    traceback.
+    traceback; so is Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -58,6 +58,9 @@ def run_program(prepare: Callable[[], None]) -> int:
     except (DatasetError, OSError) as e:
         logger.error("error: %s", e)
         return 1
+    except KeyboardInterrupt:
+        logger.error("Stopped. The same command goes on with what is left.")
+        return 130
     return 0
 
 

@@ -1,5 +1,7 @@
 """Decoders of label maps and the lookup from raw labels to train ids."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dcp_clip.categories import Category
+from dcp_clip.categories import load_names
 from dcp_clip.data.label_formats import (
     IGNORE_LABEL_16,
     RleLabelMap,
@@ -23,7 +25,11 @@ _maps = hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=
 
 
 def categories(*raw_ids):
-    return [Category(f"c{i}", (), i, raw_id, None) for i, raw_id in enumerate(raw_ids)]
+    template = load_names("camvid_11")[0]
+    return [
+        replace(template, name=f"c{i}", train_id=i, raw_id=raw_id)
+        for i, raw_id in enumerate(raw_ids)
+    ]
 
 
 def as_it_is(array):

@@ -1,0 +1,46 @@
+"""Parallel work on files: order, errors, and Ctrl-C."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.prepare import run_parallel
+
+
+def double(x):
+    return 2 * x
+
+
+def fail_on_threes(x):
+    if x % 3 == 0:
+        raise DatasetError(f"bad {x}")
+    return x
+
+
+def interrupt(args):
+    """Do what Ctrl-C does at the tenth item: a signal to the worker and one to its parent."""
+    number, folder = args
+    (folder / str(number)).touch()
+    time.sleep(0.002)
+    if number == 10:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getppid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_order_and_errors(workers):
+    assert run_parallel(double, range(100), workers=workers) == list(range(0, 200, 2))
+    with pytest.raises(DatasetError, match=r"^bad 0 \(33 more files failed\)$"):
+        run_parallel(fail_on_threes, range(100), workers=workers)
+
+
+def test_interrupt_ends_all_workers_soon(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_parallel(interrupt, [(i, tmp_path) for i in range(2000)], workers=2)
+    done = len(list(tmp_path.iterdir()))
+    assert 10 < done < 1000
+    time.sleep(0.1)
+    assert len(list(tmp_path.iterdir())) == done
