@@ -198,7 +198,8 @@ def make_pascal_context_459(root):
     case.suffix = ".tif"
     (case.source / "trainval").mkdir()
     for i, stem in enumerate(STEMS["val"]):
-        raw = _fill([*range(460), 60000], (17, 31), i).astype(np.uint16)
+        # Half of the categories each: no photograph shows more than 255.
+        raw = _fill([*range(230 * i, 230 * i + 230), 0, 60000], (17, 31), i).astype(np.uint16)
         case.label_files[stem] = case.source / f"trainval/{stem}.mat"
         savemat(case.label_files[stem], {"LabelMap": raw})
         expected = np.where((raw == 0) | (raw == 60000), 65535, raw.astype(int) - 1)
