@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.label_formats import label_encoding, read_indices
 from dcp_clip.data.prepare_program import find_splits, make_parser, prepare_dataset, run_program
 
-NAMES = "ade20k_150"
-IMAGE_COUNTS = {"train": 20210, "val": 2000}
+NAMES = BENCHMARKS["ade20k_150"].names
+IMAGE_COUNTS = BENCHMARKS["ade20k_150"].counts
 FOLDERS = {"train": "training", "val": "validation"}
 OTHER = 0
 SOURCE = (

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.label_formats import IGNORE_LABEL_16, label_encoding, read_ade_objects
 from dcp_clip.data.pairing import DatasetError, pair_in_tree
 from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
 
-NAMES = "ade20k_847"
-# The number of training images is not enforced: no count of ours has confirmed the usual 25,574.
-IMAGE_COUNTS = {"train": None, "val": 2000}
+NAMES = BENCHMARKS["ade20k_847"].names
+IMAGE_COUNTS = BENCHMARKS["ade20k_847"].counts
 FOLDERS = {"train": "training", "val": "validation"}
 MAX_SHORT_SIDE = 512
 SOURCE = (

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.label_formats import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.prepare_program import find_splits, make_parser, prepare_dataset, run_program
 
-NAMES = "camvid_11"
-# Images in each split of SegNet's CamVid, which every published figure refers to.
-IMAGE_COUNTS = {"train": 367, "val": 101, "test": 233}
+NAMES = BENCHMARKS["camvid"].names
+IMAGE_COUNTS = BENCHMARKS["camvid"].counts
 UNLABELLED = 11  # in both layouts of the input
 # Where a split's (images, label maps) are, by layout.
 LAYOUTS = {

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.label_formats import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.prepare_program import find_splits, make_parser, prepare_dataset, run_program
 
-NAMES = "coco_stuff_171"
-IMAGE_COUNTS = {"train": 118287, "val": 5000}
+NAMES = BENCHMARKS["coco_stuff"].names
+IMAGE_COUNTS = BENCHMARKS["coco_stuff"].counts
 UNLABELLED = 255
 IMAGE_FOLDERS = ("{}2017", "images/{}2017")
 LABEL_FOLDERS = (

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.label_formats import IGNORE_LABEL_16, label_encoding, read_mat_label_map
 from dcp_clip.data.pairing import DatasetError, pair_listed, read_ids
 from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
 
-NAMES = "pascal_context_459"
-IMAGE_COUNT = 5104
+NAMES = BENCHMARKS["pascal_context_459"].names
+IMAGE_COUNT = BENCHMARKS["pascal_context_459"].counts["val"]
 VAL_IDS = Path(__file__).parent / "pascal_context_val_ids.txt"
 SOURCE = (
     "JPEGImages is in VOCtrainval_03-May-2010.tar of host.robots.ox.ac.uk/pascal/VOC/voc2010, "

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcp_clip.categories import load_names
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.label_formats import RleLabelMap, decode_rle, label_encoding
 from dcp_clip.data.pairing import DatasetError, check_files, read_ids
 from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
 
 logger = logging.getLogger("prepare_pascal_context_59")
 
-NAMES = "pascal_context_59"
-IMAGE_COUNT = 5104
+NAMES = BENCHMARKS["pascal_context_59"].names
+IMAGE_COUNT = BENCHMARKS["pascal_context_59"].counts["val"]
 ANNOTATIONS = "trainval_merged.json"
 VAL_IDS = Path(__file__).parent / "pascal_context_val_ids.txt"
 SOURCE = (

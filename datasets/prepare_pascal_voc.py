@@ -16,14 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from dcp_clip.categories import load_names
+from dcp_clip.data.benchmarks import BENCHMARKS
 from dcp_clip.data.label_formats import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError, pair_listed, read_ids
 from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
 
 logger = logging.getLogger("prepare_pascal_voc")
 
-NAMES = "pascal_voc_20"
-IMAGE_COUNT = 1449
+NAMES = BENCHMARKS["pascal_voc_20"].names
+IMAGE_COUNT = BENCHMARKS["pascal_voc_20"].counts["val"]
 BACKGROUND, BORDER = 0, 255
 # The first is what most of the field evaluates with.
 LABEL_FOLDERS = ("SegmentationClassAug", "SegmentationClass")

@@ -10,11 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dcp_clip.categories import IGNORE_LABEL, load_names
+from dcp_clip.data.label_formats import IGNORE_LABEL_16
 from dcp_clip.data.register import datasets_root, register_sem_seg
 from dcp_clip.vocabulary import Vocabulary
-
-# The value of ignored pixels in 16-bit label maps, for more categories than 8 bits hold.
-IGNORE_LABEL_16 = 65535
 
 
 @dataclass(frozen=True)
