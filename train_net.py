@@ -7,7 +7,12 @@ Examples::
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --resume
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only \
         MODEL.WEIGHTS output/model_final.pth
+    python train_net.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml --eval-only \
+        MODEL.WEIGHTS output/model_final.pth \
+        DATASETS.TEST "('ade20k_150_sem_seg_val','pascal_context_59_sem_seg_val')"
     python train_net.py --num-gpus 8 --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml
+
+Every evaluation leaves OUTPUT_DIR/results.md and results.json, see docs/benchmarks.md.
 """
 
 import sys
@@ -37,6 +42,8 @@ def main(args: Namespace) -> dict:
     """Train, or evaluate with ``--eval-only``; one process of the launch."""
     cfg = setup(args)
     if args.eval_only:
+        if not cfg.DATASETS.TEST:
+            raise ValueError("DATASETS.TEST is empty: name the data sets to evaluate.")
         model = Trainer.build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS)
         results = Trainer.test(cfg, model)

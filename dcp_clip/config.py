@@ -19,6 +19,7 @@ def add_dcp_clip_config(cfg: CN) -> None:
     _add_clip(cfg)
     _add_stages(cfg)
     _add_training(cfg)
+    _add_evaluation(cfg)
 
 
 def _add_clip(cfg: CN) -> None:
@@ -150,6 +151,14 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.FPN_BASELINE = CN()
     # Channels of its pyramid.
     cfg.MODEL.FPN_BASELINE.DIM = 64
+
+
+def _add_evaluation(cfg: CN) -> None:
+    # Boundary IoU as well (evaluation/boundary.py); slow.
+    cfg.TEST.BOUNDARY_IOU = False
+    # Write every prediction to OUTPUT_DIR/inference/<data set>/sem_seg_predictions.json (COCO's
+    # run-length encoding); slow, and large.
+    cfg.TEST.SAVE_PREDICTIONS = False
 
 
 def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:

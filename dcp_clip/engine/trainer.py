@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import weakref
+from collections import OrderedDict
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
-    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
@@ -27,7 +26,13 @@ from torch import nn
 from ..checkpoint import load_weights
 from ..data.augmentation import build_sem_seg_augmentations
 from ..data.mapper import SemSegMapper, VocabularyMapper
-from ..evaluation import MeanIoUEvaluator, ProposalRecallEvaluator
+from ..evaluation import (
+    EvaluationReport,
+    SpeedEvaluator,
+    build_sem_seg_evaluator,
+    build_test_evaluators,
+    evaluation_environment,
+)
 from ..vocabulary import Vocabulary
 from .solver import EMAHook, build_optimizer
 
@@ -98,19 +103,50 @@ class Trainer(DefaultTrainer):
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
-    @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
-        """As Detectron2's, on the model without its distributed wrapper.
+    def train(self) -> dict | None:
+        """As Detectron2's, once all of DATASETS.TEST is known to be there."""
+        build_test_evaluators(self.cfg, self.build_evaluator)
+        return super().train()
 
-        The wrapper broadcasts buffers in every forward pass, in evaluation too, where the processes
-        have different numbers of images: they would wait for each other for ever. It is done once
-        here, as each process has statistics of batch norm of its own.
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict:
+        """As Detectron2's, with a report of all data sets in results.md and results.json.
+
+        The report is logged at the end, and written after each data set. What is wrong with any of
+        them is raised before the first image.
+
+        The model is taken out of its distributed wrapper, which broadcasts buffers in every forward
+        pass, in evaluation too, where the processes have different numbers of images: they would
+        wait for each other for ever. It is done once here, as each process has statistics of batch
+        norm of its own.
         """
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        return super().test(cfg, model, evaluators)
+        names = cfg.DATASETS.TEST
+        if evaluators is None:
+            evaluators = build_test_evaluators(cfg, cls.build_evaluator)
+        if not names:
+            return {}
+        report, results = None, OrderedDict()
+        if comm.is_main_process():
+            report = EvaluationReport(names, evaluation_environment(cfg, model))
+        for name, evaluator in zip(names, evaluators, strict=True):
+            one = cfg.clone()
+            one.defrost()
+            one.DATASETS.TEST = (name,)
+            with SpeedEvaluator(model) as speed:
+                both = DatasetEvaluators([evaluator, speed])
+                results[name] = super().test(one, model, [both])
+            if report:
+                report.add(name, results[name])
+                report.write(cfg.OUTPUT_DIR)
+        if report:
+            logger.info("Evaluation, also in %s:\n%s", cfg.OUTPUT_DIR, report.to_markdown())
+        return results[names[0]] if len(names) == 1 else results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -144,15 +180,4 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        kind = MetadataCatalog.get(dataset_name).evaluator_type
-        if kind != "sem_seg":
-            raise ValueError(
-                f"data set '{dataset_name}' has evaluator_type '{kind}', not 'sem_seg'."
-            )
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return DatasetEvaluators(
-            [
-                MeanIoUEvaluator(dataset_name, distributed=True, output_dir=folder),
-                ProposalRecallEvaluator(dataset_name),
-            ]
-        )
+        return build_sem_seg_evaluator(cfg, dataset_name)

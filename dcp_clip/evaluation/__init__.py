@@ -1,6 +1,19 @@
-"""Evaluators: Detectron2's mean IoU, and the recall of the proposals."""
+"""Evaluators: mean IoU by a stated convention, recall of the proposals, speed; and their report."""
 
-from .mean_iou import MeanIoUEvaluator
+from .build import build_sem_seg_evaluator, build_test_evaluators
+from .environment import evaluation_environment
+from .mean_iou import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
 from .proposal_recall import ProposalRecallEvaluator
+from .report import EvaluationReport
+from .speed import SpeedEvaluator
 
-__all__ = ["MeanIoUEvaluator", "ProposalRecallEvaluator"]
+__all__ = [
+    "BackgroundMeanIoUEvaluator",
+    "EvaluationReport",
+    "MeanIoUEvaluator",
+    "ProposalRecallEvaluator",
+    "SpeedEvaluator",
+    "build_sem_seg_evaluator",
+    "build_test_evaluators",
+    "evaluation_environment",
+]

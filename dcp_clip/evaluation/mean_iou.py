@@ -1,25 +1,162 @@
-"""Detectron2's semantic segmentation evaluator, without what nobody asked for."""
+"""Detectron2's semantic segmentation evaluator, made strict and independent of its version."""
 
 from __future__ import annotations
 
-from detectron2.evaluation import SemSegEvaluator
+from collections import OrderedDict
 
-__all__ = ["MeanIoUEvaluator"]
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils import comm
+
+from .boundary import boundary_iou as iou_of_boundaries
+from .boundary import count_boundary_pairs, require_opencv
+from .confusion import count_pairs, score
+
+__all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
-    """:class:`SemSegEvaluator` whose boundary IoU is off unless asked for.
+    """:class:`SemSegEvaluator` with one formula for mIoU, and without what nobody asked for.
 
-    Upstream computes boundary IoU whenever OpenCV is installed and there are fewer than 255
-    categories; it takes longer than a small model's inference, and makes the result's keys depend
-    on the machine.
+    * mIoU is over the categories present in the ground truth, whichever Detectron2 is installed;
+      the other conventions are reported beside it, see :mod:`dcp_clip.evaluation.confusion`.
+    * A label map of another size than the prediction, or with a value that is no category, is an
+      error: upstream's sum would credit such pixels to another category without a word.
+    * Predictions are encoded only if they are to be written; upstream encodes a mask for each
+      category of each image, keeps and gathers them all.
+    * Boundary IoU is off unless asked for, and then that of :mod:`dcp_clip.evaluation.boundary`.
+      Upstream computes its own whenever OpenCV is installed and there are fewer than 255
+      categories, which makes the result's keys depend on the machine.
     """
 
-    def __init__(self, dataset_name: str, *args, boundary_iou: bool = False, **kwargs):
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        boundary_iou: bool = False,
+        **kwargs,
+    ):
         """
         Args:
-            dataset_name: a registered data set; the rest as in :class:`SemSegEvaluator`.
-            boundary_iou: compute it after all.
+            dataset_name: a registered data set.
+            distributed: gather from all processes of the run.
+            output_dir: folder for ``sem_seg_predictions.json`` (COCO's run-length encoding) and
+                ``sem_seg_evaluation.pth``; None writes neither.
+            boundary_iou: compute it too.
+            kwargs: see :class:`SemSegEvaluator`.
+
+        Raises:
+            ImportError: for boundary IoU without OpenCV.
+        """
+        if boundary_iou:
+            require_opencv()
+        super().__init__(dataset_name, distributed, output_dir, **kwargs)
+        self._compute_boundary_iou = False  # upstream's
+        self._boundary_iou = boundary_iou
+
+    def reset(self) -> None:
+        super().reset()
+        self._boundary_matrix = np.zeros_like(self._conf_matrix)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """
+        Args:
+            inputs: dicts with "file_name".
+            outputs: dicts with "sem_seg", which answers ``argmax(dim=0)`` with (H, W) ids.
+
+        Raises:
+            ValueError: naming the label map that does not fit.
+        """
+        for x, output in zip(inputs, outputs, strict=True):
+            prediction = self.decide(output["sem_seg"].argmax(dim=0).cpu().numpy())
+            labels = self._read_labels(x["file_name"], prediction.shape)
+            self._conf_matrix += count_pairs(prediction, labels, self._num_classes)
+            if self._boundary_iou:
+                self._boundary_matrix += count_boundary_pairs(prediction, labels, self._num_classes)
+            if self._output_dir:
+                self._predictions.extend(self.encode_json_sem_seg(prediction, x["file_name"]))
+
+    def decide(self, prediction: np.ndarray) -> np.ndarray:
+        """(H, W) ids of the vocabulary to ids of the categories that are scored."""
+        return prediction
+
+    def _read_labels(self, file_name: str, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) int64 ids, C where void."""
+        path = self.input_file_to_gt_file[file_name]
+        labels = self.sem_seg_loading_fn(path, dtype=int)
+        if labels.shape != size:
+            raise ValueError(
+                f"label map {path} has shape {labels.shape}, the prediction for {file_name} has "
+                f"{size}: one of the two files is rotated, resized or another image's."
+            )
+        void = labels == self._ignore_label
+        wrong = labels[~void & ((labels < 0) | (labels >= self._num_classes))]
+        if wrong.size:
+            raise ValueError(
+                f"label map {path} holds the value {wrong[0]}, but '{self._dataset_name}' has the "
+                f"categories 0 to {self._num_classes - 1} and ignores {self._ignore_label}; "
+                "prepare the data set again."
+            )
+        return np.where(void, self._num_classes, labels)
+
+    def evaluate(self) -> OrderedDict | None:
+        """As :class:`SemSegEvaluator`, in percent, on the main process; besides "sem_seg" there is
+
+        "classes": how many are "present", "seen" and there at "all", and "mIoU_seen" and "mIoU_all"
+        by those conventions.
+        """
+        boundary = [self._boundary_matrix]
+        if self._boundary_iou and self._distributed:
+            boundary = comm.gather(self._boundary_matrix)
+        with np.errstate(invalid="ignore"):  # where nothing is labelled, NaN is the answer
+            results = super().evaluate()  # afterwards the matrix is that of all processes
+        if results is None:
+            return None
+        scores = score(self._conf_matrix)
+        results["sem_seg"]["mIoU"] = 100 * scores.mean_iou()
+        if self._boundary_iou:
+            values = 100 * iou_of_boundaries(sum(boundary))
+            present = values[~np.isnan(values)]
+            results["sem_seg"]["mBoundaryIoU"] = present.mean() if present.size else float("nan")
+            for name, value in zip(self._class_names, values, strict=True):
+                results["sem_seg"][f"BoundaryIoU-{name}"] = value
+        results["classes"] = {
+            **{c: scores.num_categories(c) for c in ("present", "seen", "all")},
+            **{f"mIoU_{c}": 100 * scores.mean_iou(c) for c in ("seen", "all")},
+        }
+        return results
+
+
+class BackgroundMeanIoUEvaluator(MeanIoUEvaluator):
+    """Of a longer vocabulary only the first F names are scored; all others mean background.
+
+    PAS-20b as CAT-Seg defines it (arXiv 2303.11797, and the evaluator of its train_net.py): the
+    model is given 59 names, the first F = 20 are VOC's, any other answer is the 21st category. It
+    is one of the F + 1 that mIoU is over.
+    """
+
+    def __init__(self, dataset_name: str, *args, **kwargs):
+        """
+        Args:
+            dataset_name: its metadata has ``num_foreground`` (F); label maps hold 0 ... F-1,
+                F = background, and the ignore label. The rest as in :class:`MeanIoUEvaluator`.
+
+        Raises:
+            ValueError: without such a number.
         """
         super().__init__(dataset_name, *args, **kwargs)
-        self._compute_boundary_iou &= boundary_iou
+        foreground = MetadataCatalog.get(dataset_name).get("num_foreground")
+        if not isinstance(foreground, int) or not 0 < foreground <= self._num_classes:
+            raise ValueError(
+                f"data set '{dataset_name}' needs num_foreground in its metadata, from 1 to its "
+                f"{self._num_classes} names, for evaluator_type 'sem_seg_background'; it has "
+                f"{foreground}."
+            )
+        self._num_classes = foreground + 1
+        self._class_names = [*self._class_names[:foreground], "background"]
+
+    def decide(self, prediction: np.ndarray) -> np.ndarray:
+        return np.minimum(prediction, self._num_classes - 1)

@@ -23,13 +23,16 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str):
         """
         Args:
-            dataset_name: a registered data set with sem_seg labels.
+            dataset_name: a registered data set with sem_seg labels. Where its metadata has
+                ``num_foreground``, the labels from there on are a background that no proposal
+                stands for.
         """
         self._labels = {
             r["file_name"]: r["sem_seg_file_name"] for r in DatasetCatalog.get(dataset_name)
         }
         meta = MetadataCatalog.get(dataset_name)
-        self._num_categories, self._ignore = len(meta.stuff_classes), meta.ignore_label
+        self._num_categories = meta.get("num_foreground", len(meta.stuff_classes))
+        self._ignore = meta.ignore_label
         self.reset()
 
     def reset(self) -> None:

@@ -1,0 +1,137 @@
+"""Scores of a confusion matrix, under each of the conventions that published figures follow.
+
+They differ in what the sum of the categories' IoU is divided by, which matters where a category has
+no pixel in the ground truth (PASCAL-Context 459: 114 of 459 have none, a factor of 1.33):
+
+* the categories *present* in the ground truth: Detectron2 since July 2022, and this project;
+* those *seen*, present or predicted: the release v0.6 of Detectron2. It calls itself "0.6" as its
+  successors do, so that the version does not tell which formula made a figure;
+* *all* categories: what v0.6 comes to when each of them is predicted somewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+
+__all__ = ["CONVENTIONS", "Scores", "count_pairs", "probe_detectron2", "score"]
+
+# What the sum of IoU is divided by, in words for reports.
+CONVENTIONS = {
+    "present": "classes present in the ground truth",
+    "seen": "classes present or predicted",
+    "all": "all classes",
+}
+
+
+def count_pairs(prediction: np.ndarray, labels: np.ndarray, num_categories: int) -> np.ndarray:
+    """Count how often each category was predicted for each label.
+
+    Args:
+        prediction: (H, W) ids 0 ... C; C stands for "none".
+        labels: (H, W) ids 0 ... C; C stands for void.
+        num_categories: C.
+
+    Returns:
+        (C + 1, C + 1) int64: rows are predictions, columns labels.
+    """
+    n = num_categories + 1
+    pairs = n * prediction.reshape(-1).astype(np.int64) + labels.reshape(-1).astype(np.int64)
+    return np.bincount(pairs, minlength=n * n).reshape(n, n)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a confusion matrix says. Shares from 0 to 1, NaN where there is nothing to divide by.
+
+    Attributes:
+        iou: (C,) intersection over union, NaN for categories that are not present.
+        accuracy: (C,) share of a category's pixels that were found, NaN likewise.
+        frequency: (C,) share of the labelled pixels.
+        present: (C,) bool, the category has a pixel in the ground truth.
+        seen: (C,) bool, it has one there or was predicted for a labelled pixel.
+    """
+
+    iou: np.ndarray
+    accuracy: np.ndarray
+    frequency: np.ndarray
+    present: np.ndarray
+    seen: np.ndarray
+
+    def mean_iou(self, convention: str = "present") -> float:
+        """The sum of IoU, divided as one of :data:`CONVENTIONS` says."""
+        return _ratio(np.nansum(self.iou), self.num_categories(convention))
+
+    def num_categories(self, convention: str = "present") -> int:
+        """What :meth:`mean_iou` divides by."""
+        counts = {"present": self.present.sum(), "seen": self.seen.sum(), "all": len(self.iou)}
+        return int(counts[convention])
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        return self._weighted(self.iou)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return self._weighted(self.accuracy)
+
+    @property
+    def mean_accuracy(self) -> float:
+        return _ratio(np.nansum(self.accuracy), self.num_categories())
+
+    def _weighted(self, values: np.ndarray) -> float:
+        return float(np.nansum(values * self.frequency)) if self.present.any() else float("nan")
+
+
+def score(matrix: np.ndarray) -> Scores:
+    """Read a confusion matrix.
+
+    Args:
+        matrix: (C + 1, C + 1) of :func:`count_pairs`, summed over the images. What was predicted
+            under void, the last column, counts for nothing.
+    """
+    inner = matrix[:-1, :-1].astype(float)
+    hit, labelled, predicted = inner.diagonal(), inner.sum(0), inner.sum(1)
+    present = labelled > 0
+    iou, accuracy = np.full((2, len(inner)), np.nan)
+    iou[present] = hit[present] / (labelled + predicted - hit)[present]
+    accuracy[present] = hit[present] / labelled[present]
+    frequency = labelled / max(labelled.sum(), 1.0)
+    return Scores(iou, accuracy, frequency, present, present | (predicted > 0))
+
+
+def probe_detectron2() -> str | None:
+    """Which convention the installed :class:`SemSegEvaluator` follows, seen on four pixels.
+
+    Returns:
+        a key of :data:`CONVENTIONS`, or None for a formula that is none of them.
+    """
+    name = "dcp_clip_probe_of_the_evaluator"
+    labels, prediction = np.array([[0, 0, 1, 1]]), torch.tensor([[0, 0, 1, 2]])
+    DatasetCatalog.register(name, lambda: [{"file_name": "0", "sem_seg_file_name": "0"}])
+    MetadataCatalog.get(name).set(stuff_classes=list("abcd"), ignore_label=255)
+    upstream = logging.getLogger(SemSegEvaluator.__module__)
+    disabled, upstream.disabled = upstream.disabled, True
+    try:
+        evaluator = SemSegEvaluator(
+            name, distributed=False, sem_seg_loading_fn=lambda path, **options: labels.copy()
+        )
+        evaluator.reset()
+        one_hot = torch.nn.functional.one_hot(prediction, 4).permute(2, 0, 1)
+        evaluator.process([{"file_name": "0"}], [{"sem_seg": one_hot}])
+        found = evaluator.evaluate()["sem_seg"]["mIoU"] / 100
+    finally:
+        upstream.disabled = disabled
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    scores = score(count_pairs(prediction.numpy(), labels, 4))
+    return next((c for c in CONVENTIONS if np.isclose(found, scores.mean_iou(c))), None)
+
+
+def _ratio(total: float, count: int) -> float:
+    return float(total) / count if count else float("nan")

@@ -1,0 +1,93 @@
+"""What a figure depends on besides the model: to be printed beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from importlib import metadata
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from .. import __version__
+from ..check_env import ROOT, environment_summary, installed_version
+from .confusion import CONVENTIONS, probe_detectron2
+
+__all__ = ["evaluation_environment", "source_commit", "weights_fingerprint"]
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "Pillow", "OpenCV")
+
+
+def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
+    """Describe the model, its input, the software and the machine of an evaluation.
+
+    Args:
+        cfg: the whole config.
+        model: with the weights that are evaluated.
+
+    Returns:
+        text by name, in the order of a report. Pillow is in it because its resampling, and
+        Detectron2 because its builds, have moved published figures by tenths.
+    """
+    summary = environment_summary()
+    vocabulary = cfg.MODEL.DCP_CLIP.VOCABULARY
+    convention = probe_detectron2()
+    build = _build_commit("detectron2")
+    return {
+        "dcp_clip": f"{__version__}, {source_commit()}",
+        "model": f"{cfg.MODEL.META_ARCHITECTURE}, maps: {cfg.MODEL.DCP_CLIP.OUTPUT}",
+        "CLIP": f"{cfg.MODEL.CLIP.NAME}, weights: {cfg.MODEL.CLIP.PRETRAINED or 'none'}",
+        "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS or "none",
+        "weights fingerprint": weights_fingerprint(model),
+        "prompts": f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}",
+        "input": f"shortest edge {cfg.INPUT.MIN_SIZE_TEST}, longest {cfg.INPUT.MAX_SIZE_TEST}",
+        "device": f"{_device_of(model)}, processes: {comm.get_world_size()}",
+        "detectron2": summary["detectron2"] + (f", commit {build}" if build else ""),
+        "detectron2's own mIoU is over the": CONVENTIONS.get(convention, "unknown"),
+        **{name: summary[name] for name in _PACKAGES},
+        **{name: summary[name] for name in ("Python", "system", "CPU", "cores", "GPU")},
+        "PyTorch on CPU": summary["PyTorch on CPU"],
+    }
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hexadecimal digits of the SHA-256 of all parameters and buffers with their names.
+
+    The same for the same weights, whatever file they came from and whatever device they are on.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def source_commit() -> str:
+    """The commit of this project's clone, with "-dirty" where files differ from it."""
+    if not (ROOT / ".git").exists():  # installed elsewhere; a repository around it is not ours
+        return "not in git"
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or a folder of another owner
+        return "commit unknown"
+    return f"commit {done.stdout.strip()}"
+
+
+def _build_commit(module: str) -> str:
+    """Short commit that a package was installed from, "" unless pip installed it from a repository
+    (which it notes in direct_url.json, PEP 610)."""
+    owner, _ = installed_version(module, module)
+    try:
+        text = metadata.distribution(owner).read_text("direct_url.json") if owner else None
+    except metadata.PackageNotFoundError:
+        return ""
+    return json.loads(text).get("vcs_info", {}).get("commit_id", "")[:12] if text else ""
+
+
+def _device_of(model: nn.Module) -> str:
+    tensor = next(model.parameters(), None)
+    return str(tensor.device) if tensor is not None else "none"
