@@ -134,8 +134,11 @@ def installed_version(name: str, module: str) -> tuple[str, str]:
     The distribution ``name`` is preferred; another may bring the same module, as opencv-python and
     opencv-python-headless both bring cv2.
     """
-    candidates = [name, *metadata.packages_distributions().get(module, [])]
-    for candidate in candidates:
+    try:
+        return name, metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass  # the search below reads what every installed package brings: a second or more
+    for candidate in metadata.packages_distributions().get(module, []):
         try:
             return candidate, metadata.version(candidate)
         except metadata.PackageNotFoundError:

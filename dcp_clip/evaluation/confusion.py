@@ -25,7 +25,7 @@ __all__ = ["CONVENTIONS", "Scores", "count_pairs", "probe_detectron2", "score"]
 CONVENTIONS = {
     "present": "classes present in the ground truth",
     "seen": "classes present or predicted",
-    "all": "all classes",
+    "all": "classes of the whole list",
 }
 
 

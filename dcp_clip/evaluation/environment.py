@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import subprocess
@@ -19,6 +20,7 @@ from .confusion import CONVENTIONS, probe_detectron2
 __all__ = ["evaluation_environment", "source_commit", "weights_fingerprint"]
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "Pillow", "OpenCV")
+_MACHINE = ("Python", "system", "CPU", "cores", "PyTorch on CPU", "GPU")
 
 
 def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
@@ -32,10 +34,7 @@ def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         text by name, in the order of a report. Pillow is in it because its resampling, and
         Detectron2 because its builds, have moved published figures by tenths.
     """
-    summary = environment_summary()
     vocabulary = cfg.MODEL.DCP_CLIP.VOCABULARY
-    convention = probe_detectron2()
-    build = _build_commit("detectron2")
     return {
         "dcp_clip": f"{__version__}, {source_commit()}",
         "model": f"{cfg.MODEL.META_ARCHITECTURE}, maps: {cfg.MODEL.DCP_CLIP.OUTPUT}",
@@ -45,11 +44,18 @@ def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         "prompts": f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}",
         "input": f"shortest edge {cfg.INPUT.MIN_SIZE_TEST}, longest {cfg.INPUT.MAX_SIZE_TEST}",
         "device": f"{_device_of(model)}, processes: {comm.get_world_size()}",
+        **_software_and_machine(),
+    }
+
+
+@functools.cache  # listing what is installed takes seconds, and training evaluates many times
+def _software_and_machine() -> dict[str, str]:
+    summary = environment_summary()
+    build = _build_commit("detectron2")
+    return {
         "detectron2": summary["detectron2"] + (f", commit {build}" if build else ""),
-        "detectron2's own mIoU is over the": CONVENTIONS.get(convention, "unknown"),
-        **{name: summary[name] for name in _PACKAGES},
-        **{name: summary[name] for name in ("Python", "system", "CPU", "cores", "GPU")},
-        "PyTorch on CPU": summary["PyTorch on CPU"],
+        "detectron2's own mIoU is over the": CONVENTIONS.get(probe_detectron2(), "unknown"),
+        **{name: summary[name] for name in (*_PACKAGES, *_MACHINE)},
     }
 
 

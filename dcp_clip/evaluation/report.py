@@ -63,7 +63,7 @@ class EvaluationReport:
         self._results[dataset] = results
 
     def to_markdown(self) -> str:
-        """The table, what is missing from it, every mIoU where classes are absent, the environment."""
+        """The table, what is missing from it, mIoU by convention, and the environment."""
         columns = [c for c in _COLUMNS if any(_find(r, c) is not None for r in self._list())]
         rows = [
             [name, _classes(results), *(_cell(results, column) for column in columns)]
@@ -125,15 +125,11 @@ def _conventions(name: str, results: Mapping) -> str:
         "all": counts["mIoU_all"],
     }
     rows = [
-        [f"IoU sum over the {counts[key]} {_named(key)}", _USERS[key], f"{value:.2f}"]
+        [f"IoU sum over the {counts[key]} {CONVENTIONS[key]}", _USERS[key], f"{value:.2f}"]
         for key, value in values.items()
     ]
     note = _CONVENTIONS_NOTE.format(name=name, **counts)
     return f"{note}\n{_table(rows, ['mIoU', 'as in', 'percent'])}\n"
-
-
-def _named(convention: str) -> str:
-    return CONVENTIONS[convention].removeprefix("all ")
 
 
 def _table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:

@@ -1,56 +1,22 @@
-"""Mean IoU against a hand-made example and scikit-learn's confusion matrix."""
+"""Mean IoU of label maps on disk: by hand, by scikit-learn, and whichever Detectron2 there is."""
+
+import json
 
 import numpy as np
 import pytest
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+from detectron2.evaluation import SemSegEvaluator
+from sklearn.metrics import jaccard_score
 
-from dcp_clip.evaluation import MeanIoUEvaluator
-from dcp_clip.structures import SemSegProposals
+from dcp_clip.evaluation import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
 
 NAME = "test_mean_iou_sem_seg"
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    """``dataset(labels, classes)``: register label maps; the records."""
-
-    def register(labels, num_classes):
-        records = []
-        for i, label in enumerate(labels):
-            path = tmp_path / f"{i}.png"
-            Image.fromarray(np.asarray(label, np.uint8)).save(path)
-            records.append({"file_name": f"{i}.jpg", "sem_seg_file_name": str(path)})
-        DatasetCatalog.register(NAME, lambda: records)
-        classes = [f"class{i}" for i in range(num_classes)]
-        MetadataCatalog.get(NAME).set(stuff_classes=classes, ignore_label=255)
-        return records
-
-    yield register
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME)
-
-
-def predict(label, num_classes):
-    """The model's output whose argmax is `label`."""
-    ids = torch.arange(num_classes).flip(0)
-    logits = (torch.as_tensor(label)[None] == ids[:, None, None]).float()
-    return {"sem_seg": SemSegProposals(logits, ids, num_classes)}
-
-
-def evaluate(records, predictions, **options):
-    evaluator = MeanIoUEvaluator(NAME, distributed=False, **options)
-    evaluator.reset()
-    for record, prediction in zip(records, predictions, strict=True):
-        evaluator.process([record], [prediction])
-    return evaluator.evaluate()["sem_seg"]
-
-
-def test_by_hand(dataset):
-    records = dataset([[[0, 0, 1, 1]], [[1, 255, 255, 1]]], 3)
-    predictions = [predict(np.array([[0, 1, 1, 1]]), 3), predict(np.array([[1, 0, 2, 0]]), 3)]
-    result = evaluate(records, predictions)
+def test_by_hand(register, evaluate):
+    records = register(NAME, [[[0, 0, 1, 1]], [[1, 255, 255, 1]]], 3)
+    predictions = [[[0, 1, 1, 1]], [[1, 0, 2, 0]]]
+    results = evaluate(MeanIoUEvaluator(NAME), records, predictions, 3)
+    result = results["sem_seg"]
     # class0: 1 of {2 true + 1 false}; class1: 3 of {4 true + 1 false}; class2: only under void.
     assert result["IoU-class0"] == pytest.approx(100 * 1 / 3)
     assert result["IoU-class1"] == pytest.approx(100 * 3 / 5)
@@ -58,33 +24,139 @@ def test_by_hand(dataset):
     assert result["mIoU"] == pytest.approx(100 * (1 / 3 + 3 / 5) / 2)
     assert result["pACC"] == pytest.approx(100 * 4 / 6)
     assert result["mACC"] == pytest.approx(100 * (1 / 2 + 3 / 4) / 2)
+    assert result["fwIoU"] == pytest.approx(100 * (1 / 3 * 2 / 6 + 3 / 5 * 4 / 6))
+    assert results["classes"]["present"] == results["classes"]["seen"] == 2
 
 
-def test_against_scikit_learn(dataset):
-    metrics = pytest.importorskip("sklearn.metrics")
+@pytest.mark.parametrize(("suffix", "ignore", "c"), [(".png", 255, 6), (".tif", 65535, 700)])
+def test_files_against_scikit_learn(register, evaluate, suffix, ignore, c):
+    """8-bit and 16-bit label maps; the last two categories are absent, one of them is predicted."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 5, (4, 20, 30))
-    guesses = np.where(rng.random(labels.shape) < 0.6, labels, rng.integers(0, 5, labels.shape))
-    labels[rng.random(labels.shape) < 0.1] = 255
-    result = evaluate(dataset(labels, 5), [predict(g, 5) for g in guesses])
-    known = labels != 255
-    matrix = metrics.confusion_matrix(labels[known], guesses[known])
-    iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
-    assert result["mIoU"] == pytest.approx(100 * iou.mean())
-    for i in range(5):
-        assert result[f"IoU-class{i}"] == pytest.approx(100 * iou[i])
-    jaccard = metrics.jaccard_score(labels[known], guesses[known], average="macro")
-    assert result["mIoU"] == pytest.approx(100 * jaccard)
+    used = np.array([0, 1, c - 4, c - 3])
+    labels = rng.choice(used, (4, 20, 30))
+    guesses = np.where(rng.random(labels.shape) < 0.6, labels, rng.choice(used, labels.shape))
+    guesses[:, :2] = c - 2
+    labels[rng.random(labels.shape) < 0.1] = ignore
+    records = register(NAME, labels, c, suffix=suffix, ignore=ignore)
+    results = evaluate(MeanIoUEvaluator(NAME), records, guesses, c)
+    known = labels != ignore
+    true, guessed = labels[known], guesses[known]
+    per_class = jaccard_score(true, guessed, labels=used, average=None)
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100 * per_class.mean())
+    for i, value in zip(used, per_class, strict=True):
+        assert results["sem_seg"][f"IoU-class{i}"] == pytest.approx(100 * value)
+    weighted = jaccard_score(true, guessed, average="weighted")
+    assert results["sem_seg"]["fwIoU"] == pytest.approx(100 * weighted)
+    assert results["classes"] == pytest.approx(
+        {
+            "present": 4,
+            "seen": 5,
+            "all": c,
+            "mIoU_seen": 100 * per_class.sum() / 5,
+            "mIoU_all": 100 * per_class.sum() / c,
+        }
+    )
 
 
-def test_boundary_iou_on_request_only(dataset):
-    records = dataset([np.eye(8)], 2)
-    predictions = [predict(np.eye(8, dtype=int), 2)]
-    assert not [key for key in evaluate(records, predictions) if "Boundary" in key]
-    assert "BoundaryIoU-class0" in evaluate(records, predictions, boundary_iou=True)
+def test_equals_detectron2_where_every_category_is_present(register, evaluate):
+    rng = np.random.default_rng(1)
+    labels, guesses = rng.integers(0, 4, (2, 3, 10, 10))
+    labels[:, 0] = 255
+    records = register(NAME, labels, 4)
+    ours = evaluate(MeanIoUEvaluator(NAME), records, guesses, 4)["sem_seg"]
+    theirs = evaluate(SemSegEvaluator(NAME), records, guesses, 4)["sem_seg"]
+    assert set(ours) == {key for key in theirs if "oundary" not in key and "min(" not in key}
+    assert ours == {key: theirs[key] for key in ours}
 
 
-def test_predictions_are_written(dataset, tmp_path):
-    records = dataset([[[0, 1]]], 2)
-    evaluate(records, [predict(np.array([[0, 1]]), 2)], output_dir=str(tmp_path / "out"))
-    assert (tmp_path / "out" / "sem_seg_predictions.json").is_file()
+def test_does_not_depend_on_the_installed_detectron2(register, evaluate, monkeypatch):
+    """With v0.6's formula installed, mIoU is still over the categories that are present."""
+    upstream = SemSegEvaluator.evaluate
+
+    def v06(self):
+        results = upstream(self)
+        known = self._conf_matrix[:-1, :-1]
+        seen = ((known.sum(0) + known.sum(1)) > 0).sum()
+        present = (known.sum(0) > 0).sum()
+        results["sem_seg"]["mIoU"] *= present / seen
+        return results
+
+    monkeypatch.setattr(SemSegEvaluator, "evaluate", v06)
+    records = register(NAME, [[[0, 0, 1, 1]]], 4)
+    guesses = [[[0, 0, 1, 2]]]
+    assert evaluate(SemSegEvaluator(NAME), records, guesses, 4)["sem_seg"]["mIoU"] == 50
+    results = evaluate(MeanIoUEvaluator(NAME), records, guesses, 4)
+    assert results["sem_seg"]["mIoU"] == 75
+    assert results["classes"]["mIoU_seen"] == 50 and results["classes"]["mIoU_all"] == 37.5
+
+
+def test_only_void(register, evaluate):
+    records = register(NAME, [[[255, 255]]], 2)
+    results = evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1]]], 2)
+    assert np.isnan(results["sem_seg"]["mIoU"]) and results["classes"]["present"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1], [1, 0], [0, 0]], r"0\.png has shape \(3, 2\).*0\.jpg has \(2, 3\)"),
+        ([[0, 1, 1], [1, 7, 255]], r"0\.png holds the value 7, .*0 to 2 and ignores 255"),
+    ],
+)
+def test_label_maps_that_do_not_fit(register, evaluate, labels, message):
+    records = register(NAME, [labels], 3)
+    with pytest.raises(ValueError, match=message):
+        evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1, 1], [1, 2, 0]]], 3)
+
+
+def test_a_missing_output_is_an_error(register, predict):
+    records = register(NAME, [[[0]], [[1]]], 2)
+    evaluator = MeanIoUEvaluator(NAME)
+    evaluator.reset()
+    with pytest.raises(ValueError):
+        evaluator.process(records, [predict([[0]], 2)])
+
+
+def test_predictions_are_written_and_encoded_on_request_only(
+    register, evaluate, tmp_path, monkeypatch
+):
+    records = register(NAME, [[[0, 1]]], 2)
+    out = tmp_path / "out"
+    evaluate(MeanIoUEvaluator(NAME, output_dir=str(out)), records, [[[0, 1]]], 2)
+    written = json.loads((out / "sem_seg_predictions.json").read_text())
+    assert [x["category_id"] for x in written] == [0, 1]
+
+    def encode(*_):
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(MeanIoUEvaluator, "encode_json_sem_seg", encode)
+    evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1]]], 2)
+
+
+def test_background(register, evaluate):
+    """Three foreground categories of five prompted names; label 3 is background."""
+    labels = [[[0, 0, 1, 3, 3, 255]]]
+    records = register(NAME, labels, 5, num_foreground=3)
+    guesses = [[[0, 4, 1, 3, 4, 2]]]  # 3 and 4 both mean background
+    results = evaluate(BackgroundMeanIoUEvaluator(NAME), records, guesses, 5)
+    result = results["sem_seg"]
+    assert result["IoU-class0"] == pytest.approx(100 * 1 / 2)
+    assert result["IoU-class1"] == 100 and np.isnan(result["IoU-class2"])
+    assert result["IoU-background"] == pytest.approx(100 * 2 / 3)
+    assert "IoU-class3" not in result and "IoU-class4" not in result
+    assert result["mIoU"] == pytest.approx(100 * (1 / 2 + 1 + 2 / 3) / 3)
+    assert (results["classes"]["present"], results["classes"]["all"]) == (3, 4)
+
+
+def test_background_is_one_label_only(register, evaluate):
+    records = register(NAME, [[[0, 4]]], 5, num_foreground=3)
+    with pytest.raises(ValueError, match="holds the value 4, .*0 to 3 and"):
+        evaluate(BackgroundMeanIoUEvaluator(NAME), records, [[[0, 4]]], 5)
+
+
+@pytest.mark.parametrize("foreground", [None, 0, 6, "3"])
+def test_background_needs_to_know_the_foreground(register, foreground):
+    metadata = {} if foreground is None else {"num_foreground": foreground}
+    register(NAME, [[[0]]], 5, **metadata)
+    with pytest.raises(ValueError, match=f"'{NAME}' needs num_foreground"):
+        BackgroundMeanIoUEvaluator(NAME)

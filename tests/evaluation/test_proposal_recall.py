@@ -56,6 +56,14 @@ def test_nothing_to_find_is_no_division_by_zero(records):
     assert evaluator.evaluate()["proposals"]["recall"] == 0
 
 
+def test_background_is_not_to_be_found(records):
+    """Labels from num_foreground on are a background that no proposal stands for."""
+    MetadataCatalog.get(NAME).set(num_foreground=3)
+    evaluator = ProposalRecallEvaluator(NAME)
+    evaluator.process(records[:2], [output(3), output(1, 4)])
+    assert evaluator.evaluate()["proposals"]["recall"] == pytest.approx(100 * 1 / 3)
+
+
 def test_an_output_too_few_is_an_error(records):
     with pytest.raises(ValueError):
         ProposalRecallEvaluator(NAME).process(records, [output(0)])

@@ -1,0 +1,179 @@
+"""Evaluation of several data sets by the trainer: what it checks first, and what it leaves."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.register import register_sem_seg
+from dcp_clip.engine import Trainer
+from dcp_clip.vocabulary import VocabularyError
+
+SMALL, LARGE, BACKGROUND = (f"test_evaluation_{x}_sem_seg" for x in ("8", "16", "b"))
+NAMES = ["sky", "tree", "car", "road", "wall"]
+
+
+@pytest.fixture
+def datasets(tmp_path):
+    """Three data sets of three images: 3 names as 8-bit PNG; 300 names as 16-bit TIFF with 65535
+    ignored; 2 foreground names of 5, with background."""
+    rng = np.random.default_rng(0)
+    kinds = {
+        SMALL: (NAMES[:3], ".png", 255, [0, 1, 255]),
+        LARGE: ([f"thing {i}" for i in range(300)], ".tif", 65535, [7, 260, 299, 65535]),
+        BACKGROUND: (NAMES, ".png", 255, [0, 1, 2, 255]),
+    }
+    for name, (names, suffix, ignore, values) in kinds.items():
+        images, labels = tmp_path / name / "images", tmp_path / name / "labels"
+        images.mkdir(parents=True)
+        labels.mkdir()
+        for i in range(3):
+            image = rng.integers(0, 256, (32, 40, 3), np.uint8)
+            label = np.kron(rng.choice(values, (4, 5)), np.ones((8, 8), int))
+            Image.fromarray(image).save(images / f"{i}.jpg")
+            kind = np.uint8 if suffix == ".png" else np.uint16
+            Image.fromarray(label.astype(kind)).save(labels / f"{i}{suffix}")
+        register_sem_seg(name, images, labels, names, label_ext=suffix, ignore_label=ignore)
+    MetadataCatalog.pop(BACKGROUND)
+    MetadataCatalog.get(BACKGROUND).set(
+        stuff_classes=NAMES,
+        ignore_label=255,
+        evaluator_type="sem_seg_background",
+        num_foreground=2,
+    )
+    yield tuple(kinds)
+    for name in kinds:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+
+
+@pytest.fixture
+def config(make_cfg, tmp_path):
+    def make(*names, **options):
+        base = {
+            "DATASETS.TRAIN": (),
+            "DATASETS.TEST": names,
+            "DATALOADER.NUM_WORKERS": 0,
+            "INPUT.MIN_SIZE_TEST": 32,
+            "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR": "",
+        }
+        cfg = make_cfg("test-vit-16", {**base, **options})
+        cfg.OUTPUT_DIR = str(tmp_path / "out")
+        return cfg
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model("test-vit-16")
+
+
+def report(tmp_path):
+    out = tmp_path / "out"
+    return json.loads((out / "results.json").read_text()), (out / "results.md").read_text()
+
+
+def test_several_data_sets_with_one_model(config, datasets, model, tmp_path):
+    """The vocabulary follows the data set; one report tells of all."""
+    results = Trainer.test(config(*datasets), model)
+    content, markdown = report(tmp_path)
+    assert list(results) == list(content["results"]) == list(datasets)
+    for name, (present, total) in zip(datasets, [(2, 3), (3, 300), (3, 3)]):
+        found = content["results"][name]
+        assert (found["classes"]["present"], found["classes"]["all"]) == (present, total)
+        assert found["sem_seg"]["mIoU"] == pytest.approx(results[name]["sem_seg"]["mIoU"])
+        assert found["speed"]["images"] == 3 and found["speed"]["images_per_second"] > 0
+        assert found["proposals"]["per_image"] == min(4, 5 if name == BACKGROUND else total)
+        assert f"| {name}" in markdown
+    assert {"IoU-sky", "IoU-tree", "IoU-background"} < set(results[BACKGROUND]["sem_seg"])
+    assert "Not evaluated" not in markdown and f"**{LARGE}: 3/300 classes present.**" in markdown
+    assert not (tmp_path / "out" / "inference").exists()  # predictions are not asked for
+
+
+def test_one_data_set_is_returned_as_detectron2_does(config, datasets, model, tmp_path):
+    options = {"TEST.SAVE_PREDICTIONS": True, "TEST.BOUNDARY_IOU": True}
+    result = Trainer.test(config(SMALL, **options), model)
+    assert {"sem_seg", "classes", "proposals", "speed"} == set(result)
+    assert "mBoundaryIoU" in result["sem_seg"]
+    folder = tmp_path / "out" / "inference" / SMALL
+    assert json.loads((folder / "sem_seg_predictions.json").read_text())
+
+
+def test_finished_data_sets_survive_an_interruption(config, datasets, model, tmp_path, monkeypatch):
+    build = Trainer.build_test_loader
+
+    def interrupt(cfg, name):
+        if name == LARGE:
+            raise KeyboardInterrupt
+        return build(cfg, name)
+
+    monkeypatch.setattr(Trainer, "build_test_loader", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer.test(config(*datasets), model)
+    content, markdown = report(tmp_path)
+    assert list(content["results"]) == [SMALL] and content["datasets"] == list(datasets)
+    assert f"Not evaluated (yet): {LARGE}, {BACKGROUND}." in markdown
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """Fails when an image is loaded for evaluation."""
+
+    def load(*_):
+        raise AssertionError("evaluation has begun")
+
+    monkeypatch.setattr(Trainer, "build_test_loader", load)
+
+
+def test_an_unprepared_data_set_is_found_before_the_first_image(
+    config, datasets, model, tmp_path, untouched
+):
+    (tmp_path / BACKGROUND / "labels").rename(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match=f"{BACKGROUND}/labels does not exist"):
+        Trainer.test(config(*datasets), model)
+
+
+def test_so_is_one_that_is_not_registered(config, datasets, model, untouched):
+    with pytest.raises(VocabularyError, match=f"No dataset '{SMALL}s'.*Did you mean {SMALL}"):
+        Trainer.test(config(LARGE, SMALL + "s"), model)
+
+
+@pytest.mark.parametrize("kind", ["panoptic", None])
+def test_so_is_one_of_another_task(config, datasets, model, untouched, kind):
+    MetadataCatalog.pop(SMALL)
+    MetadataCatalog.get(SMALL).set(stuff_classes=NAMES[:3], ignore_label=255)
+    if kind:
+        MetadataCatalog.get(SMALL).set(evaluator_type=kind)
+    with pytest.raises(ValueError, match=f"'{SMALL}' has evaluator_type '{kind}'.*'sem_seg'"):
+        Trainer.test(config(LARGE, SMALL), model)
+
+
+def test_so_is_one_that_is_named_twice(config, datasets, model, untouched):
+    with pytest.raises(ValueError, match=f"DATASETS.TEST names {SMALL} more than once"):
+        Trainer.test(config(SMALL, LARGE, SMALL), model)
+
+
+def test_no_data_set_leaves_no_report(config, model, tmp_path):
+    assert Trainer.test(config(), model) == {}
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_does_not_start_towards_an_evaluation_that_cannot_be(
+    config, datasets, tmp_path, monkeypatch
+):
+    def step(self):
+        raise AssertionError("training has begun")
+
+    monkeypatch.setattr(Trainer, "run_step", step)
+    (tmp_path / SMALL / "images").rename(tmp_path / "elsewhere")
+    cfg = config(SMALL, **{"DATASETS.TRAIN": (BACKGROUND,), "SOLVER.IMS_PER_BATCH": 1})
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    with pytest.raises(DatasetError, match=f"{SMALL}/images does not exist"):
+        trainer.train()
