@@ -29,8 +29,17 @@ def _add_clip(cfg: CN) -> None:
     # open_clip's weights tag, or the path of a local file (.safetensors, .pt, .pth, .bin);
     # "" for random weights.
     cfg.MODEL.CLIP.PRETRAINED = ""
-    # How a ViT's dense map is read: "value" (MaskCLIP) or "tokens".
+    # How a ViT's dense map is read, by the attention of its last block: "value" (MaskCLIP), "query"
+    # (ClearCLIP), "correlative" (SCLIP), "neighbour" (NACLIP) or "tokens" (as CLIP was trained).
     cfg.MODEL.CLIP.DENSE = "value"
+    # Keep that block's residual and feed-forward part in the reading, as SCLIP does.
+    cfg.MODEL.CLIP.DENSE_RESIDUAL = False
+    # Reach of "neighbour": standard deviation of its Gaussian, in patches.
+    cfg.MODEL.CLIP.NEIGHBOUR_STD = 5.0
+    # Side of the overlapping windows in which larger images are encoded, in pixels; 0 for none.
+    cfg.MODEL.CLIP.WINDOW = 0
+    # Pixels from one window to the next.
+    cfg.MODEL.CLIP.WINDOW_STRIDE = 112
     # Resample a ViT's layers to strides 4, 8, 16 in the backbone. PyramidDecoder projects them to
     # few channels and resamples then, which is the same and cheaper; set it for other decoders.
     cfg.MODEL.CLIP.RESAMPLE = False
@@ -95,7 +104,7 @@ def _add_stages(cfg: CN) -> None:
     # Rounds of interaction.
     cfg.MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS = 2
 
-    # Stage 4: PyramidDecoder, BilinearDecoder.
+    # Stage 4: PyramidDecoder, BilinearDecoder, GuidedDecoder.
     cfg.MODEL.DCP_CLIP.FINE_DECODER = CN()
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NAME = "PyramidDecoder"
     # Channels of the image pathway and of the category pathway.
@@ -105,12 +114,18 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
     # Add the product of pixel and name features at stride 4.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.PIXEL_TEXT = True
+    # GuidedDecoder: how far it looks, in cells of the coarse grid, and which difference in colour
+    # separates, in standard deviations of CLIP's pixels (about 68 grey levels). Larger is smoother.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH = 0.75
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_CONTRAST = 0.25
 
     # Stage 5: MaskPooledRefinement, NoRefinement.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME = "MaskPooledRefinement"
     # Without a learned correction, the mask-pooled CLIP evidence itself corrects the names.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED = True
+    # Its weight there: the exponent of the mask's probability beside 1 for the pixel's.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT = 1.0
     # Width of the network that weighs the evidence.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM = 32
 

@@ -1,6 +1,13 @@
 """The model; importing this package registers its modules with Detectron2."""
 
-from . import class_refinement, coarse_decoder, fine_decoder, proposal, text_guidance  # noqa: F401
+from . import (  # noqa: F401
+    class_refinement,
+    coarse_decoder,
+    fine_decoder,
+    guided_decoder,
+    proposal,
+    text_guidance,
+)
 from .clip_backbone import CLIPBackbone
 from .fpn_baseline import FPNBaseline
 from .meta_arch import DCPCLIP

@@ -31,8 +31,9 @@ guidance (B,K,d), similarity (B,K,h,w), valid (B,h,w), mask (B,K))`` returns coa
 FINE_DECODER_REGISTRY = Registry("FINE_DECODER")
 FINE_DECODER_REGISTRY.__doc__ = """
 Stage 4. Called as ``obj(cfg, input_shape, visual_channels, text_channels)``; ``forward(coarse
-(B,K,h,w), visual (B,d,h,w), text (B,K,d), features)`` with ``features`` the dict of res2 to res4
-returns fine logits (B,K,H/4,W/4).
+(B,K,h,w), visual (B,d,h,w), text (B,K,d), features, mask (B,K))`` with ``features`` what the
+backbone returned (res2 to res4 are the finer features, ``image`` (B,3,H,W) the normalised pixels,
+for decoders that follow their edges) returns fine logits (B,K,H/4,W/4).
 """
 
 CLASS_REFINEMENT_REGISTRY = Registry("CLASS_REFINEMENT")

@@ -38,20 +38,36 @@ class MaskPooledRefinement(nn.Module):
     (added, as logarithms), as SAM 3 does (arXiv 2511.16719). Mask-pooled CLIP evidence follows
     FC-CLIP (arXiv 2308.02487). A small network weighs the evidence; it reads only numbers that mean
     the same for every name (similarities, margins, area, confidence), so it serves unseen names
-    too. With `learned`
-    off, the correction is the pooled evidence itself: the training-free reading.
+    too.
+
+    With `learned` off nothing has parameters, and the presence of a category is its probability
+    among the K names by the features under its own mask, to the power of `weight`. The final map is
+    then FC-CLIP's geometric ensemble of the pixel's and the mask's probability, both of CLIP's own
+    cosines: log p(pixel) + weight * log p(mask), up to what all names of a pixel share. FC-CLIP's
+    exponent alpha of the mask is weight / (1 + weight); its 0.4 and 0.8 (for seen and unseen names,
+    beside a trained classifier) are weights of 0.67 and 4. One difference: FC-CLIP pools before the
+    tower's last norm and projection, here pooled are the projected features of unit length.
     """
 
     @configurable
-    def __init__(self, *, scale: float, hidden_dim: int, learned: bool):
+    def __init__(self, *, scale: float, hidden_dim: int, learned: bool, weight: float = 1.0):
         """
         Args:
             scale: initial factor from cosines to logits.
             hidden_dim: width of the small network.
             learned: with False nothing here has parameters.
+            weight: exponent of the mask's probability where nothing is learned.
+
+        Raises:
+            ValueError: for a weight that is not above 0.
         """
         super().__init__()
-        self.learned = learned
+        if weight <= 0:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT is {weight}; it must be above 0 "
+                "(CLASS_REFINEMENT.NAME 'NoRefinement' leaves the stage out)."
+            )
+        self.learned, self.weight = learned, float(weight)
         if learned:
             self.scale = nn.Parameter(torch.tensor(float(scale)))
             self.judge = nn.Sequential(
@@ -70,6 +86,7 @@ class MaskPooledRefinement(nn.Module):
             "scale": cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
             "hidden_dim": node.HIDDEN_DIM,
             "learned": node.LEARNED,
+            "weight": node.WEIGHT,
         }
 
     def forward(
@@ -105,7 +122,7 @@ class MaskPooledRefinement(nn.Module):
         mask_logits = mask_logits.masked_fill(~mask[:, None], float("-inf"))
         fit = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
         if not self.learned:
-            return Refinement(fit, mask_logits)
+            return Refinement(_logit_of_log(self.weight * fit), mask_logits)
         own = mask_logits.diagonal(dim1=1, dim2=2)
         contrast = own - self.scale * (outside * text).sum(2)
         confidence = (shares * shares).sum(2) / area.squeeze(2).clamp(min=1e-6)
@@ -121,6 +138,12 @@ class MaskPooledRefinement(nn.Module):
             dim=2,
         )
         return Refinement(self.judge(evidence).squeeze(2).float(), mask_logits)
+
+
+def _logit_of_log(log_probability: Tensor) -> Tensor:
+    """The logit whose log-sigmoid is `log_probability` (<= 0), finite at probability 1."""
+    log_probability = log_probability.clamp(max=-1e-6)
+    return log_probability - (-torch.expm1(log_probability)).log()
 
 
 @CLASS_REFINEMENT_REGISTRY.register()

@@ -9,15 +9,15 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .clip_loading import clip_pixel_stats, load_clip
 from .layers import resize_to
+from .vit_dense import DENSE_READINGS, dense_tokens, run_vit
+from .windows import encode_in_windows
 
 __all__ = ["CLIPBackbone"]
 
 _STRIDES = (4, 8, 16, 32)
-_DENSE_READINGS = ("value", "tokens")
 
 
 @BACKBONE_REGISTRY.register()
@@ -30,13 +30,16 @@ class CLIPBackbone(Backbone):
     * ``res2`` to ``res4`` (and ``res5`` of a convolutional tower): the pyramid, strides 4 to 32;
     * ``dense`` (B, D, h, w): every position of the last grid in CLIP's joint embedding space, not
       normalised;
-    * ``pooled`` (B, D): what ``encode_image`` returns for the same pixels, not normalised.
+    * ``pooled`` (B, D): what ``encode_image`` returns for the same pixels, not normalised;
+    * ``image`` (B, 3, H, W): the images as they came, for decoders that follow their edges.
 
     A ConvNeXt is read as FC-CLIP does (arXiv 2308.02487): the tower's final norm and projection are
-    applied to each position instead of to the average. A ViT is read through the value path of its
-    last block (MaskCLIP, arXiv 2112.01071), without that block's residual and feed-forward part,
-    which carry the global rather than the local content (ClearCLIP, arXiv 2407.12442); ``tokens``
-    is the plain output of the last block, for comparison.
+    applied to each position instead of to the average. A ViT is read through its last block with
+    another attention, see :func:`dcp_clip.modeling.vit_dense.dense_tokens`.
+
+    With `window`, larger images are seen in overlapping windows of about the size that the tower
+    was trained on, see :func:`dcp_clip.modeling.windows.encode_in_windows`; ``pooled`` stays that
+    of the whole image, so that the image is judged as a whole and parity with CLIP holds.
     """
 
     @configurable
@@ -47,7 +50,11 @@ class CLIPBackbone(Backbone):
         pixel_mean: list[float],
         pixel_std: list[float],
         dense: str = "value",
+        residual: bool = False,
+        neighbour_std: float = 5.0,
         resample: bool = True,
+        window: int = 0,
+        window_stride: int = 0,
     ):
         """
         Args:
@@ -55,22 +62,32 @@ class CLIPBackbone(Backbone):
                 ``VisionTransformer``.
             pixel_mean: three values on the 0 to 255 scale, RGB.
             pixel_std: likewise.
-            dense: how a ViT is read, "value" or "tokens"; a convolutional tower has one reading.
+            dense: how a ViT is read, one of ``vit_dense.DENSE_READINGS``; a convolutional tower has
+                one reading.
+            residual: keep the last block's residual and feed-forward part in a ViT's reading.
+            neighbour_std: reach of the reading "neighbour", in patches.
             resample: bring a ViT's layers to strides 4, 8 and 16. Without it they stay on the patch
                 grid and :meth:`output_shape` says so: cheaper when the user projects them to few
                 channels first, since a 1x1 projection and bilinear resizing commute.
+            window: side of the windows in pixels; 0 for none.
+            window_stride: pixels from one window to the next.
 
         Raises:
-            ValueError: for a tower of another kind.
+            ValueError: for a tower of another kind, an unknown reading, or windows that do not fit
+                the tower's grid.
         """
         super().__init__()
-        if dense not in _DENSE_READINGS:
+        if dense not in DENSE_READINGS:
             raise ValueError(
-                f"MODEL.CLIP.DENSE is '{dense}'; known are {', '.join(_DENSE_READINGS)}."
+                f"MODEL.CLIP.DENSE is '{dense}'; known are {', '.join(DENSE_READINGS)}."
             )
+        if neighbour_std <= 0:
+            raise ValueError(f"MODEL.CLIP.NEIGHBOUR_STD is {neighbour_std}; it must be above 0.")
         self.visual = visual
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
-        self.dense, self.resample = dense, resample
+        self.dense, self.residual, self.neighbour_std = dense, residual, neighbour_std
+        self.resample = resample
+        self.window, self.window_stride = window, window_stride
         if isinstance(visual, VisionTransformer):
             self._init_vit(visual)
         elif isinstance(visual, TimmModel) and hasattr(visual.trunk, "stages"):
@@ -80,6 +97,8 @@ class CLIPBackbone(Backbone):
                 f"CLIPBackbone reads open_clip's ConvNeXt-like timm towers and its ViT, not "
                 f"{type(visual).__name__}; choose another MODEL.CLIP.NAME."
             )
+        self._shapes["image"] = ShapeSpec(channels=3, stride=1)
+        self._check_windows()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
@@ -90,7 +109,11 @@ class CLIPBackbone(Backbone):
             "pixel_mean": mean,
             "pixel_std": std,
             "dense": cfg.MODEL.CLIP.DENSE,
+            "residual": cfg.MODEL.CLIP.DENSE_RESIDUAL,
+            "neighbour_std": cfg.MODEL.CLIP.NEIGHBOUR_STD,
             "resample": cfg.MODEL.CLIP.RESAMPLE,
+            "window": cfg.MODEL.CLIP.WINDOW,
+            "window_stride": cfg.MODEL.CLIP.WINDOW_STRIDE,
         }
 
     def _init_timm(self, visual: TimmModel) -> None:
@@ -128,6 +151,22 @@ class CLIPBackbone(Backbone):
         self._shapes["dense"] = ShapeSpec(channels=visual.output_dim, stride=patch)
         self._shapes["pooled"] = ShapeSpec(channels=visual.output_dim)
         self._size_divisibility = patch
+        attention = visual.transformer.resblocks[-1].attn
+        if self.dense != "tokens" and not isinstance(attention, nn.MultiheadAttention):
+            raise ValueError(
+                f"MODEL.CLIP.DENSE '{self.dense}' reads CLIP's plain attention, and "
+                f"{type(attention).__name__} is another; set it to 'tokens'."
+            )
+
+    def _check_windows(self) -> None:
+        window, stride, divisor = self.window, self.window_stride, self._size_divisibility
+        if not window:
+            return
+        if window < 0 or window % divisor or stride % divisor or not 0 < stride <= window:
+            raise ValueError(
+                f"MODEL.CLIP.WINDOW is {window} and WINDOW_STRIDE {stride}; both must be multiples "
+                f"of {divisor} pixels for this encoder, the stride above 0 and at most the window."
+            )
 
     @property
     def size_divisibility(self) -> int:
@@ -150,7 +189,7 @@ class CLIPBackbone(Backbone):
         return dict(self._shapes)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """See the class: images (B, 3, H, W) to res2 .. res5, dense and pooled.
+        """See the class: images (B, 3, H, W) to res2 .. res5, dense, pooled and image.
 
         Raises:
             ValueError: when H or W is no multiple of :attr:`size_divisibility`.
@@ -161,11 +200,34 @@ class CLIPBackbone(Backbone):
                 f"image of {images.shape[-2]} x {images.shape[-1]} pixels given to an encoder that "
                 f"needs multiples of {divisor}; pad it first."
             )
-        if isinstance(self.visual, VisionTransformer):
-            return self._forward_vit(images)
-        return self._forward_timm(images)
+        if self.window and max(images.shape[-2:]) > self.window:
+            out = encode_in_windows(self._encode, images, self.window, self.window_stride)
+            out["pooled"] = self._pooled(images)
+        else:
+            out = self._encode(images)
+        if isinstance(self.visual, VisionTransformer) and self.resample:
+            height, width = images.shape[-2:]
+            for key, stride in zip(("res2", "res3", "res4"), _STRIDES, strict=False):
+                out[key] = resize_to(out[key], (-(-height // stride), -(-width // stride)))
+        out["image"] = images
+        return out
 
-    def _forward_timm(self, images: Tensor) -> dict[str, Tensor]:
+    def _encode(self, images: Tensor) -> dict[str, Tensor]:
+        """All outputs but the images, each on the grid that the tower computes it on."""
+        if isinstance(self.visual, VisionTransformer):
+            vit = self.visual
+            tokens = run_vit(vit, images, self._indices)
+            out = {f"res{i + 2}": tokens.patches(x) for i, x in enumerate(tokens.levels)}
+            dense = dense_tokens(
+                vit.transformer.resblocks[-1],
+                tokens,
+                self.dense,
+                self.residual,
+                self.neighbour_std,
+            )
+            out["dense"] = tokens.patches(vit.ln_post(dense) @ vit.proj)
+            out["pooled"] = vit.ln_post(tokens.last[:, 0]) @ vit.proj
+            return out
         trunk = self.visual.trunk
         last, levels = trunk.forward_intermediates(images, indices=self._indices)
         out = {f"res{i + 2}": level for i, level in enumerate(levels)}
@@ -173,58 +235,16 @@ class CLIPBackbone(Backbone):
         out["pooled"] = self.visual.head(trunk.forward_head(last))
         return out
 
+    def _pooled(self, images: Tensor) -> Tensor:
+        """(B, D): what ``encode_image`` returns."""
+        if isinstance(self.visual, VisionTransformer):
+            vit = self.visual
+            return vit.ln_post(run_vit(vit, images, []).last[:, 0]) @ vit.proj
+        return self.visual(images)
+
     def _project(self, x: Tensor) -> Tensor:
         """Apply to each position what the tower applies to its average: (B,C,h,w) to (B,D,h,w)."""
         head = self.visual.trunk.head
         x = getattr(head, "norm", nn.Identity())(x).permute(0, 2, 3, 1)
         x = getattr(head, "pre_logits", nn.Identity())(x)
         return self.visual.head(head.fc(x)).permute(0, 3, 1, 2)
-
-    def _forward_vit(self, images: Tensor) -> dict[str, Tensor]:
-        vit = self.visual
-        x = vit.conv1(images)
-        b, _, h, w = x.shape
-        x = x.flatten(2).transpose(1, 2)
-        cls = vit.class_embedding.to(x.dtype).expand(b, 1, -1)
-        x = torch.cat([cls, x], dim=1) + self._position_embedding((h, w)).to(x.dtype)
-        x = vit.ln_pre(vit.patch_dropout(x))
-        blocks = vit.transformer.resblocks
-        levels = []
-        for i, block in enumerate(blocks[:-1]):
-            x = block(x)
-            levels += [x] * self._indices.count(i)
-        last = blocks[-1](x)
-        levels += [last] * self._indices.count(len(blocks) - 1)
-
-        def grid(tokens: Tensor) -> Tensor:
-            return tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))
-
-        dense = self._value_path(blocks[-1], x) if self.dense == "value" else last
-        dense = vit.ln_post(dense) @ vit.proj
-        out = {f"res{i + 2}": grid(level) for i, level in enumerate(levels)}
-        if self.resample:
-            height, width = images.shape[-2:]
-            for key, stride in zip(("res2", "res3", "res4"), _STRIDES, strict=False):
-                size = (-(-height // stride), -(-width // stride))
-                out[key] = resize_to(out[key], size)
-        out["dense"] = grid(dense)
-        out["pooled"] = vit.ln_post(last[:, 0]) @ vit.proj
-        return out
-
-    @staticmethod
-    def _value_path(block: nn.Module, x: Tensor) -> Tensor:
-        """Each position's own value through the output projection of the block's attention."""
-        attn, dim = block.attn, x.shape[-1]
-        value = F.linear(
-            block.ln_1(x), attn.in_proj_weight[2 * dim :], attn.in_proj_bias[2 * dim :]
-        )
-        return block.ls_1(attn.out_proj(value))
-
-    def _position_embedding(self, size: tuple[int, int]) -> Tensor:
-        """Position embeddings for an (h, w) grid: CLIP's own, resized bicubically."""
-        table, native = self.visual.positional_embedding, tuple(self.visual.grid_size)
-        if tuple(size) == native:
-            return table
-        grid = table[1:].T.reshape(1, -1, *native)
-        grid = F.interpolate(grid.float(), size=size, mode="bicubic", align_corners=False)
-        return torch.cat([table[:1], grid.to(table.dtype).flatten(2)[0].T])
