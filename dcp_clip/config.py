@@ -126,6 +126,9 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED = True
     # Its weight there: the exponent of the mask's probability beside 1 for the pixel's.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT = 1.0
+    # What the fine logits are divided by before they become the masks that are pooled under; above
+    # 1 for softer masks.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.MASK_TEMPERATURE = 1.0
     # Width of the network that weighs the evidence.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM = 32
 

@@ -45,29 +45,46 @@ class MaskPooledRefinement(nn.Module):
     then FC-CLIP's geometric ensemble of the pixel's and the mask's probability, both of CLIP's own
     cosines: log p(pixel) + weight * log p(mask), up to what all names of a pixel share. FC-CLIP's
     exponent alpha of the mask is weight / (1 + weight); its 0.4 and 0.8 (for seen and unseen names,
-    beside a trained classifier) are weights of 0.67 and 4. One difference: FC-CLIP pools before the
-    tower's last norm and projection, here pooled are the projected features of unit length.
+    beside a trained classifier) are weights of 0.67 and 4. Two differences: FC-CLIP pools before
+    the tower's last norm and projection, here pooled are the projected features of unit length; and
+    FC-CLIP's masks come from a trained decoder, here from the very features that they pool. A hard
+    mask holds just the positions that look like its name, so it would confirm any name;
+    `temperature` softens the masks that are pooled, until they see what lies around them.
     """
 
     @configurable
-    def __init__(self, *, scale: float, hidden_dim: int, learned: bool, weight: float = 1.0):
+    def __init__(
+        self,
+        *,
+        scale: float,
+        hidden_dim: int,
+        learned: bool,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+    ):
         """
         Args:
             scale: initial factor from cosines to logits.
             hidden_dim: width of the small network.
             learned: with False nothing here has parameters.
             weight: exponent of the mask's probability where nothing is learned.
+            temperature: what the fine logits are divided by before they become masks to pool under.
 
         Raises:
-            ValueError: for a weight that is not above 0.
+            ValueError: for a weight or a temperature that is not above 0.
         """
         super().__init__()
+        if temperature <= 0:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.CLASS_REFINEMENT.MASK_TEMPERATURE is {temperature}; it must be "
+                "above 0."
+            )
         if weight <= 0:
             raise ValueError(
                 f"MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT is {weight}; it must be above 0 "
                 "(CLASS_REFINEMENT.NAME 'NoRefinement' leaves the stage out)."
             )
-        self.learned, self.weight = learned, float(weight)
+        self.learned, self.weight, self.temperature = learned, float(weight), float(temperature)
         if learned:
             self.scale = nn.Parameter(torch.tensor(float(scale)))
             self.judge = nn.Sequential(
@@ -87,6 +104,7 @@ class MaskPooledRefinement(nn.Module):
             "hidden_dim": node.HIDDEN_DIM,
             "learned": node.LEARNED,
             "weight": node.WEIGHT,
+            "temperature": node.MASK_TEMPERATURE,
         }
 
     def forward(
@@ -108,7 +126,8 @@ class MaskPooledRefinement(nn.Module):
             mask: (B, K) bool, False for padded proposals.
         """
         # Shares are averaged to the dense grid: the pooling then costs K x h x w x D.
-        shares = fine.float().masked_fill(~mask[..., None, None], float("-inf")).softmax(1)
+        shares = fine.float() / self.temperature
+        shares = shares.masked_fill(~mask[..., None, None], float("-inf")).softmax(1)
         shares = F.adaptive_avg_pool2d(shares, dense.shape[-2:]) * valid[:, None]
         shares = shares.flatten(2)  # (B, K, N)
         positions = F.normalize(dense.float(), dim=1).flatten(2).mT  # (B, N, D)

@@ -86,7 +86,7 @@ def dense_tokens(
     * "query": by the likeness of queries (ClearCLIP, arXiv 2407.12442; GEM, arXiv 2312.00878, shows
       that such self-self attention groups the patches of one object);
     * "correlative": the sum of query-query and key-key attention (SCLIP, arXiv 2312.01597);
-    * "neighbour": by the likeness of keys, plus a Gaussian bump of height 1 around each patch, added
+    * "neighbour": by the likeness of keys, with a Gaussian bump of height 1 around each patch added
       to the attention logits (NACLIP, arXiv 2404.08181);
     * "tokens": the block as CLIP trained it.
 

@@ -102,7 +102,10 @@ def test_readings_differ_and_leave_pooled_alone(make_backbone, clip):
 @torch.no_grad()
 def test_query_attention_is_clips_own_where_queries_are_keys(make_backbone):
     """With keys tied to queries, the block as trained is the self-self attention."""
-    tied, trained = make_backbone(reading="query", DENSE_RESIDUAL=True), make_backbone(reading="tokens")
+    tied, trained = (
+        make_backbone(reading="query", DENSE_RESIDUAL=True),
+        make_backbone(reading="tokens"),
+    )
     for backbone in (tied, trained):
         attn = backbone.visual.transformer.resblocks[-1].attn
         width = attn.embed_dim

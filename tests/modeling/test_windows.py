@@ -1,4 +1,4 @@
-"""Sliding windows: they cover everything, average where they overlap, and vanish when one will do."""
+"""Sliding windows: they cover everything, are averaged where they overlap, and can be one."""
 
 import pytest
 import torch

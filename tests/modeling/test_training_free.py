@@ -1,0 +1,312 @@
+"""The configs of training_free: nothing learned, contracts held, planted answers found."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from dcp_clip.config import setup_cfg
+from dcp_clip.modeling.class_refinement import MaskPooledRefinement
+from dcp_clip.modeling.clip_loading import load_clip
+from dcp_clip.modeling.text_encoder import TextFeatures
+from dcp_clip.vocabulary import Vocabulary
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_contracts import POOL, SIZES, assert_same, run
+from test_guided_decoder import boundary_iou, scene
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "training_free"
+FILES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "Base.yaml")
+FEW = settings(max_examples=5, deadline=None, phases=[Phase.reuse, Phase.generate])
+STAGES = "MODEL.DCP_CLIP."
+# A miniature of each file's tower, and windows of two patches where the file has windows.
+MINIATURES = {
+    "vit_b16": ("test-vit-16", 32, 16),
+    "vit_l14_336": ("test-vit-14-quickgelu", 28, 14),
+    "convnext_b": ("test-convnext", 0, 112),
+    "convnext_l": ("test-convnext-mlp", 0, 112),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tiny_clips, randomize):
+    """``models(file stem, {key: value})``: the file's model on a miniature tower, built once."""
+    built = {}
+
+    def get(stem, opts=None):
+        key = (stem, str(opts))
+        if key not in built:
+            name, window, stride = MINIATURES[stem]
+            options = {
+                "MODEL.CLIP.NAME": name,
+                "MODEL.CLIP.PRETRAINED": "",
+                "MODEL.CLIP.WINDOW": window,
+                "MODEL.CLIP.WINDOW_STRIDE": stride,
+                "MODEL.DEVICE": "cpu",
+                STAGES + "VOCABULARY.TEMPLATES": "single",
+                STAGES + "VOCABULARY.CACHE_DIR": "",
+                STAGES + "PROPOSAL.NUM_PROPOSALS": 4,
+            } | (opts or {})
+            flat = [x for pair in options.items() for x in pair]
+            torch.manual_seed(0)
+            built[key] = randomize(build_model(setup_cfg(CONFIGS / f"{stem}.yaml", flat))).eval()
+        return built[key]
+
+    return get
+
+
+STEMS = [path.stem for path in FILES]
+
+
+def test_every_file_has_a_miniature():
+    assert set(STEMS) == set(MINIATURES)
+    for path in FILES:
+        cfg = setup_cfg(path)
+        name, window, _ = MINIATURES[path.stem]
+        assert bool(cfg.MODEL.CLIP.WINDOW) == bool(window)
+        assert cfg.MODEL.CLIP.PRETRAINED and not cfg.MODEL.WEIGHTS
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_state_is_clips_and_nothing_trains(models, make_cfg, stem):
+    model = models(stem)
+    assert not [name for name, p in model.named_parameters() if p.requires_grad]
+    clip = load_clip(make_cfg(MINIATURES[stem][0])).state_dict()
+    names = {
+        name.removeprefix("backbone.").removeprefix("text_encoder."): value
+        for name, value in model.state_dict().items()
+    }
+    assert names.keys() <= clip.keys()
+    assert all(value.shape == clip[name].shape for name, value in names.items())
+    assert clip.keys() - names.keys() <= {"logit_scale", "logit_bias"}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (70, 3), (33, 47)])
+def test_7_any_image_size(models, make_image, stem, size):
+    _, _, sem_seg = run(models(stem), make_image(*size), POOL)
+    assert sem_seg.image_size == size
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@FEW
+@given(data=st.data())
+def test_2_3_4_the_vocabulary(models, make_image, stem, data):
+    """Shuffling shuffles, further names change no bit, and K >= C is no proposal stage."""
+    model = models(stem)
+    image = make_image(*data.draw(SIZES), seed=data.draw(st.integers(0, 5)))
+    everything = run(model, image, POOL)
+    assert_same(everything, run(model, image, data.draw(st.permutations(POOL))))
+    proposed = [name for name in POOL if name[0] in everything[0]]
+    assert len(proposed) == 4
+    assert_same(everything, run(model, image, proposed), exact=True)
+    limited = models(stem, {STAGES + "PROPOSAL.NUM_PROPOSALS": 12})
+    unlimited = models(stem, {STAGES + "PROPOSAL.NAME": "AllCategories"})
+    assert_same(run(limited, image, POOL), run(unlimited, image, POOL), exact=True)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_7_any_vocabulary_size(models, make_image, stem):
+    for count in (1, 2, 300):
+        names = [f"thing {i}" for i in range(count)]
+        assert len(run(models(stem), make_image(40, 50), names)[0]) == min(count, 4)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_5_an_image_does_not_see_its_neighbours(models, make_image, stem):
+    model, vocabulary = models(stem), Vocabulary(POOL)
+    sizes = [(33, 47), (64, 80), (33, 47)]
+    inputs = [
+        {"image": make_image(*size, seed=i), "vocabulary": vocabulary}
+        for i, size in enumerate(sizes)
+    ]
+    with torch.no_grad():
+        together, alone = model(inputs), [model([x])[0] for x in inputs]
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a["proposals"]["ids"], b["proposals"]["ids"])
+        torch.testing.assert_close(a["sem_seg"].logits, b["sem_seg"].logits, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_each_ingredient_can_be_switched_off(models, make_image, stem):
+    """And is then seen to have done something."""
+    image = make_image(60, 90)
+    logits = run(models(stem), image, POOL[:4])[2].logits
+    switches = [("FINE_DECODER", "BilinearDecoder"), ("CLASS_REFINEMENT", "NoRefinement")]
+    opts = [{f"{STAGES}{node}.NAME": name} for node, name in switches]
+    opts += [{"MODEL.CLIP.WINDOW": 0}, {"MODEL.CLIP.DENSE": "value"}] * stem.startswith("vit")
+    for change in opts:
+        other = run(models(stem, change), image, POOL[:4])[2].logits
+        assert (logits - other).abs().max() > 1e-2, change
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+# ---- planted answers
+
+
+class SeesColours(torch.nn.Module):
+    """In the place of CLIP's image tower: a pixel of a known colour has its name's text feature.
+
+    ``dense`` is the mean over cells of 16 pixels, as blind to what is smaller as CLIP is.
+    """
+
+    size_divisibility = 16
+
+    def __init__(self, colours, text):
+        super().__init__()
+        self.colours, self.text = colours, text
+
+    def forward(self, images):
+        distance = (images[:, None] - self.colours[:, :, None, None]).square().sum(2)
+        pixels = self.text[distance.argmin(1)].permute(0, 3, 1, 2)
+        dense = F.avg_pool2d(pixels, 16)
+        pooled = dense.mean((2, 3))
+        return {"dense": dense, "pooled": pooled, "image": images, "res2": F.avg_pool2d(images, 4)}
+
+
+class KnowsNames(torch.nn.Module):
+    """In the place of the text tower: a vector a name, with cosines of 0.7, as CLIP's have."""
+
+    def encode_vocabulary(self, vocabulary):
+        features = []
+        for (name,) in vocabulary.synonyms:
+            own = unit(24, seed=sum(map(ord, name)))
+            features.append(F.normalize(0.65 * own + unit(24), dim=0))
+        return TextFeatures(torch.stack(features), torch.arange(len(vocabulary))[:, None])
+
+
+def painting(model, labels, colours):
+    """An image (3, H, W) for the model's input whose normalised pixels are the labels' colours."""
+    return colours[labels].permute(2, 0, 1) * model.pixel_std + model.pixel_mean
+
+
+COLOURS = torch.tensor([[-1.0, -1, -1], [1, 1, 1], [1, -1, 0], [-1, 1, 0.5]])
+NAMES = ["sky", "tree", "car", "road"]
+
+
+@pytest.fixture
+def planted(models):
+    def make(opts=None, others=()):
+        options = {STAGES + "PROPOSAL.NUM_PROPOSALS": 8} | (opts or {})
+        vocabulary = Vocabulary([*NAMES, *others])
+        model = models("vit_b16", options)
+        undo.append((model, model.backbone, model.text_encoder))
+        model.text_encoder = KnowsNames()
+        text = model.text_encoder.encode_vocabulary(vocabulary).embeddings[: len(NAMES)]
+        model.backbone = SeesColours(COLOURS, text)
+        model.set_vocabulary(vocabulary)
+        return model
+
+    undo = []
+    yield make
+    for model, backbone, text_encoder in reversed(undo):
+        model.backbone, model.text_encoder = backbone, text_encoder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("others", [(), [f"thing {i}" for i in range(200)]])
+def test_regions_of_whole_cells_are_labelled_exactly(planted, others):
+    model = planted(others=others)
+    cells = torch.tensor([[0, 0, 0, 1, 1], [0, 2, 2, 1, 1], [3, 3, 2, 2, 1], [3, 3, 3, 3, 1]])
+    labels = cells.repeat_interleave(32, 0).repeat_interleave(32, 1)
+    image = painting(model, labels, COLOURS)
+    output = model([{"image": image}, {"image": image, "height": 32, "width": 40}])
+    full, fourth = (x["sem_seg"].argmax() for x in output)
+    assert torch.equal(fourth, labels[::4, ::4])
+    # From stride 4 to pixels the way is bilinear, which cuts a pixel off each corner.
+    wrong = (full != labels).nonzero()
+    assert len(wrong) < 10
+    for y, x in wrong.tolist():
+        assert len(labels[y - 1 : y + 2, x - 1 : x + 2].unique()) > 1
+
+
+@torch.no_grad()
+def test_borders_within_cells_are_recovered_by_the_picture(planted):
+    """Boundary IoU of the whole pipeline, with the image's guidance and without."""
+    guided, bilinear = planted(), planted({STAGES + "FINE_DECODER.NAME": "BilinearDecoder"})
+    scores = []
+    for seed in range(3):
+        labels = scene(seed)[0]
+        image = painting(guided, labels, COLOURS)
+        masks = [m([{"image": image}])[0]["sem_seg"].argmax() for m in (guided, bilinear)]
+        scores.append([boundary_iou(mask, labels) for mask in masks])
+    assert all(a > b + 0.05 for a, b in scores), scores
+
+
+# ---- stage 5 without learning
+
+
+def refine(fine, dense, text, **options):
+    options = {"scale": 100.0, "hidden_dim": 4, "learned": False} | options
+    stage = MaskPooledRefinement(**options)
+    b, k = fine.shape[:2]
+    valid = torch.ones(b, *dense.shape[-2:]).bool()
+    return stage(fine, dense, text, torch.zeros(b, k), valid, torch.ones(b, k).bool())
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 4.0])
+def test_presence_is_the_masks_probability(weight):
+    fine, text = unit(1, 3, 8, 8) * 40, unit(1, 3, 6, seed=1)
+    dense = unit(1, 6, 8, 8, seed=2)
+    out = refine(fine, dense, text, scale=5.0, weight=weight)
+    shares = fine.softmax(1)[0].flatten(1)
+    vectors = F.normalize(dense, dim=1)[0].flatten(1).T
+    for k in range(3):
+        pooled = F.normalize((shares[k][:, None] * vectors).sum(0), dim=0)
+        log_p = (5 * text[0] @ pooled).log_softmax(0)[k]
+        torch.testing.assert_close(
+            F.logsigmoid(out.class_logits[0, k]), weight * log_p, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_lone_name_is_certain_and_finite():
+    out = refine(unit(1, 1, 8, 8), unit(1, 6, 4, 4), unit(1, 1, 6))
+    assert out.class_logits.isfinite().all()
+    assert F.logsigmoid(out.class_logits).abs().max() < 1e-5
+
+
+def test_a_name_that_no_pixel_has_stays_finite():
+    """Cosines at scale 100 make shares underflow to nothing."""
+    fine = torch.tensor([0.0, -300.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    out = refine(fine, unit(1, 6, 4, 4), unit(1, 2, 6))
+    assert out.class_logits.isfinite().all()
+
+
+def test_soft_masks_vote_out_what_only_noise_proposed():
+    """Two names are there, 30 others win positions here and there, by noise on the features.
+
+    Hard masks confirm whatever made them; softer ones see the true names around the intruders.
+    """
+    text = F.normalize(0.7 * unit(1, 32, 64) + unit(64, seed=1), dim=2)
+    labels = torch.zeros(16, 16, dtype=torch.long)
+    labels[:, 8:] = 1
+    dense = text[0, labels].permute(2, 0, 1)[None] + 1.2 * unit(1, 16, 16, 64).permute(0, 3, 1, 2)
+    fine = 100 * torch.einsum("bkd,bdhw->bkhw", text, F.normalize(dense, dim=1))
+    errors = {None: (fine[0].argmax(0) != labels).float().mean()}
+    intruders = {}
+    for temperature in (1.0, 10.0):
+        out = refine(fine, dense, text, temperature=temperature)
+        presence = F.logsigmoid(out.class_logits)
+        assert presence[0, :2].min() > -1
+        intruders[temperature] = presence[0, 2:].mean()
+        wrong = (fine + presence[..., None, None])[0].argmax(0) != labels
+        errors[temperature] = wrong.float().mean()
+    assert errors[None] > 0.1, errors
+    assert errors[10.0] < 0.9 * errors[None] and errors[1.0] <= errors[None], errors
+    assert intruders[10.0] < intruders[1.0] - 1, intruders
+
+
+def test_a_weight_or_temperature_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="WEIGHT is 0.*NoRefinement"):
+        refine(None, None, None, weight=0.0)
+    with pytest.raises(ValueError, match="MASK_TEMPERATURE is 0"):
+        refine(None, None, None, temperature=0.0)
