@@ -30,9 +30,9 @@ def encode_in_windows(
     """Encode overlapping windows, and average the maps where they overlap.
 
     A ViT's dense features degrade far from its training resolution, so training-free methods see
-    large images through windows: SCLIP (arXiv 2312.01597), NACLIP (arXiv 2404.08181) and ClearCLIP
-    (arXiv 2407.12442) average the similarities of windows of 224 pixels every 112; CAT-Seg (arXiv
-    2303.11797) does likewise with a trained model. Here ``dense`` is averaged as unit vectors: the
+    large images through windows: SCLIP (arXiv 2312.01597) and NACLIP (arXiv 2404.08181) average the
+    similarities of windows of 224 pixels every 112; CAT-Seg (arXiv 2303.11797) evaluates its
+    trained model in windows of 384. Here ``dense`` is averaged as unit vectors: the
     cosine of the average with a name is the average of the windows' cosines, up to one factor a
     position that is the same for all names. An image no larger than the window is one window, all
     of it.
