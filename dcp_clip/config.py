@@ -117,7 +117,7 @@ def _add_stages(cfg: CN) -> None:
     # GuidedDecoder: how far it looks, in cells of the coarse grid, and which difference in colour
     # separates, in standard deviations of CLIP's pixels (about 68 grey levels). Larger is smoother.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH = 0.75
-    cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_CONTRAST = 0.25
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_CONTRAST = 0.5
 
     # Stage 5: MaskPooledRefinement, NoRefinement.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()

@@ -12,7 +12,7 @@ from dcp_clip.modeling.guided_decoder import GuidedDecoder, joint_bilateral_upsa
 NAME = "MODEL.DCP_CLIP.FINE_DECODER.NAME"
 
 
-def enlarge(maps, guide, reach=0.75, contrast=0.25):
+def enlarge(maps, guide, reach=0.75, contrast=0.5):
     return joint_bilateral_upsample(maps, guide, reach, contrast)
 
 
@@ -65,7 +65,7 @@ def test_an_edge_through_the_middle_of_cells_is_found():
     labels = (guide[:, :1] > 0).float()
     coarse = F.adaptive_avg_pool2d(labels, (1, 3))
     right = labels > 0
-    assert ((enlarge(coarse, guide) > 0.5) == right).all()
+    assert ((enlarge(coarse, guide, contrast=0.25) > 0.5) == right).all()
     bilinear = F.interpolate(coarse, (8, 24), mode="bilinear")
     assert ((bilinear > 0.5) != right).any()
 
