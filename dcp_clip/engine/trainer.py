@@ -72,7 +72,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
