@@ -15,24 +15,38 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..modeling.trainable import part_of, trainable_table
 
-__all__ = ["EMAHook", "build_optimizer"]
+__all__ = ["EMAHook", "build_optimizer", "rates_by_part"]
 
 logger = logging.getLogger(__name__)
+
+
+def rates_by_part(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """The highest learning rate of each part of the model, from SOLVER.BASE_LR and LR_FACTOR_*."""
+    return {
+        part: cfg.SOLVER.BASE_LR * _rate_factor(cfg, part)
+        for part in {part_of(name) for name, _ in model.named_parameters()}
+    }
+
+
+def _rate_factor(cfg: CfgNode, part: str) -> float:
+    factors = {
+        "backbone": cfg.SOLVER.LR_FACTOR_IMAGE,
+        "text_encoder": cfg.SOLVER.LR_FACTOR_TEXT,
+    }
+    return factors.get(part, 1.0)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with learning rates by part, after logging the table of what trains.
 
-    Reads SOLVER.{OPTIMIZER, BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, LR_FACTOR_IMAGE,
-    LR_FACTOR_TEXT, CLIP_GRADIENTS}; CLIP_TYPE may also be "full_model".
+    Reads SOLVER.{OPTIMIZER, BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS,
+    LR_FACTOR_IMAGE, LR_FACTOR_TEXT, CLIP_GRADIENTS}; CLIP_TYPE may also be "full_model". What decay
+    would pull away from a meaning (factors, gates, layer scales, position and class embeddings)
+    decays as norms do.
 
     Raises:
         ValueError: for an unknown SOLVER.OPTIMIZER, or when nothing trains.
     """
-    factors = {
-        "backbone": cfg.SOLVER.LR_FACTOR_IMAGE,
-        "text_encoder": cfg.SOLVER.LR_FACTOR_TEXT,
-    }
     if cfg.SOLVER.OPTIMIZER not in ("ADAMW", "SGD"):
         raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are ADAMW, SGD.")
     if not any(p.requires_grad for p in model.parameters()):
@@ -41,17 +55,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             "parameters); evaluate it with --eval-only."
         )
     lr = cfg.SOLVER.BASE_LR
-    parts = {part_of(name) for name, _ in model.named_parameters()}
-    logger.info(
-        "What trains:\n%s", trainable_table(model, {p: lr * factors.get(p, 1.0) for p in parts})
-    )
+    logger.info("What trains:\n%s", trainable_table(model, rates_by_part(cfg, model)))
     params = get_default_optimizer_params(
         model,
         base_lr=lr,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: factors.get(part_of(name), 1.0),
+        lr_factor_func=lambda name: _rate_factor(cfg, part_of(name)),
+        overrides=_decay_overrides(cfg, model),
     )
     if cfg.SOLVER.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD
@@ -66,6 +78,24 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     else:
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer(params, lr=lr, **options)
+
+
+def _decay_overrides(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
+    """Weight decay by the last component of a parameter's name, where the module does not tell."""
+    result = {}
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf in ("weight", "bias"):  # told by their module, and by WEIGHT_DECAY_BIAS
+            continue
+        if leaf.endswith("_bias"):  # of attention's projections
+            decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
+        elif parameter.ndim < 2 or leaf.endswith("_embedding"):
+            decay = cfg.SOLVER.WEIGHT_DECAY_NORM
+        else:
+            continue
+        if decay is not None:
+            result[leaf] = {"weight_decay": decay}
+    return result
 
 
 def _clip_full_model(

@@ -57,6 +57,25 @@ def test_norms_do_not_decay(make_cfg):
     assert decay["fine_decoder.visual.weight"] == 0.05
 
 
+@pytest.mark.parametrize("clip", ["test-convnext", "test-vit-16"])
+def test_factors_gates_and_positions_do_not_decay(make_cfg, clip):
+    """Decay would pull a temperature of 20 or a position to zero, which means nothing there."""
+    cfg = make_cfg(clip, {**SOLVER, "SOLVER.WEIGHT_DECAY_BIAS": 0.01})
+    model = build_model(cfg)
+    decay = settings_of(model, build_optimizer(cfg, model), "weight_decay")
+    by_leaf = {}
+    for name, value in decay.items():
+        by_leaf.setdefault(name.rsplit(".", 1)[-1], set()).add(value)
+    for leaf in ("scale", "gate", "bias_weight", "positional_embedding"):
+        assert by_leaf[leaf] == {0.0}, leaf
+    assert decay["text_encoder.text.transformer.resblocks.0.attn.in_proj_bias"] == 0.01
+    assert decay["text_encoder.text.transformer.resblocks.0.attn.in_proj_weight"] == 0.05
+    if clip == "test-vit-16":
+        assert by_leaf["class_embedding"] == {0.0}
+    else:
+        assert by_leaf["gamma"] == {0.0}  # ConvNeXt's layer scale
+
+
 def test_frozen_parameters_are_left_out(make_cfg):
     model, optimizer = build(make_cfg, **{"MODEL.CLIP.TRAIN_IMAGE": "none"})
     names = settings_of(model, optimizer, "lr")
@@ -81,6 +100,27 @@ def test_gradients_are_clipped_over_the_whole_model(make_cfg):
     optimizer.step()
     moved = sum((p - before[n]).square().sum() for n, p in model.named_parameters())
     assert float(moved.sqrt()) == pytest.approx(0.01, rel=1e-2)
+
+
+def test_clipping_sees_the_gradients_without_the_scale_of_mixed_precision(make_cfg):
+    """AMP multiplies the loss by a large number; clipped with it in, all steps would be tiny.
+
+    With a fused AdamW, GradScaler leaves the division to the kernel, after the clipping.
+    """
+    options = {
+        "SOLVER.AMP.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 1.0,
+    }
+    model, optimizer = build(make_cfg, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss = sum((1e-6 * p).sum() for p in parameters)  # its norm is far below the threshold
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    for p in parameters:
+        torch.testing.assert_close(p.grad, torch.full_like(p, 1e-6), rtol=1e-3, atol=0)
 
 
 def test_sgd_and_unknown_optimisers(make_cfg):
