@@ -95,7 +95,7 @@ def describe_time(cfg: CfgNode, step: StepCost, args: argparse.Namespace) -> str
         ),
     ]
     return (
-        f"{table(rows, ['of a step', 's', 'basis'])}\n\n{seconds:.2f} s a step, {hours:.1f} h in "
+        f"{table(rows, ['of a step', 's', 'basis'])}\n\n{seconds:.2g} s a step, {hours:.1f} h in "
         "all: the larger of the sum of the first two and the third. Waiting for data and for other "
         "GPUs, the optimiser and evaluations come on top."
     )
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with atomic_write(args.output / "report.md", "w") as file:
             file.write(text + "\n")
     except (OSError, KeyError, ValueError, CLIPWeightsError) as error:
-        sys.exit(f"{args.config_file}: {error.args[0] if error.args else error}")
+        sys.exit(f"{args.config_file}: {error.args[0] if len(error.args) == 1 else error}")
     print(text)
 
 

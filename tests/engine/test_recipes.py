@@ -1,0 +1,96 @@
+"""The COCO-Stuff recipes: rescaling to other numbers of GPUs, and what else must fit together."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from dcp_clip.config import setup_cfg
+from dcp_clip.engine import Trainer
+
+FOLDER = Path(__file__).parents[2] / "configs" / "coco_stuff"
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("Base"))
+
+
+def schedule(cfg):
+    solver = cfg.SOLVER
+    return {
+        "batch": solver.IMS_PER_BATCH,
+        "lr": solver.BASE_LR,
+        "iterations": solver.MAX_ITER,
+        "warm-up": solver.WARMUP_ITERS,
+        "evaluation": cfg.TEST.EVAL_PERIOD,
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_four_gpus_rescale_as_documented(path):
+    """The table of docs/recipes.md."""
+    cfg = setup_cfg(path)
+    assert schedule(Trainer.auto_scale_workers(cfg, 8)) == schedule(cfg)
+    assert schedule(Trainer.auto_scale_workers(cfg, 4)) == {
+        "batch": 8,
+        "lr": pytest.approx(1e-4),
+        "iterations": 120_000,
+        "warm-up": 2_000,
+        "evaluation": 20_000,
+    }
+    # Four images on each of four GPUs: the same training.
+    cfg = setup_cfg(path, ["SOLVER.REFERENCE_WORLD_SIZE", "4"])
+    assert schedule(Trainer.auto_scale_workers(cfg, 4)) == schedule(setup_cfg(path))
+    for num_gpus in (1, 2, 4, 16):  # as many images seen, whatever the number
+        seen = schedule(Trainer.auto_scale_workers(setup_cfg(path), num_gpus))
+        assert seen["batch"] * seen["iterations"] == 960_000
+
+
+class Unfed(Trainer):
+    """Builds everything but the data."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        cls.batch = cfg.SOLVER.IMS_PER_BATCH
+        return [None]
+
+
+def test_the_trainer_trains_by_the_rescaled_schedule(make_cfg, tmp_path, monkeypatch):
+    options = {
+        "SOLVER.REFERENCE_WORLD_SIZE": 8,
+        "SOLVER.IMS_PER_BATCH": 16,
+        "SOLVER.MAX_ITER": 1000,
+        "SOLVER.WARMUP_ITERS": 100,
+        "SOLVER.BASE_LR": 0.02,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
+        "OUTPUT_DIR": str(tmp_path),
+    }
+    # A world of four: all that the trainer asks of it is its size.
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    monkeypatch.setattr("dcp_clip.engine.trainer.create_ddp_model", lambda model, **_: model)
+    trainer = Unfed(make_cfg(opts=options))
+    assert Unfed.batch == 8
+    assert trainer.max_iter == 2000
+    rates = {}
+    for iteration in range(trainer.max_iter):
+        rates[iteration] = trainer.optimizer.param_groups[0]["lr"]
+        trainer.scheduler.step()
+    assert max(rates, key=rates.get) in (199, 200, 201)  # the end of twice the warm-up
+    assert 0.009 < max(rates.values()) <= 0.01
+    assert rates[1000] == pytest.approx(0.005, rel=0.1)  # the middle
+    assert rates[1999] < 1e-7  # the curve ends where the training does
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_crop_fills_whole_patches(path):
+    """Padding would be computed and thrown away in every step."""
+    cfg = setup_cfg(path)
+    divisor = {"ViT-B-16": 16, "ViT-L-14": 14}.get(cfg.MODEL.CLIP.NAME[:8], 32)
+    assert all(side % divisor == 0 for side in cfg.INPUT.CROP.SIZE)
+    assert cfg.INPUT.MIN_SIZE_TEST == cfg.INPUT.CROP.SIZE[0]
+    assert cfg.INPUT.MIN_SIZE_TRAIN[0] * 2 == cfg.INPUT.CROP.SIZE[0]
+    assert cfg.INPUT.MIN_SIZE_TRAIN[-1] * 2 == cfg.INPUT.CROP.SIZE[0] * 3
+
+
+def test_void_of_coco_stuff_is_what_the_model_ignores():
+    cfg = setup_cfg(RECIPES[0])
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        assert MetadataCatalog.get(name).ignore_label == cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE

@@ -1,0 +1,304 @@
+"""dry_run.py: what it counts is what there is; what it shows is what the config says."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import nn
+
+from dcp_clip.data.register import register_sem_seg
+from dcp_clip.engine import Trainer
+from dcp_clip.vocabulary import Vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import dry_run  # noqa: E402
+import dry_run_batch  # noqa: E402
+import dry_run_costs  # noqa: E402
+import dry_run_schedule  # noqa: E402
+
+KIB = 1024
+NAMES = ["sky", "tree", "car", "road", "wall", "cat"]
+RED, BLUE = (220, 30, 30), (30, 30, 220)
+
+
+# ---- meters
+
+
+def test_live_bytes_by_hand():
+    old = torch.ones(KIB)
+    with dry_run_costs.LiveBytes() as memory:
+        a = old + 1  # 4 KiB
+        view = a[:10].view(2, 5)
+        a.add_(1)
+        old.mul_(2)  # made before
+        assert (memory.now, memory.kernels) == (4 * KIB, 3)
+        b = a.double()  # 8 KiB
+        del b
+        c = view + 0.0
+    assert memory.now == 4 * KIB + 40 and memory.peak == 12 * KIB and memory.made == 12 * KIB + 40
+    del a
+    assert memory.now == 4 * KIB + 40  # the view holds it
+    del view, c
+    assert memory.now == 0
+    assert old[0] == 2
+
+
+def test_live_bytes_forget():
+    with dry_run_costs.LiveBytes() as memory:
+        a = torch.zeros(KIB)
+        memory.forget(a)
+        assert memory.now == 0
+        del a
+    assert memory.now == 0
+
+
+def backward_flops(module, *inputs):
+    with dry_run_costs.flop_counter() as counter:
+        out = module(*inputs)
+        forward = counter.get_total_flops()
+        out.sum().backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def test_flops_of_depthwise_convolution():
+    x = torch.zeros(2, 8, 10, 10, requires_grad=True)
+    forward, backward = backward_flops(nn.Conv2d(8, 8, 3, padding=1, groups=8), x)
+    assert forward == 2 * 2 * 100 * 8 * 9
+    assert backward == 2 * forward
+
+
+def test_flops_of_convolution_on_an_image():
+    """No gradient of the input: one product fewer."""
+    forward, backward = backward_flops(nn.Conv2d(3, 5, 3, padding=1), torch.zeros(1, 3, 8, 8))
+    assert forward == backward == 2 * 64 * 5 * 27
+
+
+def test_flops_of_attention():
+    q, k, v = (torch.zeros(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+    forward, backward = backward_flops(nn.functional.scaled_dot_product_attention, q, k, v)
+    assert forward == 2 * 2 * 2 * 16 * 16 * 8
+    assert backward >= 2 * forward
+
+
+@pytest.mark.parametrize(
+    ("clip", "text"), [("test-convnext", "none"), ("test-vit-14-quickgelu", "all")]
+)
+def test_tracing_is_as_computing(make_cfg, clip, text):
+    """What fake tensors take is what real ones take, and the model is left as it was."""
+    options = {"MODEL.CLIP.TRAIN_IMAGE": "all", "MODEL.CLIP.TRAIN_TEXT": text}
+    model = build_model(make_cfg(clip, options)).train()
+    vocabulary = Vocabulary(NAMES)
+    traced = dry_run_costs.trace_step(model, vocabulary, 2, (64, 70), half=False)
+    assert all(type(p) is nn.Parameter and p.grad is None for p in model.parameters())
+    divisor = model.backbone.size_divisibility
+    if text == "none":
+        model.text_encoder.encode_vocabulary(vocabulary)
+    images = torch.zeros(2, 3, *(-(-side // divisor) * divisor for side in (64, 70)))
+    with dry_run_costs.flop_counter() as flops, dry_run_costs.LiveBytes() as memory:
+        maps, _, refinement = model.segment(images, [(64, 70)] * 2, vocabulary, None)
+        assert flops.get_total_flops() == traced.forward_flops
+        # Proposals are kept here and dropped there; images are made here before.
+        assert memory.now == pytest.approx(traced.saved_bytes, rel=0.1)
+        outputs = [*maps.values(), refinement.class_logits, refinement.mask_logits]
+        sum(x.sum() for x in outputs).backward()
+    assert flops.get_total_flops() - traced.forward_flops == traced.backward_flops > 0
+    assert traced.peak_bytes >= traced.saved_bytes
+
+
+def test_half_precision_and_frozen_towers_take_less(make_cfg):
+    def cost(policy, half):
+        model = build_model(make_cfg("test-vit-16", {"MODEL.CLIP.TRAIN_IMAGE": policy})).train()
+        return dry_run_costs.trace_step(model, Vocabulary(NAMES), 2, (64, 64), half)
+
+    single, half, frozen = cost("all", False), cost("all", True), cost("none", False)
+    assert half.saved_bytes < 0.9 * single.saved_bytes
+    assert single.forward_flops == half.forward_flops == frozen.forward_flops
+    assert frozen.backward_flops < single.backward_flops
+    assert frozen.saved_bytes < single.saved_bytes
+
+
+def test_memory_table(make_cfg):
+    options = {"SOLVER.EMA_DECAY": 0.9, "MODEL.CLIP.TRAIN_IMAGE": "none"}
+    cfg = make_cfg(opts=options)
+    model = build_model(cfg)
+    step = dry_run_costs.StepCost(0, 0, 100, 150, 0, 0)
+    weights = sum(4 * p.numel() for p in model.parameters())
+    weights += sum(b.numel() * b.element_size() for b in model.buffers())
+    trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    rows = {w: n for w, n, _ in dry_run_costs.memory_table(model, cfg, step, 70, num_gpus=2)}
+    assert rows["weights"] == rows["averaged weights"] == weights > 4 * trained
+    assert rows["gradients"] == rows["gradient buckets"] == trained
+    assert rows["optimiser's state"] == 2 * trained
+    assert rows["activations"] == 170  # the losses come on top of what backward needs
+    assert rows.pop("total") == sum(rows.values())
+    alone = {w for w, *_ in dry_run_costs.memory_table(model, make_cfg(), step, 0, num_gpus=1)}
+    assert not alone & {"gradient buckets", "averaged weights"}
+
+
+def test_losses_take_memory_with_every_image(make_cfg):
+    cfg = make_cfg()
+    model = build_model(cfg)
+    one, two = (dry_run_costs.trace_losses(model, cfg, 6, batch, (64, 96)) for batch in (1, 2))
+    maps = 2 * 4 * 4 * (64 // 4) * (96 // 4)  # two maps of K = 4 floats at stride 4
+    assert maps < one < two <= 2.1 * one
+
+
+# ---- schedule
+
+
+@pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupPolyLR", "WarmupMultiStepLR"])
+def test_schedule_is_what_the_scheduler_does(make_cfg, name):
+    options = {"SOLVER.LR_SCHEDULER_NAME": name, "SOLVER.MAX_ITER": 50, "SOLVER.WARMUP_ITERS": 10}
+    cfg = make_cfg(opts={**options, "SOLVER.STEPS": (20, 40)})
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
+    shape = dry_run_schedule.schedule_shape(scheduler, range(50))
+    for expected in shape:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * expected, abs=1e-9)
+        scheduler.step()
+
+
+def test_milestones_show_warm_up_steps_and_end(make_cfg):
+    options = {"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR", "SOLVER.STEPS": (60, 90)}
+    cfg = make_cfg(opts={**options, "SOLVER.MAX_ITER": 100, "SOLVER.WARMUP_ITERS": 10})
+    assert {0, 10, 59, 60, 89, 90, 99} <= set(dry_run_schedule.milestones(cfg))
+
+
+# ---- the whole program
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two photographs, red above blue, labelled tree above car; registered under a name."""
+    name = "test_dry_run_sem_seg"
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    image, label = np.zeros((60, 80, 3), np.uint8), np.ones((60, 80), np.uint8)
+    image[:30], image[30:], label[30:] = RED, BLUE, 2
+    for i in range(2):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
+    register_sem_seg(name, tmp_path / "images", tmp_path / "labels", NAMES, expected_count=2)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name)
+
+
+COST = dry_run_costs.StepCost(2 * 10**12, 3 * 10**12, 2**20, 2**21, 10**9, 100)
+
+
+@pytest.fixture
+def run(make_cfg, dataset, tmp_path, capsys, monkeypatch):
+    """``run(*arguments, KEY=value)`` on a small config; the report and the output folder."""
+
+    def run(*arguments, trace=False, **opts):
+        if not trace:  # which takes most of the time
+            monkeypatch.setattr(dry_run, "trace_step", lambda *args, **kwargs: COST)
+        options = {
+            "DATASETS.TRAIN": (dataset,),
+            "INPUT.MIN_SIZE_TRAIN": (64,),
+            "INPUT.COLOR_AUG_SSD": False,
+            "SOLVER.REFERENCE_WORLD_SIZE": 4,
+            "SOLVER.IMS_PER_BATCH": 8,
+            "SOLVER.MAX_ITER": 100,
+            "SOLVER.WARMUP_ITERS": 10,
+            "SOLVER.BASE_LR": 0.01,
+            **opts,
+        }
+        path, output = tmp_path / "config.yaml", tmp_path / "out"
+        path.write_text(make_cfg("test-vit-16", options).dump())
+        dry_run.main(["--config-file", str(path), "--output", str(output), *arguments])
+        text = capsys.readouterr().out
+        assert (output / "report.md").read_text() == text
+        return text, output
+
+    return run
+
+
+def test_report(run):
+    text, output = run(trace=True, **{"MODEL.CLIP.TRAIN_IMAGE": "late"})
+    assert "4 GPUs x 2 = 8 images an iteration, 100 iterations, 800 images: 400.0 epochs" in text
+    assert "| backbone" in text and "| 0.0001" in text  # a hundredth of BASE_LR
+    assert "gradient buckets" in text and "--tflops" in text and "--bandwidth" in text
+    assert "Synthetic" not in text
+    assert Image.open(output / "schedule.png").size > (400, 200)
+    # Red is overlaid with the colour of tree, and so on; both halves are there.
+    picture = np.asarray(Image.open(output / "first_batch.png")).astype(int)
+    assert picture.shape[1] > 2 * 480 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 4
+
+
+def test_other_numbers_of_gpus_rescale(run):
+    text, _ = run("--num-gpus", "2")
+    assert "2 GPUs x 2 = 4 images an iteration, 200 iterations, 800 images" in text
+    assert "0.005" in text
+    text, _ = run("--num-gpus", "1")
+    assert "1 GPU x 2 = 2 images" in text and "gradient buckets" not in text
+
+
+def test_time_by_hand(run):
+    text, _ = run("--tflops", "10", "--bandwidth", "100")
+    cells = {
+        x.split("|")[1].strip(): x.split("|")[2].strip() for x in text.splitlines() if "|" in x
+    }
+    assert cells["arithmetic"] == "0.500"  # 2 + 3 TFLOPs at 10 a second
+    assert cells["memory traffic"] == "0.030"  # three times a GB at 100 GB/s
+    assert cells["launches"] == "0.001"
+    assert "0.53 s a step" in text
+    text, _ = run("--tflops", "5e9", "--bandwidth", "1e9")
+    assert "0.001 s a step" in text  # nothing but launches
+
+
+def test_data_that_is_not_prepared(run, dataset, tmp_path):
+    (tmp_path / "labels" / "1.png").unlink()
+    text, output = run()
+    assert f"Synthetic images stand in for '{dataset}', which is not prepared" in text
+    assert "1.png" in text or "label" in text  # the data set's own sentence
+    assert "400.0 epochs of 2" in text
+    assert (output / "first_batch.png").is_file()
+
+
+def test_nothing_trains(run):
+    options = {"TEXT_GUIDANCE": "StaticGuidance", "COARSE_DECODER": "CosineDecoder"}
+    options |= {"FINE_DECODER": "BilinearDecoder", "CLASS_REFINEMENT": "NoRefinement"}
+    text, output = run(**{f"MODEL.DCP_CLIP.{k}.NAME": v for k, v in options.items()})
+    assert "Nothing trains with this config" in text and "TFLOPs" in text
+    assert (output / "first_batch.png").is_file() and not (output / "schedule.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "no/such.yaml"], "no/such.yaml"),
+        (["--config-file", "", "--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
+        (["--config-file", "", "--num-gpus", "0"], "must be positive"),
+        (["--config-file", "", "--num-gpus", "3"], "16, which 3 GPUs cannot share evenly"),
+    ],
+)
+def test_bad_arguments_end_with_a_sentence(arguments, message, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        dry_run.main(["--output", str(tmp_path), *arguments])
+    assert message in str(stop.value)
+
+
+def test_synthetic_records_hold_known_categories_and_void(tmp_path):
+    records = dry_run_batch.synthetic_records(tmp_path, 2, 300, 255)
+    for record in records:
+        labels = np.asarray(Image.open(record["sem_seg_file_name"]))
+        assert labels.dtype == np.uint8 and (labels == 255).any() and (labels < 255).any()
+        assert np.asarray(Image.open(record["file_name"])).shape == (*labels.shape, 3)
+
+
+def test_a_batch_of_uneven_images_is_drawn_whole():
+    sizes = [(64, 64), (64, 200), (200, 64)]
+    batch = [{"image": torch.zeros(3, *s).byte(), "sem_seg": torch.ones(s).long()} for s in sizes]
+    picture = dry_run_batch.draw_batch(batch, Vocabulary(NAMES))
+    assert picture.shape[0] > 400 and picture.shape[1] > 400
+    coloured = (picture.max(2) != picture.min(2)).any(1)
+    assert coloured[: len(coloured) // 2].any() and coloured[len(coloured) // 2 :].any()
