@@ -39,7 +39,7 @@ from dcp_clip.modeling.trainable import part_of, trainable_table
 from dcp_clip.vocabulary import Vocabulary
 
 # What one GPU is taken to sustain, in TFLOP/s: two fifths of an RTX 3090's peak with tensor cores,
-# an eighth of an A100's; and without them.
+# a tenth of an A100's; and without them.
 TFLOPS_HALF, TFLOPS_SINGLE = 30.0, 10.0
 BANDWIDTH = 600.0  # GB/s: two thirds of an RTX 3090's
 _TRAFFIC = 3  # bytes moved for each byte of a tensor made: one writes it, two read it
@@ -208,6 +208,11 @@ def load(args: argparse.Namespace) -> CfgNode:
     cfg = setup_cfg(args.config_file, args.opts + fixed)
     args.num_gpus = args.num_gpus or max(cfg.SOLVER.REFERENCE_WORLD_SIZE, 1)
     cfg = Trainer.auto_scale_workers(cfg, args.num_gpus)
+    if cfg.MODEL.META_ARCHITECTURE not in ("DCPCLIP", "FPNBaseline"):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', not this project's "
+            "DCPCLIP or FPNBaseline."
+        )
     if cfg.SOLVER.IMS_PER_BATCH % args.num_gpus:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {args.num_gpus} GPUs "

@@ -23,6 +23,7 @@ import dry_run_batch  # noqa: E402
 import dry_run_costs  # noqa: E402
 import dry_run_schedule  # noqa: E402
 
+TINY = str(ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml")
 KIB = 1024
 NAMES = ["sky", "tree", "car", "road", "wall", "cat"]
 RED, BLUE = (220, 30, 30), (30, 30, 220)
@@ -118,7 +119,8 @@ def test_half_precision_and_frozen_towers_take_less(make_cfg):
         return dry_run_costs.trace_step(model, Vocabulary(NAMES), 2, (64, 64), half)
 
     single, half, frozen = cost("all", False), cost("all", True), cost("none", False)
-    assert half.saved_bytes < 0.9 * single.saved_bytes
+    assert half.saved_bytes < single.saved_bytes
+    assert half.peak_bytes < single.peak_bytes
     assert single.forward_flops == half.forward_flops == frozen.forward_flops
     assert frozen.backward_flops < single.backward_flops
     assert frozen.saved_bytes < single.saved_bytes
@@ -276,23 +278,16 @@ def test_nothing_trains(run):
     ("arguments", "message"),
     [
         (["--config-file", "no/such.yaml"], "no/such.yaml"),
-        (["--config-file", "", "--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
-        (["--config-file", "", "--num-gpus", "0"], "must be positive"),
-        (["--config-file", "", "--num-gpus", "3"], "16, which 3 GPUs cannot share evenly"),
+        (["--config-file", TINY, "--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
+        (["--config-file", ""], "'GeneralizedRCNN'"),
+        (["--config-file", TINY, "--num-gpus", "0"], "must be positive"),
+        (["--config-file", TINY, "--num-gpus", "3"], "8, which 3 GPUs cannot share evenly"),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(arguments, message, tmp_path):
     with pytest.raises(SystemExit) as stop:
         dry_run.main(["--output", str(tmp_path), *arguments])
     assert message in str(stop.value)
-
-
-def test_synthetic_records_hold_known_categories_and_void(tmp_path):
-    records = dry_run_batch.synthetic_records(tmp_path, 2, 300, 255)
-    for record in records:
-        labels = np.asarray(Image.open(record["sem_seg_file_name"]))
-        assert labels.dtype == np.uint8 and (labels == 255).any() and (labels < 255).any()
-        assert np.asarray(Image.open(record["file_name"])).shape == (*labels.shape, 3)
 
 
 def test_a_batch_of_uneven_images_is_drawn_whole():
