@@ -33,6 +33,7 @@ setup(
         "dcp_clip": [
             "templates/*.txt",
             "names/*.json",
+            "data/emoji_scenes/names.json",
             "modeling/model_configs/*.json",
             "weights/*",
         ]
@@ -42,6 +43,7 @@ setup(
     install_requires=read_requirements("requirements.txt"),
     extras_require={
         "demo": read_requirements("requirements-demo.txt"),
+        "emoji": read_requirements("requirements-emoji.txt"),
         "dev": read_requirements("requirements-dev.txt"),
     },
 )

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def register_sem_seg(
     vocabulary: Vocabulary | Sequence[Category] | Sequence[str],
     *,
     ignore_label: int = IGNORE_LABEL,
-    expected_count: int | None = None,
+    expected_count: int | Callable[[], int] | None = None,
     image_ext: str | Sequence[str] = (".jpg", ".png"),
     label_ext: str | Sequence[str] = ".png",
     num_foreground: int | None = None,
@@ -47,7 +47,8 @@ def register_sem_seg(
         vocabulary: the C categories: a :class:`Vocabulary`, the list that
             :func:`dcp_clip.categories.load_names` returns, or anything ``Vocabulary`` takes.
         ignore_label: value of the pixels that count for nothing.
-        expected_count: number of images of the official split; None if any number will do.
+        expected_count: number of images of the official split, or a function that tells it when
+            the dataset is used; None if any number will do.
         image_ext: suffix or suffixes of the photographs.
         label_ext: suffix or suffixes of the label maps.
         num_foreground: number of categories that are scored one by one, the first ones. The rest
@@ -94,7 +95,7 @@ def load_sem_seg(
     *,
     image_ext: str | Sequence[str] = (".jpg", ".png"),
     label_ext: str | Sequence[str] = ".png",
-    expected_count: int | None = None,
+    expected_count: int | Callable[[], int] | None = None,
     advice: str = "",
 ) -> list[dict]:
     """List a dataset in Detectron2's standard format, without reading the images.
@@ -107,6 +108,8 @@ def load_sem_seg(
         DatasetError: if a folder is missing, images and label maps do not match one to one, or
             there are not ``expected_count`` of them, or the label maps hold colours.
     """
+    if callable(expected_count):
+        expected_count = _call_with_advice(expected_count, advice)
     pairs = pair_images_with_labels(
         image_dir,
         label_dir,
@@ -121,6 +124,13 @@ def load_sem_seg(
         {"file_name": str(image), "sem_seg_file_name": str(label), "image_id": image.stem}
         for image, label in pairs
     ]
+
+
+def _call_with_advice(count: Callable[[], int], advice: str) -> int:
+    try:
+        return count()
+    except DatasetError as e:
+        raise DatasetError(f"{e} {advice}".rstrip()) from e
 
 
 def _check_single_channel(label: Path) -> None:

