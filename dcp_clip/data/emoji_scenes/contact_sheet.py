@@ -7,50 +7,59 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dcp_clip.data.emoji_scenes.names import NameList
+from dcp_clip.data.emoji_scenes.scenes import Scene
 from dcp_clip.data.emoji_scenes.subsets import SceneSource
 from dcp_clip.image_io import atomic_write
+from dcp_clip.vocabulary import Vocabulary
 
-_GAP, _LINE, _LINES = 6, 11, 7
+# Pixels between pictures and from line to line; names that are listed below a scene.
+_GAP, _LINE, _LINES = 6, 11, 9
 
 
 def draw_contact_sheet(
-    path: Path, sources: Sequence[SceneSource], names: NameList, *, columns: int = 6
+    path: Path,
+    sources: Sequence[SceneSource],
+    names: NameList,
+    *,
+    scenes: int = 3,
+    across: int = 3,
 ) -> None:
-    """Draw `columns` scenes of each source: image, label map in the names' colours, names.
+    """Draw the first scenes of each source: image, label map in the names' colours, names.
 
-    The scenes are the first of each subset, drawn anew, so none has to be on the disk.
+    They are drawn anew, so none has to be on the disk.
 
     Args:
         path: PNG file to write.
-        sources: what draws the scenes.
+        sources: what draws the scenes, all of one size.
         names: the list whose ids the sources' vocabularies hold.
-        columns: scenes of each source.
+        scenes: scenes of each source.
+        across: sources in a row of the page.
     """
     size = sources[0].options.size
-    width, height = size + _GAP, 2 * size + _LINES * _LINE + 3 * _GAP
-    title = 2 * _LINE
-    page = Image.new("RGB", (columns * width + _GAP, len(sources) * (height + title)), "white")
-    pen = ImageDraw.Draw(page)
-    for row, source in enumerate(sources):
-        top = row * (height + title)
+    cell = size + _GAP
+    width, height = scenes * cell + 2 * _GAP, 2 * cell + (_LINES + 3) * _LINE
+    across = min(across, len(sources))
+    page = Image.new("RGB", (across * width, -(-len(sources) // across) * height), "white")
+    for number, source in enumerate(sources):
+        left, top = number % across * width + _GAP, number // across * height + _GAP
         vocabulary = names.vocabulary(source.subset.vocabulary)
-        pen.text(
-            (_GAP, top + _GAP),
-            f"{source.subset.name}: {len(vocabulary)} names, styles {', '.join(source.styles)}",
-            fill="black",
-        )
-        palette = np.array(vocabulary.colors, np.uint8)
-        for column in range(columns):
-            scene = source(column)
-            x, y = _GAP + column * width, top + title
-            page.paste(Image.fromarray(scene.image), (x, y))
-            page.paste(Image.fromarray(palette[scene.labels]), (x, y + size + _GAP // 2))
-            present = np.unique(scene.labels)[:_LINES]
-            for line, label in enumerate(present):
-                text_y = y + 2 * size + _GAP + line * _LINE
-                pen.rectangle(
-                    (x, text_y + 2, x + 7, text_y + 9), fill=tuple(palette[label].tolist())
-                )
-                pen.text((x + 11, text_y), vocabulary.display_names[label], fill="black")
+        styles = source.styles[0] if len(source.styles) == 1 else f"{len(source.styles)} styles"
+        title = f"{source.subset.name}: {len(vocabulary)} names, {styles}"
+        ImageDraw.Draw(page).text((left, top), title, fill="black")
+        for column in range(scenes):
+            _draw_scene(page, source(column), vocabulary, left + column * cell, top + _LINE + 4)
     with atomic_write(path) as f:
         page.save(f, format="PNG")
+
+
+def _draw_scene(page: Image.Image, scene: Scene, vocabulary: Vocabulary, x: int, y: int) -> None:
+    pen = ImageDraw.Draw(page)
+    palette = np.array(vocabulary.colors, np.uint8)
+    page.paste(Image.fromarray(scene.image), (x, y))
+    y += len(scene.image) + 2
+    page.paste(Image.fromarray(palette[scene.labels]), (x, y))
+    y += len(scene.image) + 2
+    for label in np.unique(scene.labels)[:_LINES]:
+        pen.rectangle((x, y + 2, x + 7, y + 9), fill=vocabulary.colors[label])
+        pen.text((x + 11, y), vocabulary.display_names[label], fill="black")
+        y += _LINE

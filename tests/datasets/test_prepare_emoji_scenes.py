@@ -1,0 +1,114 @@
+"""datasets/prepare_emoji_scenes.py from art to dataset, with art that the test writes."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcp_clip.data.emoji_scenes import prepare
+from dcp_clip.data.emoji_scenes.art import ART
+from dcp_clip.data.emoji_scenes.names import load_name_list
+
+_PATH = Path(__file__).parents[2] / "datasets" / "prepare_emoji_scenes.py"
+_spec = importlib.util.spec_from_file_location("prepare_emoji_scenes", _PATH)
+script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(script)
+
+SHAPES = (
+    '<circle cx="6" cy="6" r="5" fill="{}"/>',
+    '<rect y="3" width="12" height="6" fill="{}"/>',
+)
+COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white")
+
+
+def write_art(folder):
+    """Archives of all eight sets, in which a dozen names of every part are drawn."""
+    names = load_name_list()
+    ids = [i for part in ("base", "unseen", "rest") for i in names.thing_ids(part)[:12]]
+    packages = []
+    folder.mkdir()
+    for number, package in enumerate(ART):
+        icons, chars = {}, {}
+        for k, thing in enumerate(names.things[i] for i in ids):
+            icon = thing.icons.get(package.style, (f"icon-{k}",))[0]
+            icons[icon] = {"body": SHAPES[k % 2].format(COLORS[(k + number) % 8])}
+            chars[thing.code_points[0]] = icon
+        files = {
+            "icons.json": {"width": 12, "height": 12, "icons": icons},
+            "info.json": {"author": {"name": "A. Nother"}, "license": {"spdx": "CC0-1.0"}},
+            "chars.json": chars,
+        }
+        path = folder / package.archive
+        with tarfile.open(path, "w:gz") as archive:
+            for name, content in files.items():
+                data = json.dumps(content).encode()
+                member = tarfile.TarInfo(f"package/{name}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        packages.append(replace(package, sha256=digest))
+    return tuple(packages)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the program on small scenes of the test's art."""
+    packages = write_art(tmp_path / "art")
+    monkeypatch.setattr(prepare.Settings, "__init__", _with(prepare.Settings, packages))
+
+    def run(*args):
+        common = ["--root", str(tmp_path), "--art", str(tmp_path / "art"), "--size", "32"]
+        return script.main([*common, "--workers", "1", *args])
+
+    return run
+
+
+def _with(settings, packages):
+    original = settings.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **(kwargs | {"packages": packages}))
+
+    return init
+
+
+def test_from_art_to_scenes(tmp_path, run):
+    pytest.importorskip("resvg_py")
+    assert run("--subsets", "base_train", "all_test", "--scenes", "4") == 0
+    folder = tmp_path / "emoji_scenes"
+    assert len(list((folder / "sprites").iterdir())) == 8
+    scenes = json.loads((folder / "scenes/all_test.json").read_text())["scenes"]
+    labels = np.array(Image.open(folder / "labels/all_test/000000.png"))
+    assert labels.shape == (32, 32) and len(scenes) == 4
+    for subset in ("base_train", "all_test"):
+        assert len(list((folder / "images" / subset).iterdir())) == 4
+    assert (folder / "LICENCES").read_text().count("CC0-1.0") == 8
+    assert run("--subsets", "base_train", "--split", "1", "--scenes", "2") == 0
+    assert len(list((folder / "labels/split1_base_train").iterdir())) == 2
+
+
+def test_contact_sheet(tmp_path, run):
+    pytest.importorskip("resvg_py")
+    sheet = tmp_path / "sheet.png"
+    assert run("--contact-sheet", str(sheet), "--subsets", "base_test", "unseen_test") == 0
+    with Image.open(sheet) as image:
+        assert image.width > 2 * 3 * 32 and np.array(image).std() > 10
+    assert not (tmp_path / "emoji_scenes/images").exists()
+
+
+def test_errors_are_told_in_one_line(tmp_path, run, caplog, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
+    assert run("--scenes", "1") == 1
+    assert "resvg-py" in caplog.text and "Traceback" not in caplog.text
+    assert not list((tmp_path / "emoji_scenes").rglob("*.npz"))  # nothing half-written
+    with pytest.raises(SystemExit):
+        run("--scenes", "0")
+    with pytest.raises(SystemExit):
+        run("--subsets", "nonsense")
