@@ -1,5 +1,6 @@
 """The list of names keeps its promises."""
 
+import hashlib
 import re
 from collections import Counter
 
@@ -41,7 +42,9 @@ def test_no_drawing_has_two_names(names):
 def test_order_is_fixed(names):
     listed = [thing.name for thing in names.things]
     assert listed == sorted(listed)
-    assert (listed.index("dog"), listed.index("zebra")) == (159, 586)  # ids never move
+    everything = "\n".join(entry.name for entry in names.entries)
+    # Prepared label maps hold positions: names are never moved, added or renamed.
+    assert hashlib.sha256(everything.encode()).hexdigest()[:16] == "91da9c81a3a2188b"
 
 
 def test_split_is_what_the_rule_says(names):
