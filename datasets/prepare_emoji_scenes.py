@@ -25,23 +25,14 @@ from dcp_clip.data.emoji_scenes.prepare import (
 )
 from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_names
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.prepare import available_cpus
-from dcp_clip.data.register import datasets_root
+from dcp_clip.data.prepare_program import make_parser, run_program
 
 logger = logging.getLogger("prepare_emoji_scenes")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=datasets_root(),
-        help="folder of all datasets (default: $DETECTRON2_DATASETS or ./datasets)",
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--source",
         choices=tuple(SOURCES),
@@ -63,9 +54,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--art", type=Path, help="folder with the npm archives, for offline use")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="draw sample scenes on one page, and stop"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=available_cpus(), help="processes (default: all processors)"
     )
     args = parser.parse_args(argv)
     if args.scenes is not None and args.scenes < 1:
@@ -99,13 +87,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run(args)
-    except (DatasetError, OSError) as e:
-        logger.error("error: %s", e)
-        return 1
-    return 0
+    return run_program(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
     # Prompt templates: "single", "imagenet80", "vild14", or the path of a text file.
     cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
-    # Synonyms: "mean" of their features, or "max" (the best synonym speaks for the category).
+    # Synonyms: "mean" of their features, "max" (the best synonym speaks for the category), or
+    # "first" (the main name alone).
     cfg.MODEL.DCP_CLIP.VOCABULARY.SYNONYMS = "mean"
     # Prompts encoded at once; bounds memory. Short chunks are filled up, so that a name's features
     # are the same to the last bit in every vocabulary.

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmark import make_vocabulary
+from benchmark_subject import make_vocabulary
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from dry_run_batch import expected_count, load_records, picture_of_first_batch

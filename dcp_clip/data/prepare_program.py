@@ -27,13 +27,15 @@ def available_cpus() -> int:
 
 
 def make_parser(
-    description: str | None, input_help: str, *, input_required: bool = False
+    description: str | None, input_help: str | None = None, *, input_required: bool = False
 ) -> argparse.ArgumentParser:
-    """Return a parser of what every prepare program takes: --input, --root, --workers."""
+    """Return a parser of what every prepare program takes: --root, --workers, and --input if it has
+    a help text."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", type=Path, required=input_required, help=input_help)
+    if input_help is not None:
+        parser.add_argument("--input", type=Path, required=input_required, help=input_help)
     parser.add_argument(
         "--root",
         type=Path,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..label_map import RowResizer, resized_bands
 from ..structures import SemSegLabels
 from ..vocabulary import Vocabulary
+from .windows import window_starts
 
 if TYPE_CHECKING:
     from .segmentor import OpenVocabularySegmentor
@@ -47,6 +48,7 @@ class SlidingWindow:
         if stride > size:
             raise ValueError(f"{node}.STRIDE is {stride}, which leaves gaps between {size} pixels.")
         self.size, self.stride = size, stride
+        self._in_cells = size // _CELL, stride // _CELL
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SlidingWindow | None:
@@ -72,7 +74,11 @@ class SlidingWindow:
         writer = _LabelWriter(
             size, (rows, columns), (height / _CELL, width / _CELL), ids, len(vocabulary)
         )
-        tops = self._starts(height)
+        # On whole cells, so that the windows' maps meet.
+        tops, lefts = (
+            [_CELL * start for start in window_starts(cells, *self._in_cells)]
+            for cells in (rows, columns)
+        )
         total = torch.zeros(len(ids), 0, columns, device=model.device)
         weight = total.new_zeros(0, columns)
         done = 0  # rows of cells that no later window reaches
@@ -80,7 +86,7 @@ class SlidingWindow:
             bottom = -(-min(top + self.size, height) // _CELL)
             more = bottom - done - total.shape[1]
             total, weight = F.pad(total, (0, 0, 0, more)), F.pad(weight, (0, 0, 0, more))
-            for left in self._starts(width):
+            for left in lefts:
                 window = image[:, top : top + self.size, left : left + self.size]
                 maps, extent, _ = model.segment_images([window], vocabulary, ids=ids[None])
                 maps = _on_cells(maps[0], window.shape[-2:], extent)
@@ -113,11 +119,6 @@ class SlidingWindow:
         _, _, proposals = model.segment_images([small], vocabulary, labels)
         keep = proposals.valid[0]
         return proposals.ids[0][keep], proposals.scores[0][keep]
-
-    def _starts(self, length: int) -> list[int]:
-        """Where windows begin along a side: multiples of 4; the last one ends at the border."""
-        last = max(0, -(-(length - self.size) // _CELL) * _CELL)
-        return [*range(0, last, self.stride), last]
 
 
 def _on_cells(maps: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> Tensor:

@@ -25,7 +25,7 @@ from .tokenizer import PrefixTokenizer
 __all__ = ["TextEncoder", "TextFeatures"]
 
 logger = logging.getLogger(__name__)
-_SYNONYM_RULES = ("mean", "max")
+_SYNONYM_RULES = ("mean", "max", "first")
 _PROGRESS_FROM = 2000  # prompts; below it encoding is a matter of seconds
 
 
@@ -75,7 +75,8 @@ class TextEncoder(nn.Module):
             model_name: open_clip's model name; part of the cache key.
             templates: prompt templates with one ``{}`` each.
             synonyms: "mean": one feature a category, the mean over its synonyms; "max": each
-                synonym speaks for itself and a category's score is its best synonym's.
+                synonym speaks for itself and a category's score is its best synonym's; "first":
+                the main name alone.
             chunk_size: prompts encoded at once, never fewer (short chunks are filled up); bounds
                 memory.
             cache_dir: folder for features on disk; "" keeps them in memory only.
@@ -166,7 +167,10 @@ class TextEncoder(nn.Module):
         return cached
 
     def _encode(self, vocabulary: Vocabulary) -> TextFeatures:
-        names = [name for group in vocabulary.synonyms for name in group]
+        groups = vocabulary.synonyms
+        if self.synonyms == "first":
+            groups = tuple(group[:1] for group in groups)
+        names = [name for group in groups for name in group]
         tokens = self._tokenize(vocabulary, names)
         num_templates = len(self.templates)
         per_chunk = max(self.chunk_size // num_templates, 1)
@@ -192,11 +196,10 @@ class TextEncoder(nn.Module):
                 out = F.normalize(out.float(), dim=-1).unflatten(0, (-1, num_templates)).mean(1)
                 chunks.append(F.normalize(out, dim=-1))
                 bar.update(len(out))
-        return self._group(torch.cat(chunks), vocabulary)
+        return self._group(torch.cat(chunks), [len(group) for group in groups])
 
-    def _group(self, embeddings: Tensor, vocabulary: Vocabulary) -> TextFeatures:
+    def _group(self, embeddings: Tensor, counts: list[int]) -> TextFeatures:
         """Rows a category from rows a name, as the synonym rule says."""
-        counts = [len(group) for group in vocabulary.synonyms]
         starts = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
         offsets = torch.arange(max(counts))[None]
         counts_column = torch.tensor(counts)[:, None]

@@ -78,7 +78,7 @@ def test_templates_are_averaged_on_the_sphere(make_encoder, tmp_path):
 
 
 @torch.no_grad()
-def test_synonyms_mean_and_max(make_encoder):
+def test_synonym_rules(make_encoder):
     single = make_encoder().encode_vocabulary(
         Vocabulary(["sky", "tall tree", "car", "automobile", "motor car", "Straße"])
     )
@@ -90,6 +90,9 @@ def test_synonyms_mean_and_max(make_encoder):
     best = make_encoder(opts={KEY + "SYNONYMS": "max"}).encode_vocabulary(NAMES)
     assert best.rows.tolist() == [[0, 0, 0], [1, 1, 1], [2, 3, 4], [5, 5, 5]]
     torch.testing.assert_close(best.embeddings, single.embeddings)
+    first = make_encoder(opts={KEY + "SYNONYMS": "first"}).encode_vocabulary(NAMES)
+    assert first.rows.tolist() == [[0], [1], [2], [3]]
+    torch.testing.assert_close(first.embeddings, single.embeddings[[0, 1, 2, 5]])
 
 
 def test_unknown_synonym_rule(make_cfg):
