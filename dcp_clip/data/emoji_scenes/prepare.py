@@ -23,7 +23,12 @@ from dcp_clip.data.emoji_scenes.art import (
 from dcp_clip.data.emoji_scenes.names import NameList, load_name_list
 from dcp_clip.data.emoji_scenes.register import FOLDER, scene_list
 from dcp_clip.data.emoji_scenes.scenes import SceneOptions
-from dcp_clip.data.emoji_scenes.sprites import describe_sprites, render_svg, save_sprites
+from dcp_clip.data.emoji_scenes.sprites import (
+    check_renderer,
+    describe_sprites,
+    render_svg,
+    save_sprites,
+)
 from dcp_clip.data.emoji_scenes.subsets import UNSEEN, SceneSource, get_subset
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.prepare import run_parallel
@@ -176,6 +181,7 @@ def prepare_sprites(settings: Settings, *, workers: int = 1) -> None:
 def _load_art(settings: Settings, styles: Sequence[str]) -> list[ArtSet]:
     if not styles:
         return []
+    check_renderer()
     if settings.source == "pip":
         return [read_pip_art()]
     cache = settings.art or settings.folder / "art"

@@ -9,6 +9,7 @@ import io
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,11 @@ from dcp_clip.image_io import atomic_write
 _VISIBLE = 20
 # A drawing with fewer opaque pixels than this share of its square failed to render.
 _MIN_AREA = 0.01
+
+
+def check_renderer() -> None:
+    """Raise DatasetError if resvg-py is not installed, before thousands of drawings tell so."""
+    _import_renderer()
 
 
 def render_svg(svg: str, size: int) -> np.ndarray:
@@ -35,16 +41,10 @@ def render_svg(svg: str, size: int) -> np.ndarray:
     Raises:
         DatasetError: if resvg-py is not installed, or nothing is to be seen in the document.
     """
-    try:
-        import resvg_py
-    except ImportError as e:
-        raise DatasetError(
-            "The Python package resvg-py, which renders the art, is not installed: "
-            "pip install -r requirements-emoji.txt."
-        ) from e
+    renderer = _import_renderer()
     try:
         # At twice the size, because margins are cut and the rest is then reduced.
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, skip_system_fonts=True)
+        png = renderer.svg_to_bytes(svg_string=svg, width=2 * size, skip_system_fonts=True)
     except (ValueError, RuntimeError) as e:
         raise DatasetError(f"An SVG document cannot be rendered: {e}.") from e
     with Image.open(io.BytesIO(bytes(png))) as image:
@@ -106,6 +106,17 @@ def describe_sprites(path: Path) -> tuple[int, str]:
     """The S of a style's sprites, and the licence of its art."""
     _, images, licence = _load(str(path))
     return images.shape[1], licence
+
+
+def _import_renderer() -> ModuleType:
+    try:
+        import resvg_py
+    except ImportError as e:
+        raise DatasetError(
+            "The Python package resvg-py, which renders the art, is not installed: "
+            "pip install -r requirements-emoji.txt."
+        ) from e
+    return resvg_py
 
 
 @functools.lru_cache(maxsize=16)
