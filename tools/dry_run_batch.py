@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetCatalog, build_detection_train_loader
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
+from dcp_clip.categories import IGNORE_LABEL
 from dcp_clip.data.augmentation import build_sem_seg_augmentations
+from dcp_clip.data.mapper import SemSegMapper
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.image_io import write_png
 from dcp_clip.visualization import draw_overlay
@@ -33,10 +35,11 @@ def load_records(name: str) -> tuple[list[dict], str]:
 def expected_count(name: str) -> int | None:
     """Images of a data set's official split, prepared or not; None if nobody says."""
     source = DatasetCatalog[name] if name in DatasetCatalog else None
-    return getattr(source, "keywords", {}).get("expected_count")
+    count = getattr(source, "keywords", {}).get("expected_count")
+    return count() if callable(count) else count
 
 
-def synthetic_records(folder: Path, count: int, num_categories: int, ignore: int) -> list[dict]:
+def synthetic_records(folder: Path, count: int, num_categories: int) -> list[dict]:
     """Write `count` photographs of coloured squares, a category each, in Detectron2's format."""
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (num_categories, 3))
@@ -46,9 +49,9 @@ def synthetic_records(folder: Path, count: int, num_categories: int, ignore: int
         cells = rng.choice(palette, (_SIZE[0] // _CELL, _SIZE[1] // _CELL))
         labels = cells.repeat(_CELL, 0).repeat(_CELL, 1)
         image = colours[labels] // 2 + rng.integers(0, 128, (*_SIZE, 3))
-        # An 8-bit label map is what every mapper reads; categories beyond it are not drawn.
-        labels = np.where(labels < 255, labels, 0)
-        labels[:_CELL, :_CELL] = min(ignore, 255)
+        # Label maps of 8 bits: categories beyond are not drawn.
+        labels = np.where(labels < IGNORE_LABEL, labels, 0)
+        labels[:_CELL, :_CELL] = IGNORE_LABEL
         paths = folder / f"{i}.jpg", folder / f"{i}.png"
         Image.fromarray(image.astype(np.uint8)).save(paths[0])
         write_png(paths[1], labels.astype(np.uint8))
@@ -56,13 +59,12 @@ def synthetic_records(folder: Path, count: int, num_categories: int, ignore: int
     return records
 
 
-def first_batch(cfg: CfgNode, records: list[dict], batch: int) -> list[dict]:
-    """What the loader hands to the model first, through the config's augmentation."""
+def first_batch(cfg: CfgNode, records: list[dict], mapper: SemSegMapper, batch: int) -> list[dict]:
+    """What the loader hands to the model first."""
     seed_all_rng(max(cfg.SEED, 0))
-    augmentations = build_sem_seg_augmentations(cfg, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
     loader = build_detection_train_loader(
         records,
-        mapper=DatasetMapper(cfg, is_train=True, augmentations=augmentations),
+        mapper=mapper,
         total_batch_size=batch,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=0,
@@ -95,10 +97,21 @@ def picture_of_first_batch(
     cfg: CfgNode, records: list[dict], vocabulary: Vocabulary, batch: int, path: Path
 ) -> list[tuple[int, int]]:
     """Write the picture; synthetic records stand in for none. Returns the images' (H, W)."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not records:
-            ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-            records = synthetic_records(Path(folder), batch, len(vocabulary), ignore)
-        shown = first_batch(cfg, records, batch)
+    augmentations = build_sem_seg_augmentations(cfg)
+    if records:
+        mapper = SemSegMapper.from_datasets(
+            cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1], augmentations
+        )
+        shown = first_batch(cfg, records, mapper, batch)
+    else:
+        mapper = SemSegMapper(
+            augmentations,
+            image_format=cfg.INPUT.FORMAT,
+            num_labels=min(len(vocabulary), IGNORE_LABEL),
+            void_labels=(IGNORE_LABEL,),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            records = synthetic_records(Path(folder), batch, len(vocabulary))
+            shown = first_batch(cfg, records, mapper, batch)
     write_png(path, draw_batch(shown, vocabulary))
     return [tuple(x["image"].shape[-2:]) for x in shown]
