@@ -7,7 +7,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 PYTEST_ARGS ?=
 
-REQUIREMENTS := requirements.txt requirements-demo.txt requirements-dev.txt
+REQUIREMENTS := requirements.txt requirements-demo.txt requirements-dev.txt requirements-emoji.txt
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
