@@ -33,6 +33,7 @@ setup(
         "dcp_clip": [
             "templates/*.txt",
             "names/*.json",
+            "natural_colors.json",
             "data/emoji_scenes/names.json",
             "modeling/model_configs/*.json",
             "weights/*",

@@ -1,20 +1,32 @@
 """Colours of categories."""
 
 import colorsys
+import functools
 import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from dcp_clip.categories import VocabularyError
 
 Color = tuple[int, int, int]
 
 
+@functools.cache
+def natural_colors() -> dict[str, Color]:
+    """Colours that some everyday names have by nature, so that trees are green in every picture."""
+    text = Path(__file__).with_name("natural_colors.json").read_text(encoding="utf-8")
+    return {name: tuple(color) for name, color in json.loads(text).items()}
+
+
 def default_color(name: str) -> Color:
     """RGB colour of a category that has none: of its name alone, vivid, never near black or white.
 
-    It depends on nothing else, so a category keeps its colour in every vocabulary (design.md,
-    contract 9). The price is that two names can come out alike.
+    It depends on nothing else, so a category keeps its colour in every vocabulary. The price is
+    that two names can come out alike.
     """
+    if (natural := natural_colors().get(name.casefold())) is not None:
+        return natural
     hue, saturation, value = hashlib.blake2b(
         name.encode("utf-8", "replace"), digest_size=3
     ).digest()
