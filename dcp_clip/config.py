@@ -162,6 +162,8 @@ def _add_training(cfg: CN) -> None:
     # Your own data: a list of {name: ..., images: folder, labels: folder, names: ..., ignore: 255}
     # to be named in DATASETS.TRAIN and DATASETS.TEST (docs/custom_data.md).
     cfg.DATASETS.SEM_SEG_FOLDERS = ()
+    # The order that CLIP's pixel statistics are in; Detectron2's default is BGR.
+    cfg.INPUT.FORMAT = "RGB"
     # SSD's colour augmentation (Detectron2's PointRend has it).
     cfg.INPUT.COLOR_AUG_SSD = False
     # A crop is drawn again while one category fills more than this share of it.

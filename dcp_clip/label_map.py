@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowResizer", "category_shares", "resized_bands"]
+__all__ = ["RowResizer", "category_shares", "resized_bands", "rows_per_band"]
 
-# Logits in a band: few enough to stay in a processor's cache, many enough to keep it busy.
-_BAND_LOGITS = 2_000_000
+
+def rows_per_band(maps: Tensor, width: int) -> int:
+    """Rows of a band of K maps: few enough to stay in a processor's cache, many enough to keep it,
+    or a GPU, busy."""
+    logits = 64_000_000 if maps.is_cuda else 2_000_000
+    return max(1, logits // (len(maps) * width))
 
 
 def resized_bands(
@@ -30,16 +34,16 @@ def resized_bands(
         size: (H, W) in pixels.
         extent: (rows, columns) of the grid that make up the picture, possibly fractional; default:
             all.
-        band_rows: rows in a band; default: as many as give about two million logits.
+        band_rows: rows in a band; default: see :func:`rows_per_band`.
 
     Yields:
         the first row of the band, and the band (K, rows, W), float32 unless nothing is resized.
     """
-    k, in_height, in_width = maps.shape
+    in_height, in_width = maps.shape[1:]
     height, width = size
     rows, columns = extent or (in_height, in_width)
     if band_rows is None:
-        band_rows = max(1, _BAND_LOGITS // (k * width))
+        band_rows = rows_per_band(maps, width)
     if (in_height, in_width) == (height, width) == (rows, columns):
         for start in range(0, height, band_rows):
             yield start, maps[:, start : start + band_rows]

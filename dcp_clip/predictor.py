@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.image_io import read_image_and_size
 from dcp_clip.label_map import category_shares
 from dcp_clip.visualization import draw_overlay
-from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +121,13 @@ class Predictor:
                 weights do not fit the model.
             VocabularyError: if the vocabulary cannot be used.
         """
-        self.cfg = cfg.clone()  # the model may change it
+        self.cfg = cfg.clone()
+        self.cfg.defrost()  # MODEL.DEVICE may have to change
         if model is None:
             model = _load_model(self.cfg, allow_random_weights)
         self.model = model.eval()
         self.max_input_pixels = max_input_pixels
+        self._resizing = ResizeForTest(self.cfg)
         if vocabulary is None:
             if not cfg.DATASETS.TRAIN:
                 raise ValueError("DATASETS.TRAIN is empty: give the predictor a vocabulary")
@@ -168,8 +170,16 @@ class Predictor:
         Raises:
             VocabularyError: if it cannot be used; the old one then stays.
         """
-        self.vocabulary = Vocabulary.parse(vocabulary)
-        self.model.set_vocabulary(self.vocabulary)
+        vocabulary = Vocabulary.parse(vocabulary)
+        encoder = getattr(self.model, "text_encoder", None)
+        if encoder is not None:
+            # Now rather than with the first image: it may take a while, or not be possible.
+            try:
+                encoder.encode_vocabulary(vocabulary)
+            except ValueError as error:
+                raise VocabularyError(str(error)) from error
+        self.model.set_vocabulary(vocabulary)
+        self.vocabulary = vocabulary
 
     @torch.no_grad()
     def __call__(
@@ -211,13 +221,8 @@ class Predictor:
         """Bring an RGB image to the model's size and channel order, (3, h, w) uint8."""
         if self.cfg.INPUT.FORMAT == "BGR":
             image = image[:, :, ::-1]
-        height, width = image.shape[:2]
-        new_height, new_width = T.ResizeShortestEdge.get_output_shape(
-            height, width, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST
-        )
-        # A strip of a few pixels would be rounded to nothing by MAX_SIZE_TEST.
-        resize = T.ResizeTransform(height, width, max(1, new_height), max(1, new_width))
-        resized = resize.apply_image(np.ascontiguousarray(image))
+        image = np.ascontiguousarray(image)
+        resized = self._resizing.get_transform(image).apply_image(image)
         return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 

@@ -19,7 +19,8 @@ class Proposals:
     """The K categories of the vocabulary that go further for each image.
 
     Attributes:
-        ids: (B, K) int64, category ids in the vocabulary; distinct within a valid row.
+        ids: (B, K) int64, category ids in the vocabulary, distinct and in ascending order where
+            `valid`.
         scores: (B, K) float, the evidence that the category is in the image; higher is likelier.
         valid: (B, K) bool, False where a row is padded because its image has fewer categories.
         text: (B, K, D) the unit-length text feature that stands for each category in this image
@@ -128,8 +129,9 @@ class SemSegProposals:
 
     def to_dense(self, fill: float = float("-inf")) -> Tensor:
         """The (C, H, W) tensor this object stands for; for small vocabularies and tests."""
-        dense = self.maps.new_full((self.num_categories, *self.image_size), fill)
-        dense[self.category_ids] = self.logits
+        logits = self.logits
+        dense = logits.new_full((self.num_categories, *self.image_size), fill)
+        dense[self.category_ids] = logits
         return dense
 
     def _bands(self) -> Iterator[tuple[int, Tensor]]:
@@ -154,7 +156,7 @@ class SemSegLabels:
             num_categories: C.
         """
         self._label_map = label_map
-        self.category_ids = category_ids
+        self.category_ids = category_ids.cpu()
         self.num_categories = num_categories
 
     @property
@@ -162,8 +164,16 @@ class SemSegLabels:
         """(H, W) in pixels."""
         return self._label_map.shape
 
+    @property
+    def device(self) -> torch.device:
+        return self.category_ids.device
+
     def __len__(self) -> int:
         return len(self.category_ids)
+
+    def __repr__(self) -> str:
+        h, w = self.image_size
+        return f"SemSegLabels(K={len(self)}, H={h}, W={w}, num_categories={self.num_categories})"
 
     def to(self, *args, **kwargs) -> SemSegLabels:
         """Labels are always on the CPU."""

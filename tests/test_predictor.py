@@ -104,6 +104,31 @@ def test_any_size(size):
     assert prediction.label_map.shape == size
 
 
+def test_min_size_0_leaves_images_as_they_are():
+    predictor = make_predictor()
+    predictor.cfg.INPUT.MIN_SIZE_TEST = 0
+    other = Predictor(predictor.cfg, "a; b; c", model=FakeModel())
+    other(np.zeros((50, 70, 3), np.uint8))
+    assert other.model.inputs[0]["image"].shape == (3, 50, 70)
+
+
+def test_names_that_cannot_be_encoded_leave_the_old_vocabulary(make_cfg, make_model):
+    model = make_model()
+    predictor = Predictor(make_cfg(), "sky; tree", model=model)
+    with pytest.raises(VocabularyError, match="tokens in the prompt"):
+        predictor.set_vocabulary(["word " * 200])
+    assert list(predictor.vocabulary.display_names) == ["sky", "tree"]
+    assert model.vocabulary == predictor.vocabulary
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_frozen_config_for_cuda_runs_on_the_cpu(make_cfg, caplog):
+    cfg = make_cfg(opts={"MODEL.DEVICE": "cuda"})
+    cfg.freeze()
+    predictor = Predictor(cfg, "sky; tree", allow_random_weights=True)
+    assert predictor.model.device.type == "cpu" and "no CUDA device" in caplog.text
+
+
 @pytest.mark.parametrize(
     "image",
     [

@@ -45,7 +45,7 @@ def test_it_answers_as_the_dense_tensor_does(sem_seg):
 def test_to_moves_the_maps_and_keeps_the_ids_whole(sem_seg):
     half = sem_seg.to(torch.float16)
     assert half.maps.dtype == torch.float16 and half.image_size == sem_seg.image_size
-    assert half.extent == sem_seg.extent
+    assert half.extent == sem_seg.extent and len(half.to_dense()) == half.num_categories
     assert half.category_ids.dtype == torch.int64
     assert torch.equal(half.category_ids, sem_seg.category_ids)
     assert half.num_categories == sem_seg.num_categories
@@ -87,7 +87,8 @@ def test_labels_answer_as_proposals_do():
     sem_seg = SemSegProposals(torch.randn(3, 4, 5), torch.tensor([7, 0, 300]), 301, (9, 11))
     labels = SemSegLabels(sem_seg.label_map(), sem_seg.category_ids, 301)
     assert torch.equal(labels.to(torch.device("cpu")).argmax(dim=0), sem_seg.argmax(dim=0))
-    assert labels.image_size == (9, 11) and len(labels) == 3
+    assert labels.image_size == (9, 11) and len(labels) == 3 and "H=9, W=11" in repr(labels)
+    assert labels.device == sem_seg.device
     with pytest.raises(ValueError, match="dim=0"):
         labels.argmax(dim=1)
 

@@ -1,10 +1,33 @@
 """Training augmentation for semantic segmentation, all of it Detectron2's own."""
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from dcp_clip.categories import IGNORE_LABEL
+
+
+class ResizeForTest(T.ResizeShortestEdge):
+    """Detectron2's resizing of test images, for images of any shape.
+
+    A strip of a few pixels, which INPUT.MAX_SIZE_TEST would round to nothing, keeps one pixel.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: reads INPUT.MIN_SIZE_TEST (0: images stay as they are) and INPUT.MAX_SIZE_TEST.
+        """
+        super().__init__(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The transform of one image (H, W, 3)."""
+        height, width = image.shape[:2]
+        if not self.short_edge_length[0]:
+            return T.NoOpTransform()
+        size = self.get_output_shape(height, width, self.short_edge_length[0], self.max_size)
+        return T.ResizeTransform(height, width, *(max(1, side) for side in size))
 
 
 def build_sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:

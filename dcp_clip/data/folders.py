@@ -69,12 +69,6 @@ def register_sem_seg_folder(
             f"'ignore' of the dataset '{name}' is {ignore!r}: it must be a whole number from 0 to "
             "65535."
         )
-    if ignore < len(vocabulary):
-        raise ValueError(
-            f"'ignore' of the dataset '{name}' is {ignore}, which is also the label of "
-            f"'{vocabulary.display_names[ignore]}': choose a number from {len(vocabulary)} on, and "
-            "give the ignored pixels that value in the label maps."
-        )
     register_sem_seg(
         name,
         *folders,

@@ -44,7 +44,8 @@ class SemSegMapper:
         self.image_format = image_format
         self.num_labels = num_labels
         self.void_labels = tuple(void_labels)
-        self.ignore_value = max(IGNORE_LABEL, *self.void_labels)
+        self.with_labels = True  # whether records have "sem_seg"
+        self.ignore_value = max(IGNORE_LABEL, num_labels, *self.void_labels)
 
     @classmethod
     def from_datasets(
@@ -92,7 +93,7 @@ class SemSegMapper:
         utils.check_image_size(record, image)
         path = record.pop("sem_seg_file_name", None)
         codes = meaning = None
-        if path is not None:
+        if path is not None and self.with_labels:
             labels = self._read_labels(path, image.shape[:2])
             codes, meaning = self._encode(labels, path)
         inputs = T.AugInput(image, sem_seg=codes)
@@ -119,7 +120,7 @@ class SemSegMapper:
             (H, W) uint8 codes, 255 where void, and the (256,) int64 labels that they stand for.
         """
         present = np.unique(labels)
-        known = present < self.num_labels
+        known = (present >= 0) & (present < self.num_labels)
         strange = present[~known & ~np.isin(present, self.void_labels)]
         if strange.size:
             raise DatasetError(

@@ -60,6 +60,12 @@ def register_sem_seg(
             refuses a name that is taken.
     """
     vocabulary = _to_vocabulary(vocabulary)
+    if ignore_label < len(vocabulary) and num_foreground is None:
+        raise ValueError(
+            f"The ignored label of the dataset '{name}' is {ignore_label}, which is also the label "
+            f"of '{vocabulary.display_names[ignore_label]}': choose a number from "
+            f"{len(vocabulary)} on, and give the ignored pixels that value in the label maps."
+        )
     if replace and name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)

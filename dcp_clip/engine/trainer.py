@@ -15,7 +15,6 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -24,7 +23,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import load_weights
-from ..data.augmentation import build_sem_seg_augmentations
+from ..data.augmentation import ResizeForTest, build_sem_seg_augmentations
 from ..data.mapper import SemSegMapper, VocabularyMapper
 from ..evaluation import (
     EvaluationReport,
@@ -33,6 +32,7 @@ from ..evaluation import (
     build_test_evaluators,
     evaluation_environment,
 )
+from ..modeling.build import CATEGORY_PROPOSAL_REGISTRY
 from ..vocabulary import Vocabulary
 from .solver import EMAHook, build_optimizer
 
@@ -171,8 +171,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        augmentations = build_augmentation(cfg, is_train=False)
-        mapper = SemSegMapper.from_datasets(cfg, [dataset_name], augmentations)
+        mapper = SemSegMapper.from_datasets(cfg, [dataset_name], [ResizeForTest(cfg)])
+        proposal = CATEGORY_PROPOSAL_REGISTRY.get(cfg.MODEL.DCP_CLIP.PROPOSAL.NAME)
+        # The evaluators read the label maps themselves, at their own size.
+        mapper.with_labels = getattr(proposal, "needs_labels", False)
         vocabulary = Vocabulary.from_dataset(dataset_name)
         return build_detection_test_loader(
             cfg, dataset_name, mapper=VocabularyMapper(mapper, vocabulary)

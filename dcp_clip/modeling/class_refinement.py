@@ -125,6 +125,11 @@ class MaskPooledRefinement(nn.Module):
             valid: (B, h, w) bool, False at padding.
             mask: (B, K) bool, False for padded proposals.
         """
+        # Cosines decide between names: never in half precision.
+        with torch.autocast(fine.device.type, enabled=False):
+            return self._judge(fine, dense, text.float(), scores.float(), valid, mask)
+
+    def _judge(self, fine, dense, text, scores, valid, mask) -> Refinement:
         # Shares are averaged to the dense grid: the pooling then costs K x h x w x D.
         shares = fine.float() / self.temperature
         shares = shares.masked_fill(~mask[..., None, None], float("-inf")).softmax(1)
@@ -134,8 +139,9 @@ class MaskPooledRefinement(nn.Module):
         area = shares.sum(2, keepdim=True)
         total = valid.flatten(1).sum(1).view(-1, 1, 1)
         inside = torch.bmm(shares, positions)
-        everything = (positions * valid.flatten(1)[..., None]).sum(1, keepdim=True)
-        outside = F.normalize(everything - inside, dim=2)
+        # Not the sum over all positions less `inside`: for a mask that fills the image that would
+        # be rounding noise, made a unit vector.
+        outside = F.normalize(torch.bmm((1 - shares) * valid.flatten(1)[:, None], positions), dim=2)
         inside = F.normalize(inside, dim=2)
         mask_logits = self.scale * torch.bmm(inside, text.mT)
         mask_logits = mask_logits.masked_fill(~mask[:, None], float("-inf"))

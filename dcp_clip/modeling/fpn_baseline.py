@@ -38,6 +38,7 @@ class FPNBaseline(OpenVocabularySegmentor):
             common: see :class:`OpenVocabularySegmentor`.
         """
         super().__init__(backbone=fpn, **common)
+        self._trained = self.vocabulary
         self.head = head
         if channels_last:
             self.to(memory_format=torch.channels_last)
@@ -69,6 +70,19 @@ class FPNBaseline(OpenVocabularySegmentor):
             **common,
         }
 
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """As the base class's.
+
+        Raises:
+            ValueError: for another vocabulary than the one it was built for.
+        """
+        self._check(vocabulary)
+        super().set_vocabulary(vocabulary)
+
+    def _check(self, vocabulary: Vocabulary) -> None:
+        if vocabulary != self._trained:
+            raise ValueError("FPNBaseline knows the categories of DATASETS.TRAIN only.")
+
     def segment(
         self,
         images: Tensor,
@@ -82,8 +96,7 @@ class FPNBaseline(OpenVocabularySegmentor):
         Raises:
             ValueError: for another vocabulary than the one it was built for.
         """
-        if vocabulary != self.vocabulary:
-            raise ValueError("FPNBaseline knows the categories of DATASETS.TRAIN only.")
+        self._check(vocabulary)
         logits = self.head.layers(self.backbone(images))
         b, k = logits.shape[:2]
         ids = torch.arange(k, device=logits.device).expand(b, k)

@@ -1,8 +1,8 @@
 """Stage 1: which of the C names are likely in this image?
 
 CLIP is asked twice: its image-level vector says what the picture is about, its dense map says what
-stands somewhere in it, however small. Nothing here is larger than B x C, whatever the vocabulary:
-the dense evidence is taken in chunks of names and only its maximum is kept.
+stands somewhere in it, however small. Of the dense evidence only each name's maximum is kept, and
+names are taken in chunks, so that memory hardly grows with the vocabulary.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class CategoryProposal(nn.Module):
             ids: (B, K) categories to propose, chosen already.
 
         Returns:
-            K = min(`num_proposals`, C) proposals an image, best first (in vocabulary order when K =
-            C).
+            K = min(`num_proposals`, C) proposals an image, in vocabulary order; more in training
+            where an image has more categories.
         """
         dense = F.normalize(dense.float(), dim=1).flatten(2)
         pooled = F.normalize(pooled.float(), dim=1)
@@ -187,8 +187,8 @@ class OracleProposal(CategoryProposal):
     """Exactly the categories of the ground truth, at test time too: for measuring what proposals
     cost.
 
-    Evaluation must give the model the labels (``MODEL.DCP_CLIP.PROPOSAL.NAME OracleProposal`` makes
-    ``train_net.py`` do so).
+    The model needs the labels in evaluation, too: ``train_net.py`` reads them where
+    MODEL.DCP_CLIP.PROPOSAL.NAME names a class with `needs_labels`.
     """
 
     needs_labels = True
@@ -209,7 +209,10 @@ class OracleProposal(CategoryProposal):
         dense = F.normalize(dense.float(), dim=1).flatten(2)
         pooled = F.normalize(pooled.float(), dim=1)
         count = present.sum(1).clamp(min=1)  # an image of void pixels still needs one name
-        ids = present.float().topk(int(count.max()), dim=1).indices
+        places = torch.arange(int(count.max()), device=present.device)[None] < count[:, None]
+        ids = present.float().topk(places.shape[1], dim=1).indices
+        # In vocabulary order, with what pads the row behind it.
+        ids = ids.masked_fill(~places, len(rows)).sort(dim=1).values.clamp(max=len(rows) - 1)
         out = self._propose(dense, pooled, text, rows, valid.flatten(1), ids)
-        out.valid = torch.arange(ids.shape[1], device=ids.device)[None] < count[:, None]
+        out.valid = places
         return out

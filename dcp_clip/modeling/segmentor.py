@@ -144,6 +144,8 @@ class OpenVocabularySegmentor(nn.Module):
         return contextlib.nullcontext()
 
     def _vocabulary_of(self, batched_inputs: list[dict]) -> Vocabulary:
+        if not batched_inputs:
+            raise ValueError("the batch is empty: give the model one input or more.")
         vocabularies = {x.get("vocabulary") or self.vocabulary for x in batched_inputs}
         if len(vocabularies) != 1:
             raise ValueError("the images of one batch must share a vocabulary; split the batch.")

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..label_map import RowResizer, resized_bands
+from ..label_map import RowResizer, resized_bands, rows_per_band
 from ..structures import SemSegLabels
 from ..vocabulary import Vocabulary
 from .windows import window_starts
@@ -161,7 +161,7 @@ class _LabelWriter:
         """Take the next rows of cells, (K, n, columns), and label what they complete."""
         maps = torch.cat([self._maps, maps], dim=1)
         end = self._resize.rows_within(self._first + maps.shape[1])
-        band = max(1, 2_000_000 // (len(maps) * self.label_map.shape[1]))
+        band = rows_per_band(maps, self.label_map.shape[1])
         for start in range(self._written, end, band):
             stop = min(start + band, end)
             best = self._resize(maps, start, stop, self._first).argmax(dim=0)

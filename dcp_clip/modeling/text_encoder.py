@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ __all__ = ["TextEncoder", "TextFeatures"]
 
 logger = logging.getLogger(__name__)
 _SYNONYM_RULES = ("mean", "max", "first")
+_CACHED_VOCABULARIES = 8  # in memory: 20,000 names are 60 MB
 _PROGRESS_FROM = 2000  # prompts; below it encoding is a matter of seconds
 
 
@@ -95,7 +97,7 @@ class TextEncoder(nn.Module):
         self.model_name, self.templates, self.synonyms = model_name, templates, synonyms
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
         self._tokens: dict[str, Tensor] = {}
-        self._cache: dict[str, TextFeatures] = {}
+        self._cache: OrderedDict[str, TextFeatures] = OrderedDict()
         self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     @classmethod
@@ -160,6 +162,9 @@ class TextEncoder(nn.Module):
                     features = self._encode(vocabulary)
                     self._write(key, features)
             self._cache[key] = features
+            if len(self._cache) > _CACHED_VOCABULARIES:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
         cached = self._cache[key]
         if cached.embeddings.device != self.device:
             cached.embeddings = cached.embeddings.to(self.device)

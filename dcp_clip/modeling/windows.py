@@ -64,8 +64,9 @@ def encode_in_windows(
         for key, maps in encode(torch.cat(crops)).items():
             if maps.dim() != 4:
                 continue
+            maps = maps.float()  # sums of many in half precision would lose the last ones
             if key == "dense":
-                maps = F.normalize(maps.float(), dim=1)
+                maps = F.normalize(maps, dim=1)
             # Pixels a cell, down and across.
             down, across = size[0] // maps.shape[2], size[1] // maps.shape[3]
             if key not in totals:

@@ -121,7 +121,7 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
         ({"name": 3}, r"\[0\]: A dataset needs a name, got 3"),
         ({"names": "absent.txt"}, r"\[0\]: 'names' of the dataset 'street'.*absent.txt does not"),
         ({"names": ["sky", False]}, r"Category 1 .* False"),
-        ({"ignore": 2}, r"'ignore' .* is 2, which is also the label of 'car'.* from 3 on"),
+        ({"ignore": 2}, r"ignored label .* is 2, which is also the label of 'car'.* from 3 on"),
         ({"ignore": -1}, r"'ignore' .* whole number from 0 to 65535"),
         ({"ignore": "255"}, r"'ignore' .* is '255'"),
         ({"name": "ade20k_sem_seg_val"}, r"a dataset 'ade20k_sem_seg_val' already"),

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 from PIL import Image
 
-from dcp_clip.data.augmentation import build_sem_seg_augmentations
+from dcp_clip.data.augmentation import ResizeForTest, build_sem_seg_augmentations
 from dcp_clip.data.mapper import SemSegMapper, VocabularyMapper
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.vocabulary import Vocabulary
@@ -189,3 +189,28 @@ def test_background_is_the_label_of_no_category(cfg, tmp_path):
     mapper = SemSegMapper.from_datasets(cfg, ["pascal_voc_20b_sem_seg_val"], [])
     record = mapper(write_pair(tmp_path, np.array([[0, 19, 20, 255]], np.uint8)))
     assert record["sem_seg"].tolist() == [[0, 19, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    "size, expected", [((1, 20_000), (1, 4000)), ((30, 60), (32, 64)), ((3, 1), (96, 32))]
+)
+def test_test_images_of_any_shape(size, expected):
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 32, 4000
+    image = np.zeros((*size, 3), np.uint8)
+    assert ResizeForTest(cfg).get_transform(image).apply_image(image).shape[:2] == expected
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    assert ResizeForTest(cfg).get_transform(image).apply_image(image).shape[:2] == size
+
+
+def test_a_negative_label_is_of_no_category(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    labels = np.zeros((4, 4), np.int32)
+    labels[1] = -1
+    Image.fromarray(labels).save(tmp_path / "b.tif")
+    mapper = SemSegMapper([], image_format="RGB", num_labels=3, void_labels=[255])
+    record = {"file_name": f"{tmp_path}/a.png", "sem_seg_file_name": f"{tmp_path}/b.tif"}
+    with pytest.raises(DatasetError, match="b.tif holds the label -1"):
+        mapper(record)
+    mapper.with_labels = False
+    assert "sem_seg" not in mapper(record)

@@ -101,6 +101,8 @@ def test_the_values_of_a_palette_image_are_its_indices(folders, name, make_cfg, 
         image.save(label)
     register_sem_seg(name, images, labels, ["sky", "tree"])
     cfg = make_cfg(opts={"OUTPUT_DIR": str(tmp_path), "DATALOADER.NUM_WORKERS": 0})
+    assert "sem_seg" not in next(iter(Trainer.build_test_loader(cfg, name)))[0]
+    cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "OracleProposal"  # it alone needs the labels
     batch = next(iter(Trainer.build_test_loader(cfg, name)))
     assert (batch[0]["sem_seg"] == 1).all()
     evaluator = Trainer.build_evaluator(cfg, name)
@@ -111,3 +113,11 @@ def test_the_values_of_a_palette_image_are_its_indices(folders, name, make_cfg, 
         batch, [{"sem_seg": SemSegProposals(logits, ids, 2), "proposals": {"ids": ids}}]
     )
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+
+
+def test_an_ignored_label_is_no_category(tmp_path):
+    with pytest.raises(ValueError, match="ignored label.*'thing 255'.*300 on"):
+        register_sem_seg(
+            "test_ignored_sem_seg", tmp_path, tmp_path, [f"thing {i}" for i in range(300)]
+        )
+    assert "test_ignored_sem_seg" not in DatasetCatalog

@@ -76,3 +76,15 @@ def test_a_weight_or_temperature_of_nothing_is_refused():
         refine(None, None, None, weight=0.0)
     with pytest.raises(ValueError, match="MASK_TEMPERATURE is 0"):
         refine(None, None, None, temperature=0.0)
+
+
+def test_half_precision_around_it_changes_nothing():
+    """The outside of a mask that fills the image is a difference of nearly equal sums."""
+    text, dense = unit(1, 4, 64), unit(1, 5, 6, 64).permute(0, 3, 1, 2)
+    fine = torch.zeros(1, 4, 20, 24)
+    fine[:, 0] = 12
+    exact = refine(fine, dense, text, learned=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = refine(fine, dense, text, learned=True)
+    assert torch.equal(exact.class_logits, half.class_logits)
+    assert torch.equal(exact.mask_logits, half.mask_logits)

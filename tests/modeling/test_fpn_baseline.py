@@ -44,5 +44,7 @@ def test_fpn_baseline(make_cfg, make_image, named_data_set):
     assert output.image_size == (64, 64)
     with torch.no_grad(), pytest.raises(ValueError, match="DATASETS.TRAIN only"):
         model([{"image": make_image(32, 32), "vocabulary": Vocabulary(["other"])}])
+    with pytest.raises(ValueError, match="DATASETS.TRAIN only"):
+        model.set_vocabulary(Vocabulary(["unicorn", "ufo"]))
     with pytest.raises(ValueError, match="set DATASETS.TRAIN"):
         build_model(make_cfg("dcp-tiny-cnn", {**opts, "DATASETS.TRAIN": ()}))

@@ -98,6 +98,22 @@ def test_the_whole_image_proposes(make_model, make_image):
     assert set(sem_seg.argmax().unique().tolist()) <= set(sem_seg.category_ids.tolist())
 
 
+def test_the_oracle_proposes_for_all_windows(make_model, make_image):
+    """Maps and ids in one order: windows paint what the whole image was told."""
+    opts = {NODE + "SIZE": 64, "MODEL.DCP_CLIP.PROPOSAL.NAME": "OracleProposal"}
+    model = make_model(opts=opts)
+    image, labels = make_image(64, 128), torch.tensor([5, 1, 3, 0]).repeat_interleave(32)
+    inputs = {"image": image, "sem_seg": labels.expand(64, 128), "vocabulary": NAMES}
+    with torch.no_grad():
+        sem_seg = model([inputs])[0]["sem_seg"]
+        assert sem_seg.category_ids.tolist() == [0, 1, 3, 5]
+        ids = sem_seg.category_ids
+        maps, _, _ = model.segment_images([image[..., :64]], NAMES, ids=ids[None])
+    left = ids[maps[0].argmax(0)]  # of the first window, alone there
+    painted = sem_seg.argmax()[2:64:4, 2:32:4]
+    assert (painted == left[:, :8]).float().mean() > 0.8
+
+
 def test_an_image_that_fits_a_window_is_segmented_whole(make_model, make_image):
     images = [{"image": make_image(64, 48)}, {"image": make_image(40, 64, seed=1)}]
     with torch.no_grad():

@@ -281,3 +281,13 @@ def test_more_templates_than_a_chunk_holds(make_encoder, count_prompts):
     expected = make_encoder(opts={KEY + "TEMPLATES": "vild14"}).encode_vocabulary(NAMES).embeddings
     torch.testing.assert_close(features, expected)
     assert max(sizes) <= 14  # all prompts of one name
+
+
+@torch.no_grad()
+def test_memory_holds_the_vocabularies_used_last(make_encoder):
+    encoder = make_encoder()
+    first = encoder.encode_vocabulary(Vocabulary(["first"]))
+    for i in range(20):
+        encoder.encode_vocabulary(Vocabulary([f"name {i}"]))
+        assert encoder.encode_vocabulary(Vocabulary(["first"])) is first
+    assert len(encoder._cache) <= 8
