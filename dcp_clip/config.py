@@ -29,10 +29,11 @@ def _add_clip(cfg: CN) -> None:
     # open_clip's weights tag, or the path of a local file (.safetensors, .pt, .pth, .bin);
     # "" for random weights.
     cfg.MODEL.CLIP.PRETRAINED = ""
-    # How a ViT's dense map is read, by the attention of its last block: "value" (MaskCLIP), "query"
-    # (ClearCLIP), "correlative" (SCLIP), "neighbour" (NACLIP) or "tokens" (as CLIP was trained).
+    # How a ViT's dense map is read, by the attention of its last block: "value" (MaskCLIP's),
+    # "query" (ClearCLIP), "correlative" (SCLIP), "neighbour" (NACLIP) or "tokens" (as CLIP was
+    # trained).
     cfg.MODEL.CLIP.DENSE = "value"
-    # Keep that block's residual and feed-forward part in the reading, as SCLIP does.
+    # Keep that block's residual and feed-forward part in the reading, as MaskCLIP and SCLIP do.
     cfg.MODEL.CLIP.DENSE_RESIDUAL = False
     # Reach of "neighbour": standard deviation of its Gaussian, in patches.
     cfg.MODEL.CLIP.NEIGHBOUR_STD = 5.0

@@ -90,8 +90,10 @@ class SemSegMapper:
         """
         record = dict(dataset_dict)
         image = utils.read_image(record["file_name"], format=self.image_format)
-        utils.check_image_size(record, image)
         path = record.pop("sem_seg_file_name", None)
+        if path is not None:
+            image = self._as_labelled(image, record["file_name"], path)
+        utils.check_image_size(record, image)
         codes = meaning = None
         if path is not None and self.with_labels:
             labels = self._read_labels(path, image.shape[:2])
@@ -102,6 +104,18 @@ class SemSegMapper:
         if meaning is not None:
             record["sem_seg"] = torch.as_tensor(meaning[inputs.sem_seg])
         return record
+
+    def _as_labelled(
+        self, image: np.ndarray, file_name: str | Path, label_file: str | Path
+    ) -> np.ndarray:
+        """The image, turned as its label map is: by its EXIF rotation, or as it is stored."""
+        with Image.open(label_file) as labels:
+            size = labels.size[::-1]
+        if image.shape[:2] == size:
+            return image
+        with Image.open(file_name) as file:
+            stored = utils.convert_PIL_to_numpy(file, self.image_format)
+        return stored if stored.shape[:2] == size else image
 
     def _read_labels(self, path: str | Path, size: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as file:

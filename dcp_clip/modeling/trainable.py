@@ -15,7 +15,8 @@ __all__ = ["POLICIES", "apply_freeze_policy", "part_of", "trainable_table"]
 POLICIES = {
     "none": (),
     "all": ("",),
-    # CAT-Seg's finding: tuning the attention of a CLIP ViT keeps its open vocabulary best.
+    # Queries, keys, values and positions. CAT-Seg found that tuning the attention of a CLIP ViT
+    # (there queries and values) keeps its open vocabulary best.
     "attention": (r"attn\.in_proj", r"positional_embedding"),
     # The part of a tower that is closest to the joint embedding space.
     "late": (

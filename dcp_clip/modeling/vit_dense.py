@@ -82,7 +82,8 @@ def dense_tokens(
 
     The readings, each a choice of who attends to whom:
 
-    * "value": each patch to itself only, that is its own value (MaskCLIP, arXiv 2112.01071);
+    * "value": each patch to itself only, that is its own value (MaskCLIP, arXiv 2112.01071, which
+      keeps the residual and feed-forward part);
     * "query": by the likeness of queries (ClearCLIP, arXiv 2407.12442; GEM, arXiv 2312.00878, shows
       that such self-self attention groups the patches of one object);
     * "correlative": the sum of query-query and key-key attention (SCLIP, arXiv 2312.01597);
@@ -94,8 +95,9 @@ def dense_tokens(
         block: the tower's last ``ResidualAttentionBlock``.
         tokens: of :func:`run_vit`.
         reading: one of :data:`DENSE_READINGS`.
-        residual: keep the block's residual and feed-forward part, as SCLIP does. ClearCLIP finds
-            that the residual carries the noise, and drops both, as NACLIP does. "tokens" has both.
+        residual: keep the block's residual and feed-forward part, as MaskCLIP and SCLIP do.
+            ClearCLIP finds that the residual carries the noise, and drops both, as NACLIP does.
+            "tokens" has both.
         neighbour_std: standard deviation of the bump in patches, on any grid; NACLIP's is 5.
 
     Returns:

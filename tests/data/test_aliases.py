@@ -1,5 +1,8 @@
 """Other projects' names for the same datasets."""
 
+import re
+from pathlib import Path
+
 import pytest
 from detectron2.data import DatasetCatalog
 
@@ -53,3 +56,10 @@ def test_one_dataset_under_two_names():
     names = "('voc_2012_test_sem_seg', 'pascal_voc_20_sem_seg_val')"
     with pytest.raises(ValueError, match="both 'pascal_voc_20_sem_seg_val': remove one"):
         setup_cfg("", ["DATASETS.TEST", names])
+
+
+def test_the_page_has_the_table():
+    page = (Path(__file__).parents[2] / "datasets" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+_sem_seg_\w+)` \| (.*) \|$", page, flags=re.MULTILINE))
+    found = {ours: tuple(re.findall(r"`(\w+)`", rows.get(ours, ""))) for ours in PEER_NAMES}
+    assert found == PEER_NAMES

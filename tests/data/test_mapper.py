@@ -214,3 +214,20 @@ def test_a_negative_label_is_of_no_category(tmp_path):
         mapper(record)
     mapper.with_labels = False
     assert "sem_seg" not in mapper(record)
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_photograph_is_turned_as_its_label_map_is(tmp_path, turned):
+    """Label maps of rotated photographs are made for the pixels as stored, or as shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 250
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    labels = (pixels[..., 0] > 100).astype(np.uint8)
+    Image.fromarray(np.rot90(labels, -1) if turned else labels).save(tmp_path / "a.png")
+    mapper = SemSegMapper([], image_format="RGB", num_labels=2, void_labels=[255])
+    record = {"file_name": f"{tmp_path}/a.jpg", "sem_seg_file_name": f"{tmp_path}/a.png"}
+    record = mapper(record)
+    assert (record["height"], record["width"]) == ((40, 20) if turned else (20, 40))
+    assert ((record["image"][0] > 100) == (record["sem_seg"] == 1)).float().mean() > 0.95
