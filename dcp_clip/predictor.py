@@ -117,21 +117,25 @@ class Predictor:
             max_input_pixels: larger image files are reduced to this while they are read.
 
         Raises:
-            ValueError: if the config names no weights, neither of the model nor of CLIP, or the
-                weights do not fit the model.
+            ValueError: if the config names no weights, neither of the model nor of CLIP, the
+                weights do not fit the model, or there is neither a vocabulary nor a training set.
             VocabularyError: if the vocabulary cannot be used.
         """
         self.cfg = cfg.clone()
         self.cfg.defrost()  # MODEL.DEVICE may have to change
+        # Before the weights: they may be a long download.
+        if vocabulary is None:
+            if not cfg.DATASETS.TRAIN:
+                raise ValueError(
+                    "DATASETS.TRAIN is empty, so the config has no names of its own: give a "
+                    "vocabulary (the demo's --vocabulary)"
+                )
+            vocabulary = Vocabulary.from_dataset(cfg.DATASETS.TRAIN[0])
         if model is None:
             model = _load_model(self.cfg, allow_random_weights)
         self.model = model.eval()
         self.max_input_pixels = max_input_pixels
         self._resizing = ResizeForTest(self.cfg)
-        if vocabulary is None:
-            if not cfg.DATASETS.TRAIN:
-                raise ValueError("DATASETS.TRAIN is empty: give the predictor a vocabulary")
-            vocabulary = Vocabulary.from_dataset(cfg.DATASETS.TRAIN[0])
         self.set_vocabulary(vocabulary)
 
     @classmethod
