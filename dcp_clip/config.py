@@ -116,8 +116,9 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
     # Add the product of pixel and name features at stride 4.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.PIXEL_TEXT = True
-    # GuidedDecoder: how far it looks, in cells of the coarse grid, and which difference in colour
-    # separates, in standard deviations of CLIP's pixels (about 68 grey levels). Larger is smoother.
+    # GuidedDecoder: how far it looks, in cells of the coarse grid (at most 1), and which difference
+    # in colour separates, in standard deviations of CLIP's pixels (about 68 grey levels). Larger is
+    # smoother.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH = 0.75
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_CONTRAST = 0.5
 

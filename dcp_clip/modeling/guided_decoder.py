@@ -13,7 +13,10 @@ from .build import FINE_DECODER_REGISTRY
 __all__ = ["GuidedDecoder", "joint_bilateral_upsample"]
 
 _STRIDE = 4
-_RADIUS = 2  # cells; weights beyond it are below 0.5 % at the default reach
+# Cells. Weights in space beyond it are below 0.5 % at the default reach, and below 5 % at the
+# largest; with a larger one the window would be seen to end.
+_RADIUS = 2
+_MAX_REACH = _RADIUS / 2
 
 
 def joint_bilateral_upsample(
@@ -89,11 +92,11 @@ class GuidedDecoder(nn.Module):
     def __init__(self, *, reach: float, contrast: float):
         """
         Args:
-            reach: in cells of the coarse grid, see :func:`joint_bilateral_upsample`.
+            reach: in cells of the coarse grid, at most 1, see :func:`joint_bilateral_upsample`.
             contrast: in units of the normalised pixels.
 
         Raises:
-            ValueError: when one of them is not above 0.
+            ValueError: when one of them is not above 0, or `reach` is above 1.
         """
         super().__init__()
         for key, value in (("REACH", reach), ("CONTRAST", contrast)):
@@ -101,6 +104,11 @@ class GuidedDecoder(nn.Module):
                 raise ValueError(
                     f"MODEL.DCP_CLIP.FINE_DECODER.GUIDE_{key} is {value}; it must be above 0."
                 )
+        if reach > _MAX_REACH:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH is {reach}; it must not be above "
+                f"{_MAX_REACH:g}, as cells further than {_RADIUS} are not looked at."
+            )
         self.reach, self.contrast = reach, contrast
 
     @classmethod

@@ -141,6 +141,17 @@ def test_nothing_to_look_at_is_refused(make_cfg, key):
         build_model(make_cfg(opts={NAME: "GuidedDecoder", f"{NAME[:-4]}GUIDE_{key}": 0.0}))
 
 
+def test_the_reach_ends_with_the_window(make_cfg):
+    """Two standard deviations: beyond, cells that should count would be left out."""
+    key = f"{NAME[:-4]}GUIDE_REACH"
+    with pytest.raises(ValueError, match="GUIDE_REACH is 1.5; .* not be above 1,"):
+        build_model(make_cfg(opts={NAME: "GuidedDecoder", key: 1.5}))
+    decoder = build_model(make_cfg(opts={NAME: "GuidedDecoder", key: 1.0})).fine_decoder
+    maps, guide = noise(1, 1, 9, 9), noise(1, 3, 36, 36, seed=1)
+    wider = joint_bilateral_upsample(maps, guide, decoder.reach, 0.5, radius=4)
+    assert (wider - enlarge(maps, guide, decoder.reach)).abs().max() < 0.1 * maps.std()
+
+
 def test_nothing_is_learned(make_cfg):
     decoder = build_model(make_cfg(opts={NAME: "GuidedDecoder"})).fine_decoder
     assert isinstance(decoder, GuidedDecoder) and not decoder.state_dict()
