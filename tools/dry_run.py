@@ -31,6 +31,7 @@ from dry_run_schedule import describe_schedule, draw_schedule, is_half, schedule
 from torch import nn
 
 from dcp_clip.config import setup_cfg
+from dcp_clip.data.pairing import DatasetError
 from dcp_clip.engine import Trainer
 from dcp_clip.engine.solver import rates_by_part
 from dcp_clip.image_io import atomic_write
@@ -224,13 +225,9 @@ def load(args: argparse.Namespace) -> CfgNode:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print and write the report; a wrong argument ends with one sentence."""
     args = get_parser().parse_args(argv)
-    if (
-        args.num_gpus is not None
-        and args.num_gpus < 1
-        or args.tflops is not None
-        and args.tflops <= 0
-    ):
-        sys.exit("--num-gpus and --tflops must be positive.")
+    numbers = (args.num_gpus, args.tflops, args.bandwidth)
+    if not all(number is None or number > 0 for number in numbers):
+        sys.exit("--num-gpus, --tflops and --bandwidth must be positive.")
     args.output = args.output or Path("output/dry_run", Path(args.config_file).stem)
     try:
         cfg = load(args)
@@ -238,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = report(cfg, args)
         with atomic_write(args.output / "report.md", "w") as file:
             file.write(text + "\n")
-    except (OSError, KeyError, ValueError, CLIPWeightsError) as error:
+    except (OSError, KeyError, ValueError, CLIPWeightsError, DatasetError) as error:
         sys.exit(f"{args.config_file}: {error.args[0] if len(error.args) == 1 else error}")
     print(text)
 

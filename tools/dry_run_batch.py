@@ -36,7 +36,10 @@ def expected_count(name: str) -> int | None:
     """Images of a data set's official split, prepared or not; None if nobody says."""
     source = DatasetCatalog[name] if name in DatasetCatalog else None
     count = getattr(source, "keywords", {}).get("expected_count")
-    return count() if callable(count) else count
+    try:
+        return count() if callable(count) else count
+    except DatasetError:  # it is the data, not prepared yet, that tells it
+        return None
 
 
 def synthetic_records(folder: Path, count: int, num_categories: int) -> list[dict]:

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from dcp_clip.data.register import register_sem_seg
 from dcp_clip.engine import Trainer
 from dcp_clip.vocabulary import Vocabulary
 
@@ -19,14 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import dry_run  # noqa: E402
-import dry_run_batch  # noqa: E402
 import dry_run_costs  # noqa: E402
 import dry_run_schedule  # noqa: E402
 
 TINY = str(ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml")
 KIB = 1024
 NAMES = ["sky", "tree", "car", "road", "wall", "cat"]
-RED, BLUE = (220, 30, 30), (30, 30, 220)
 
 
 # ---- meters
@@ -176,54 +172,6 @@ def test_milestones_show_warm_up_steps_and_end(make_cfg):
 # ---- the whole program
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    """Two photographs, red above blue, labelled tree above car; registered under a name."""
-    name = "test_dry_run_sem_seg"
-    for kind in ("images", "labels"):
-        (tmp_path / kind).mkdir()
-    image, label = np.zeros((60, 80, 3), np.uint8), np.ones((60, 80), np.uint8)
-    image[:30], image[30:], label[30:] = RED, BLUE, 2
-    for i in range(2):
-        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
-        Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
-    register_sem_seg(name, tmp_path / "images", tmp_path / "labels", NAMES, expected_count=2)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.pop(name)
-
-
-COST = dry_run_costs.StepCost(2 * 10**12, 3 * 10**12, 2**20, 2**21, 10**9, 100)
-
-
-@pytest.fixture
-def run(make_cfg, dataset, tmp_path, capsys, monkeypatch):
-    """``run(*arguments, KEY=value)`` on a small config; the report and the output folder."""
-
-    def run(*arguments, trace=False, **opts):
-        if not trace:  # which takes most of the time
-            monkeypatch.setattr(dry_run, "trace_step", lambda *args, **kwargs: COST)
-        options = {
-            "DATASETS.TRAIN": (dataset,),
-            "INPUT.MIN_SIZE_TRAIN": (64,),
-            "INPUT.COLOR_AUG_SSD": False,
-            "SOLVER.REFERENCE_WORLD_SIZE": 4,
-            "SOLVER.IMS_PER_BATCH": 8,
-            "SOLVER.MAX_ITER": 100,
-            "SOLVER.WARMUP_ITERS": 10,
-            "SOLVER.BASE_LR": 0.01,
-            **opts,
-        }
-        path, output = tmp_path / "config.yaml", tmp_path / "out"
-        path.write_text(make_cfg("test-vit-16", options).dump())
-        dry_run.main(["--config-file", str(path), "--output", str(output), *arguments])
-        text = capsys.readouterr().out
-        assert (output / "report.md").read_text() == text
-        return text, output
-
-    return run
-
-
 def test_report(run):
     text, output = run(trace=True, **{"MODEL.CLIP.TRAIN_IMAGE": "late"})
     assert "4 GPUs x 2 = 8 images an iteration, 100 iterations, 800 images: 400.0 epochs" in text
@@ -257,23 +205,6 @@ def test_time_by_hand(run):
     assert "0.001 s a step" in text  # nothing but launches
 
 
-def test_data_that_is_not_prepared(run, dataset, tmp_path):
-    (tmp_path / "labels" / "1.png").unlink()
-    text, output = run()
-    assert f"Synthetic images stand in for '{dataset}', which is not prepared" in text
-    assert "1.png" in text or "label" in text  # the data set's own sentence
-    assert "400.0 epochs of 2" in text
-    assert (output / "first_batch.png").is_file()
-
-
-def test_nothing_trains(run):
-    options = {"TEXT_GUIDANCE": "StaticGuidance", "COARSE_DECODER": "CosineDecoder"}
-    options |= {"FINE_DECODER": "BilinearDecoder", "CLASS_REFINEMENT": "NoRefinement"}
-    text, output = run(**{f"MODEL.DCP_CLIP.{k}.NAME": v for k, v in options.items()})
-    assert "Nothing trains with this config" in text and "TFLOPs" in text
-    assert (output / "first_batch.png").is_file() and not (output / "schedule.png").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -281,6 +212,8 @@ def test_nothing_trains(run):
         (["--config-file", TINY, "--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
         (["--config-file", ""], "'GeneralizedRCNN'"),
         (["--config-file", TINY, "--num-gpus", "0"], "must be positive"),
+        (["--config-file", TINY, "--tflops", "-1"], "must be positive"),
+        (["--config-file", TINY, "--bandwidth", "0"], "must be positive"),
         (["--config-file", TINY, "--num-gpus", "3"], "8, which 3 GPUs cannot share evenly"),
     ],
 )
@@ -288,12 +221,3 @@ def test_bad_arguments_end_with_a_sentence(arguments, message, tmp_path):
     with pytest.raises(SystemExit) as stop:
         dry_run.main(["--output", str(tmp_path), *arguments])
     assert message in str(stop.value)
-
-
-def test_a_batch_of_uneven_images_is_drawn_whole():
-    sizes = [(64, 64), (64, 200), (200, 64)]
-    batch = [{"image": torch.zeros(3, *s).byte(), "sem_seg": torch.ones(s).long()} for s in sizes]
-    picture = dry_run_batch.draw_batch(batch, Vocabulary(NAMES))
-    assert picture.shape[0] > 400 and picture.shape[1] > 400
-    coloured = (picture.max(2) != picture.min(2)).any(1)
-    assert coloured[: len(coloured) // 2].any() and coloured[len(coloured) // 2 :].any()
