@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from benchmark_subject import make_vocabulary
 from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from dry_run_batch import expected_count, load_records, picture_of_first_batch
 from dry_run_costs import GIB, StepCost, memory_table, trace_losses, trace_step
@@ -45,7 +46,7 @@ TFLOPS_HALF, TFLOPS_SINGLE = 30.0, 10.0
 BANDWIDTH = 600.0  # GB/s: two thirds of an RTX 3090's
 _TRAFFIC = 3  # bytes moved for each byte of a tensor made: one writes it, two read it
 _LAUNCH_SECONDS = 1e-5  # of Python and PyTorch for an operator
-_TEST_ASPECT = 4 / 3
+_PHOTOGRAPH = (480, 640)  # (H, W) of what is resized: COCO's most frequent
 
 
 def vocabulary_of(cfg: CfgNode) -> Vocabulary:
@@ -113,16 +114,22 @@ def describe_test(cfg: CfgNode, cost: StepCost) -> str:
 
 
 def test_size(cfg: CfgNode) -> tuple[int, int]:
-    short = cfg.INPUT.MIN_SIZE_TEST or 480
-    return short, min(round(short * _TEST_ASPECT), cfg.INPUT.MAX_SIZE_TEST)
+    """(H, W) of a test image."""
+    return resized(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def train_size(cfg: CfgNode) -> tuple[int, int]:
     """(H, W) of the largest training image."""
     if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
         return tuple(cfg.INPUT.CROP.SIZE)
-    short = max(cfg.INPUT.MIN_SIZE_TRAIN)
-    return short, min(round(short * _TEST_ASPECT), cfg.INPUT.MAX_SIZE_TRAIN)
+    return resized(max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
+
+
+def resized(short: int, longest: int) -> tuple[int, int]:
+    """(H, W) of a photograph as Detectron2 resizes it; a `short` of 0 leaves it alone."""
+    if not short:
+        return _PHOTOGRAPH
+    return T.ResizeShortestEdge.get_output_shape(*_PHOTOGRAPH, short, longest)
 
 
 def training_sections(

@@ -61,6 +61,19 @@ def test_a_count_that_only_the_prepared_data_tell(run, dataset, tmp_path):
     assert "epochs unknown" in text
 
 
+@pytest.mark.parametrize(
+    ("short", "longest", "size"),
+    [(480, 4000, (480, 640)), (800, 1000, (750, 1000)), (0, 1000, (480, 640))],
+)
+def test_sizes_are_those_of_detectron2(make_cfg, short, longest, size):
+    """The longest side limits both; no side asked for, no resizing."""
+    cfg = make_cfg(opts={"INPUT.MIN_SIZE_TEST": short, "INPUT.MAX_SIZE_TEST": longest})
+    assert dry_run.test_size(cfg) == size
+    if short:
+        sides = {"INPUT.MIN_SIZE_TRAIN": (32, short), "INPUT.MAX_SIZE_TRAIN": longest}
+        assert dry_run.train_size(make_cfg(opts=sides)) == size
+
+
 def test_a_batch_of_uneven_images_is_drawn_whole():
     sizes = [(64, 64), (64, 200), (200, 64)]
     batch = [{"image": torch.zeros(3, *s).byte(), "sem_seg": torch.ones(s).long()} for s in sizes]
