@@ -10,7 +10,8 @@ Prints, as Markdown, and writes into the output folder (report.md, schedule.png,
 - the schedule, after Detectron2's rescaling to the number of GPUs: batch, epochs, learning rates;
 - a GPU's memory: weights, gradients and optimiser counted, activations traced at full size;
 - time: arithmetic, memory traffic and operators of a step, counted; a GPU's speed is assumed;
-- the first batch with its labels, or, where the data set is not prepared, synthetic images.
+- a first batch with its labels, or, where the data set is not prepared, synthetic images; where
+  nothing trains, the first images as they are evaluated (first_images.png).
 
 Weights are random whatever the config says: they change none of this.
 """
@@ -26,7 +27,7 @@ from benchmark_subject import make_vocabulary
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from dry_run_batch import expected_count, load_records, picture_of_first_batch
+from dry_run_batch import expected_count, load_records, picture_of_first
 from dry_run_costs import GIB, StepCost, memory_table, trace_losses, trace_step
 from dry_run_schedule import describe_schedule, draw_schedule, is_half, schedule_table, table
 from torch import nn
@@ -185,12 +186,14 @@ def report(cfg: CfgNode, args: argparse.Namespace) -> str:
         sections.append(
             f"Nothing trains with this config: it is for evaluation.\n\n{describe_test(cfg, cost)}"
         )
-    path = args.output / "first_batch.png"
-    batch = max(cfg.SOLVER.IMS_PER_BATCH // args.num_gpus, 1) if trains else 2
-    sizes = picture_of_first_batch(cfg, records, vocabulary, batch, path)
+    title, count = "First images", 2
+    if trains:
+        title, count = "A first batch", max(cfg.SOLVER.IMS_PER_BATCH // args.num_gpus, 1)
+    path = args.output / f"{'first_batch' if trains else 'first_images'}.png"
+    sizes = picture_of_first(cfg, records, vocabulary, count, path, trains)
     shown = ", ".join(f"{height} x {width}" for height, width in sizes)
     note = f"\n\nSynthetic images stand in for '{dataset}', which is not prepared: {why}"
-    sections.append(f"## First batch\n\n{path}: {shown}.{'' if records else note}")
+    sections.append(f"## {title}\n\n{path}: {shown}.{'' if records else note}")
     return "\n\n".join(sections)
 
 

@@ -1,4 +1,4 @@
-"""The first batch of a training as a picture: what the model will be shown, and told."""
+"""A first batch of a training as a picture: what the model will be shown, and told."""
 
 import math
 import tempfile
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
@@ -63,7 +64,7 @@ def synthetic_records(folder: Path, count: int, num_categories: int) -> list[dic
 
 
 def first_batch(cfg: CfgNode, records: list[dict], mapper: SemSegMapper, batch: int) -> list[dict]:
-    """What the loader hands to the model first."""
+    """A batch such as the loader hands to the model: the training's own depends on its workers."""
     seed_all_rng(max(cfg.SEED, 0))
     loader = build_detection_train_loader(
         records,
@@ -96,16 +97,33 @@ def draw_batch(batch: list[dict], vocabulary: Vocabulary) -> np.ndarray:
     return canvas
 
 
-def picture_of_first_batch(
-    cfg: CfgNode, records: list[dict], vocabulary: Vocabulary, batch: int, path: Path
+def picture_of_first(
+    cfg: CfgNode,
+    records: list[dict],
+    vocabulary: Vocabulary,
+    count: int,
+    path: Path,
+    trains: bool,
 ) -> list[tuple[int, int]]:
-    """Write the picture; synthetic records stand in for none. Returns the images' (H, W)."""
-    augmentations = build_sem_seg_augmentations(cfg)
+    """Write the picture of a training batch or, unless the model `trains`, of test images.
+
+    Synthetic records stand in for none. Returns the images' (H, W).
+    """
+
+    def read(records: list[dict], mapper: SemSegMapper) -> list[dict]:
+        if trains:
+            return first_batch(cfg, records, mapper, count)
+        return [mapper(record) for record in records[:count]]  # in order, as they are evaluated
+
+    if trains:
+        augmentations = build_sem_seg_augmentations(cfg)
+    else:
+        augmentations = build_augmentation(cfg, is_train=False)
     if records:
         mapper = SemSegMapper.from_datasets(
             cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1], augmentations
         )
-        shown = first_batch(cfg, records, mapper, batch)
+        shown = read(records, mapper)
     else:
         mapper = SemSegMapper(
             augmentations,
@@ -114,7 +132,6 @@ def picture_of_first_batch(
             void_labels=(IGNORE_LABEL,),
         )
         with tempfile.TemporaryDirectory() as folder:
-            records = synthetic_records(Path(folder), batch, len(vocabulary))
-            shown = first_batch(cfg, records, mapper, batch)
+            shown = read(synthetic_records(Path(folder), count, len(vocabulary)), mapper)
     write_png(path, draw_batch(shown, vocabulary))
     return [tuple(x["image"].shape[-2:]) for x in shown]

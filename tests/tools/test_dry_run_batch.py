@@ -19,6 +19,12 @@ import dry_run
 import dry_run_batch
 
 NAMES = ["sky", "tree", "car", "road", "wall", "cat"]
+UNTRAINED = {
+    "TEXT_GUIDANCE": "StaticGuidance",
+    "COARSE_DECODER": "CosineDecoder",
+    "FINE_DECODER": "BilinearDecoder",
+    "CLASS_REFINEMENT": "NoRefinement",
+}
 
 
 def test_data_that_is_not_prepared(run, dataset, tmp_path):
@@ -30,12 +36,25 @@ def test_data_that_is_not_prepared(run, dataset, tmp_path):
     assert (output / "first_batch.png").is_file()
 
 
-def test_nothing_trains(run):
-    options = {"TEXT_GUIDANCE": "StaticGuidance", "COARSE_DECODER": "CosineDecoder"}
-    options |= {"FINE_DECODER": "BilinearDecoder", "CLASS_REFINEMENT": "NoRefinement"}
-    text, output = run(**{f"MODEL.DCP_CLIP.{k}.NAME": v for k, v in options.items()})
+def test_nothing_trains(run, monkeypatch):
+    """The images are those of the evaluation: in order, whole, and not flipped."""
+    drawn = []
+
+    def draw(batch, vocabulary):
+        drawn.extend(batch)
+        return draw_batch(batch, vocabulary)
+
+    draw_batch = dry_run_batch.draw_batch
+    monkeypatch.setattr(dry_run_batch, "draw_batch", draw)
+    options = {f"MODEL.DCP_CLIP.{k}.NAME": v for k, v in UNTRAINED.items()}
+    options |= {"INPUT.MIN_SIZE_TEST": 0, "INPUT.CROP.ENABLED": True, "INPUT.CROP.SIZE": (16, 16)}
+    text, output = run(**options)
     assert "Nothing trains with this config" in text and "TFLOPs" in text
-    assert (output / "first_batch.png").is_file() and not (output / "schedule.png").exists()
+    assert f"## First images\n\n{output / 'first_images.png'}: 60 x 80, 60 x 80." in text
+    assert (output / "first_images.png").is_file()
+    assert not {"first_batch.png", "schedule.png"} & {path.name for path in output.iterdir()}
+    assert [Path(x["file_name"]).name for x in drawn] == ["0.png", "1.png"]
+    assert (drawn[0]["sem_seg"][:30] == 1).all() and (drawn[0]["sem_seg"][30:] == 2).all()
 
 
 def test_a_wrong_label_map_ends_with_a_sentence(run, tmp_path):
