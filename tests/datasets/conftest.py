@@ -193,13 +193,14 @@ def _start_context(name, root, archive):
     return case
 
 
-def make_pascal_context_459(root):
+def make_pascal_context_459(root, present=459):
     case = _start_context("pascal_context_459", root, "trainval.tar.gz")
     case.suffix = ".tif"
     (case.source / "trainval").mkdir()
     for i, stem in enumerate(STEMS["val"]):
         # Half of the categories each: no photograph shows more than 255.
-        raw = _fill([*range(230 * i, 230 * i + 230), 0, 60000], (17, 31), i).astype(np.uint16)
+        numbers = range(230 * i, min(230 * i + 230, present + 1))
+        raw = _fill([*numbers, 0, 60000], (17, 31), i).astype(np.uint16)
         case.label_files[stem] = case.source / f"trainval/{stem}.mat"
         savemat(case.label_files[stem], {"LabelMap": raw})
         expected = np.where((raw == 0) | (raw == 60000), 65535, raw.astype(int) - 1)
