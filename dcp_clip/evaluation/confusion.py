@@ -11,15 +11,20 @@ no pixel in the ground truth (PASCAL-Context 459: 114 of 459 have none, a factor
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
+from PIL import Image
 
-__all__ = ["CONVENTIONS", "Scores", "count_pairs", "probe_detectron2", "score"]
+__all__ = ["CONVENTIONS", "Scores", "count_pairs", "probe_detectron2", "score", "silent_upstream"]
 
 # What the sum of IoU is divided by, in words for reports.
 CONVENTIONS = {
@@ -108,29 +113,54 @@ def score(matrix: np.ndarray) -> Scores:
 def probe_detectron2() -> str | None:
     """Which convention the installed :class:`SemSegEvaluator` follows, seen on four pixels.
 
+    The label map is a file, as not all builds take a function that loads it.
+
     Returns:
-        a key of :data:`CONVENTIONS`, or None for a formula that is none of them.
+        a key of :data:`CONVENTIONS`, or None for a formula that is none of them or an evaluator
+        that is used otherwise.
     """
-    name = "dcp_clip_probe_of_the_evaluator"
-    labels, prediction = np.array([[0, 0, 1, 1]]), torch.tensor([[0, 0, 1, 2]])
-    DatasetCatalog.register(name, lambda: [{"file_name": "0", "sem_seg_file_name": "0"}])
-    MetadataCatalog.get(name).set(stuff_classes=list("abcd"), ignore_label=255)
+    labels, prediction = np.array([[0, 0, 1, 1]], np.uint8), torch.tensor([[0, 0, 1, 2]])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "labels.png"
+        Image.fromarray(labels).save(path)
+        try:
+            found = _evaluate_upstream(path, torch.nn.functional.one_hot(prediction, 4))
+        except (AttributeError, KeyError, TypeError):
+            return None
+    scores = score(count_pairs(prediction.numpy(), labels, 4))
+    return next((c for c in CONVENTIONS if np.isclose(found, scores.mean_iou(c))), None)
+
+
+def _evaluate_upstream(label_file: Path, prediction: torch.Tensor) -> float:
+    """mIoU from 0 to 1 of one image, (H, W, C), by Detectron2; its log and its catalogs are left as
+    they were."""
+    name, file_name = "dcp_clip_probe_of_the_evaluator", "0"
+    record = {"file_name": file_name, "sem_seg_file_name": str(label_file)}
+    DatasetCatalog.register(name, lambda: [record])
+    classes = [str(i) for i in range(prediction.shape[-1])]
+    MetadataCatalog.get(name).set(stuff_classes=classes, ignore_label=255)
+    try:
+        with silent_upstream():
+            evaluator = SemSegEvaluator(name, distributed=False)
+            evaluator.reset()
+            evaluator.process(
+                [{"file_name": file_name}], [{"sem_seg": prediction.permute(2, 0, 1)}]
+            )
+            return evaluator.evaluate()["sem_seg"]["mIoU"] / 100
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+
+
+@contextlib.contextmanager
+def silent_upstream() -> Iterator[None]:
+    """Without what :class:`SemSegEvaluator` logs, which is the figures of its own formula."""
     upstream = logging.getLogger(SemSegEvaluator.__module__)
     disabled, upstream.disabled = upstream.disabled, True
     try:
-        evaluator = SemSegEvaluator(
-            name, distributed=False, sem_seg_loading_fn=lambda path, **options: labels.copy()
-        )
-        evaluator.reset()
-        one_hot = torch.nn.functional.one_hot(prediction, 4).permute(2, 0, 1)
-        evaluator.process([{"file_name": "0"}], [{"sem_seg": one_hot}])
-        found = evaluator.evaluate()["sem_seg"]["mIoU"] / 100
+        yield
     finally:
         upstream.disabled = disabled
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name)
-    scores = score(count_pairs(prediction.numpy(), labels, 4))
-    return next((c for c in CONVENTIONS if np.isclose(found, scores.mean_iou(c))), None)
 
 
 def _ratio(total: float, count: int) -> float:

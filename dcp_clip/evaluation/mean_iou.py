@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
+from PIL import Image
 
 from .boundary import boundary_iou as iou_of_boundaries
 from .boundary import count_boundary_pairs, require_opencv
@@ -37,7 +38,6 @@ class MeanIoUEvaluator(SemSegEvaluator):
         output_dir: str | None = None,
         *,
         boundary_iou: bool = False,
-        **kwargs,
     ):
         """
         Args:
@@ -46,14 +46,13 @@ class MeanIoUEvaluator(SemSegEvaluator):
             output_dir: folder for ``sem_seg_predictions.json`` (COCO's run-length encoding) and
                 ``sem_seg_evaluation.pth``; None writes neither.
             boundary_iou: compute it too.
-            kwargs: see :class:`SemSegEvaluator`.
 
         Raises:
             ImportError: for boundary IoU without OpenCV.
         """
         if boundary_iou:
             require_opencv()
-        super().__init__(dataset_name, distributed, output_dir, **kwargs)
+        super().__init__(dataset_name, distributed, output_dir)
         self._compute_boundary_iou = False  # upstream's
         self._boundary_iou = boundary_iou
 
@@ -86,7 +85,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
     def _read_labels(self, file_name: str, size: tuple[int, int]) -> np.ndarray:
         """(H, W) int64 ids, C where void."""
         path = self.input_file_to_gt_file[file_name]
-        labels = self.sem_seg_loading_fn(path, dtype=int)
+        with Image.open(path) as file:  # not by upstream's loader, which early builds do not have
+            labels = np.array(file, dtype=np.int64)
         if labels.shape != size:
             raise ValueError(
                 f"label map {path} has shape {labels.shape}, the prediction for {file_name} has "

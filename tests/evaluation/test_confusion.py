@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from dcp_clip.evaluation import confusion
@@ -107,3 +108,38 @@ def test_probe_of_other_detectron2(monkeypatch, divisor, expected):
 
     monkeypatch.setattr(confusion, "SemSegEvaluator", Other)
     assert probe_detectron2() == expected
+
+
+class _Early(SemSegEvaluator):
+    """As in builds whose constructor takes no loader: the label map is opened in process()."""
+
+    def __init__(self, dataset_name, distributed=True, output_dir=None):
+        super().__init__(dataset_name, distributed, output_dir)
+        del self.sem_seg_loading_fn
+
+    def process(self, inputs, outputs):
+        for x, output in zip(inputs, outputs):
+            with Image.open(self.input_file_to_gt_file[x["file_name"]]) as file:
+                labels = np.array(file, dtype=int)
+            ids = output["sem_seg"].argmax(dim=0).numpy()
+            self._conf_matrix += count_pairs(ids, labels, self._num_classes)
+
+    def evaluate(self):
+        return {"sem_seg": {"mIoU": 100 * score(self._conf_matrix).mean_iou("seen")}}
+
+
+def test_probe_of_a_detectron2_without_a_loader(monkeypatch):
+    monkeypatch.setattr(confusion, "SemSegEvaluator", _Early)
+    assert probe_detectron2() == "seen"
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError])
+def test_probe_of_a_detectron2_that_is_used_otherwise(monkeypatch, error):
+    class Other(SemSegEvaluator):
+        def process(self, inputs, outputs):
+            raise error("another interface")
+
+    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    monkeypatch.setattr(confusion, "SemSegEvaluator", Other)
+    assert probe_detectron2() is None
+    assert before == (set(DatasetCatalog.list()), set(MetadataCatalog.list()))

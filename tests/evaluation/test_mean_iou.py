@@ -90,6 +90,14 @@ def test_does_not_depend_on_the_installed_detectron2(register, evaluate, monkeyp
     assert results["classes"]["mIoU_seen"] == 50 and results["classes"]["mIoU_all"] == 37.5
 
 
+def test_needs_no_loader_of_detectron2s(register, evaluate):
+    """Early builds have none."""
+    records = register(NAME, [[[0, 0, 1, 1]]], 2)
+    evaluator = MeanIoUEvaluator(NAME)
+    del evaluator.sem_seg_loading_fn
+    assert evaluate(evaluator, records, [[[0, 0, 1, 1]]], 2)["sem_seg"]["mIoU"] == 100
+
+
 def test_only_void(register, evaluate):
     records = register(NAME, [[[255, 255]]], 2)
     results = evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1]]], 2)
