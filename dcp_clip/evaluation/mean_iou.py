@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
+from ..image_io import atomic_write
 from .boundary import boundary_iou as iou_of_boundaries
 from .boundary import count_boundary_pairs, require_opencv
-from .confusion import count_pairs, score
+from .confusion import count_pairs, score, silent_upstream
 
 __all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
+
+logger = logging.getLogger(__name__)
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
@@ -111,7 +117,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
         boundary = [self._boundary_matrix]
         if self._boundary_iou and self._distributed:
             boundary = comm.gather(self._boundary_matrix)
-        with np.errstate(invalid="ignore"):  # where nothing is labelled, NaN is the answer
+        # Where nothing is labelled, NaN is the answer; and one mIoU is logged and written, ours.
+        with np.errstate(invalid="ignore"), silent_upstream():
             results = super().evaluate()  # afterwards the matrix is that of all processes
         if results is None:
             return None
@@ -127,6 +134,10 @@ class MeanIoUEvaluator(SemSegEvaluator):
             **{c: scores.num_categories(c) for c in ("present", "seen", "all")},
             **{f"mIoU_{c}": 100 * scores.mean_iou(c) for c in ("seen", "all")},
         }
+        logger.info("%s: %s", self._dataset_name, dict(results))
+        if self._output_dir:
+            with atomic_write(Path(self._output_dir) / "sem_seg_evaluation.pth") as file:
+                torch.save(results["sem_seg"], file)
         return results
 
 

@@ -1,9 +1,12 @@
 """Mean IoU of label maps on disk: by hand, by scikit-learn, and whichever Detectron2 there is."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.evaluation import SemSegEvaluator
 from sklearn.metrics import jaccard_score
 
@@ -69,25 +72,46 @@ def test_equals_detectron2_where_every_category_is_present(register, evaluate):
     assert ours == {key: theirs[key] for key in ours}
 
 
-def test_does_not_depend_on_the_installed_detectron2(register, evaluate, monkeypatch):
-    """With v0.6's formula installed, mIoU is still over the categories that are present."""
+@pytest.fixture
+def v06(monkeypatch):
+    """v0.6's formula for mIoU is installed; it is logged and written, as upstream does."""
     upstream = SemSegEvaluator.evaluate
 
-    def v06(self):
+    def evaluate(self):
         results = upstream(self)
         known = self._conf_matrix[:-1, :-1]
         seen = ((known.sum(0) + known.sum(1)) > 0).sum()
         present = (known.sum(0) > 0).sum()
         results["sem_seg"]["mIoU"] *= present / seen
+        self._logger.info("upstream's mIoU is %s", results["sem_seg"]["mIoU"])
+        if self._output_dir:
+            torch.save(results["sem_seg"], Path(self._output_dir) / "sem_seg_evaluation.pth")
         return results
 
-    monkeypatch.setattr(SemSegEvaluator, "evaluate", v06)
+    monkeypatch.setattr(SemSegEvaluator, "evaluate", evaluate)
+
+
+def test_does_not_depend_on_the_installed_detectron2(register, evaluate, v06):
+    """mIoU is still over the categories that are present."""
     records = register(NAME, [[[0, 0, 1, 1]]], 4)
     guesses = [[[0, 0, 1, 2]]]
     assert evaluate(SemSegEvaluator(NAME), records, guesses, 4)["sem_seg"]["mIoU"] == 50
     results = evaluate(MeanIoUEvaluator(NAME), records, guesses, 4)
     assert results["sem_seg"]["mIoU"] == 75
     assert results["classes"]["mIoU_seen"] == 50 and results["classes"]["mIoU_all"] == 37.5
+
+
+def test_one_figure_is_logged_and_written(register, evaluate, v06, tmp_path, caplog):
+    caplog.set_level("INFO")
+    records = register(NAME, [[[0, 0, 1, 1]]], 4)
+    evaluator = MeanIoUEvaluator(NAME, output_dir=str(tmp_path / "out"))
+    evaluate(evaluator, records, [[[0, 0, 1, 2]]], 4)
+    text = caplog.text
+    assert "upstream's" not in text and len(re.findall(r"'mIoU': [^,]*75\.0", text)) == 1
+    written = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth", weights_only=False)
+    assert written["mIoU"] == 75
+    evaluate(SemSegEvaluator(NAME), records, [[[0, 0, 1, 2]]], 4)
+    assert "upstream's" in caplog.text  # its log is not silent for good
 
 
 def test_needs_no_loader_of_detectron2s(register, evaluate):
