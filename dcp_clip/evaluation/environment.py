@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 
 import torch
@@ -15,11 +16,21 @@ from torch import nn
 
 from .. import __version__
 from ..check_env import ROOT, environment_summary, installed_version
+from ..modeling import DCPCLIP
 from .confusion import CONVENTIONS, probe_detectron2
 
 __all__ = ["evaluation_environment", "source_commit", "weights_fingerprint"]
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "Pillow", "OpenCV")
+_READING = ("DENSE", "DENSE_RESIDUAL", "NEIGHBOUR_STD", "WINDOW", "WINDOW_STRIDE")
+# The row of each stage's settings, and its node.
+_STAGES = {
+    "proposals": "PROPOSAL",
+    "guidance": "TEXT_GUIDANCE",
+    "coarse decoder": "COARSE_DECODER",
+    "fine decoder": "FINE_DECODER",
+    "class refinement": "CLASS_REFINEMENT",
+}
 _MACHINE = ("Python", "system", "CPU", "cores", "PyTorch on CPU", "GPU")
 
 
@@ -31,21 +42,45 @@ def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         model: with the weights that are evaluated.
 
     Returns:
-        text by name, in the order of a report. Pillow is in it because its resampling, and
-        Detectron2 because its builds, have moved published figures by tenths.
+        text by name, in the order of a report. Every switch that changes the answer is in it. So
+        are Pillow, for its resampling, and Detectron2, for its builds: both have moved published
+        figures by tenths.
     """
-    vocabulary = cfg.MODEL.DCP_CLIP.VOCABULARY
     return {
         "dcp_clip": f"{__version__}, {source_commit()}",
         "model": f"{cfg.MODEL.META_ARCHITECTURE}, maps: {cfg.MODEL.DCP_CLIP.OUTPUT}",
         "CLIP": f"{cfg.MODEL.CLIP.NAME}, weights: {cfg.MODEL.CLIP.PRETRAINED or 'none'}",
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS or "none",
         "weights fingerprint": weights_fingerprint(model),
-        "prompts": f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}",
-        "input": f"shortest edge {cfg.INPUT.MIN_SIZE_TEST}, longest {cfg.INPUT.MAX_SIZE_TEST}",
+        **_describe_switches(cfg, model),
         "device": f"{_device_of(model)}, processes: {comm.get_world_size()}",
         **_software_and_machine(),
     }
+
+
+def _describe_switches(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
+    """What the config chooses of how the answer comes about, under the names of its keys."""
+    node, window = cfg.MODEL.DCP_CLIP, cfg.MODEL.DCP_CLIP.SLIDING_WINDOW
+    vocabulary = node.VOCABULARY
+    rows = {
+        "encoder reading": _settings(cfg.MODEL.CLIP, _READING),
+        "input": f"shortest edge {cfg.INPUT.MIN_SIZE_TEST}, longest {cfg.INPUT.MAX_SIZE_TEST}, "
+        + (f"sliding window {_settings(window)}" if window.SIZE else "whole images"),
+        "precision": "bfloat16 autocast" if node.BF16 else "as the weights",
+    }
+    if not isinstance(model, DCPCLIP):  # what has no text encoder and no stages
+        return rows
+    return rows | {
+        "prompts": f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}",
+        "stages": ", ".join(node[stage].NAME for stage in _STAGES.values()),
+        "of all stages": _settings(node, ("DIM", "NUM_HEADS", "SIMILARITY_SCALE")),
+        **{name: text for name, key in _STAGES.items() if (text := _settings(node[key]))},
+    }
+
+
+def _settings(node: CfgNode, keys: Sequence[str] | None = None) -> str:
+    """Keys and values of a config node: all but its NAME, unless told which."""
+    return ", ".join(f"{k} {node[k]}" for k in keys or node if k != "NAME")
 
 
 @functools.cache  # listing what is installed takes seconds, and training evaluates many times

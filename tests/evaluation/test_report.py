@@ -89,15 +89,58 @@ def test_files(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["results.json", "results.md"]
 
 
-def test_environment_of_a_model(make_cfg, make_model):
+@pytest.fixture(scope="module")
+def small_model(make_model):
+    return make_model("test-vit-16")
+
+
+def test_environment_of_a_model(make_cfg, small_model):
     cfg = make_cfg("test-vit-16")
-    found = environment.evaluation_environment(cfg, make_model("test-vit-16"))
+    found = environment.evaluation_environment(cfg, small_model)
     assert found["torch"] == torch.__version__.split("+")[0]
     assert found["CLIP"] == "test-vit-16, weights: none"
     assert found["device"] == "cpu, processes: 1"
     assert found["detectron2's own mIoU is over the"] == "classes present in the ground truth"
     assert {"detectron2", "Pillow", "numpy", "open_clip_torch", "CPU", "GPU"} <= set(found)
     assert all(isinstance(value, str) and value for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "row"),
+    [
+        ("MODEL.CLIP.DENSE", "neighbour", "encoder reading"),
+        ("MODEL.CLIP.DENSE_RESIDUAL", True, "encoder reading"),
+        ("MODEL.CLIP.NEIGHBOUR_STD", 3.0, "encoder reading"),
+        ("MODEL.CLIP.WINDOW", 64, "encoder reading"),
+        ("MODEL.CLIP.WINDOW_STRIDE", 48, "encoder reading"),
+        ("MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE", 512, "input"),
+        ("MODEL.DCP_CLIP.BF16", True, "precision"),
+        ("MODEL.DCP_CLIP.VOCABULARY.TEMPLATES", "vild14", "prompts"),
+        ("MODEL.DCP_CLIP.VOCABULARY.SYNONYMS", "max", "prompts"),
+        ("MODEL.DCP_CLIP.SIMILARITY_SCALE", 40.0, "of all stages"),
+        ("MODEL.DCP_CLIP.PROPOSAL.NAME", "PooledProposal", "stages"),
+        ("MODEL.DCP_CLIP.TEXT_GUIDANCE.NAME", "StaticGuidance", "stages"),
+        ("MODEL.DCP_CLIP.COARSE_DECODER.NAME", "CosineDecoder", "stages"),
+        ("MODEL.DCP_CLIP.FINE_DECODER.NAME", "GuidedDecoder", "stages"),
+        ("MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME", "NoRefinement", "stages"),
+        ("MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", 7, "proposals"),
+        ("MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS", 5, "coarse decoder"),
+        ("MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH", 1.5, "fine decoder"),
+        ("MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT", 0.5, "class refinement"),
+    ],
+)
+def test_environment_tells_settings_apart(make_cfg, small_model, key, value, row):
+    before = environment.evaluation_environment(make_cfg("test-vit-16"), small_model)
+    changed = make_cfg("test-vit-16", {key: value})
+    after = environment.evaluation_environment(changed, small_model)
+    assert {name for name in before if before[name] != after[name]} == {row}
+    assert str(value) in after[row] or row == "precision"
+
+
+def test_environment_of_a_model_without_stages(make_cfg):
+    cfg = make_cfg(opts={"MODEL.META_ARCHITECTURE": "FPNBaseline"})
+    found = environment.evaluation_environment(cfg, nn.Linear(1, 1))
+    assert "input" in found and not {"stages", "proposals", "prompts"} & set(found)
 
 
 def test_fingerprint_is_that_of_the_weights():
