@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .label_map import resized_bands
 
-__all__ = ["Proposals", "SemSegLabels", "SemSegProposals"]
+__all__ = ["Proposals", "SemSegLabels", "SemSegProposals", "output_size"]
 
 
 @dataclass
@@ -192,3 +192,9 @@ class SemSegLabels:
     def label_map(self) -> np.ndarray:
         """(H, W) category ids in the smallest unsigned type that holds C ids."""
         return self._label_map
+
+
+def output_size(inputs: dict) -> tuple[int, int]:
+    """(height, width) that an input asks for: its own keys', else its image's."""
+    height, width = inputs["image"].shape[-2:]
+    return inputs.get("height", height), inputs.get("width", width)

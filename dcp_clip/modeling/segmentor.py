@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..structures import Proposals, SemSegProposals
+from ..structures import Proposals, SemSegProposals, output_size
 from ..vocabulary import Vocabulary
 from .class_refinement import Refinement
 from .losses import SegmentationCriterion
@@ -246,9 +246,3 @@ class OpenVocabularySegmentor(nn.Module):
             "sem_seg": SemSegProposals(maps[keep].float(), ids, num_categories, size, extent),
             "proposals": {"ids": ids, "scores": scores},
         }
-
-
-def output_size(inputs: dict) -> tuple[int, int]:
-    """(height, width) that an input asks for: its own keys', else its image's."""
-    height, width = inputs["image"].shape[-2:]
-    return inputs.get("height", height), inputs.get("width", width)

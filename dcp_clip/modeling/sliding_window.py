@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..label_map import RowResizer, resized_bands, rows_per_band
-from ..structures import SemSegLabels
+from ..structures import SemSegLabels, output_size
 from ..vocabulary import Vocabulary
 from .windows import window_starts
 
@@ -68,11 +68,14 @@ class SlidingWindow:
         """The model's output for one image: "sem_seg" (:class:`SemSegLabels`) and "proposals"."""
         image = inputs["image"]
         height, width = image.shape[-2:]
-        size = inputs.get("height", height), inputs.get("width", width)
         ids, scores = self._propose(model, inputs, vocabulary)
         rows, columns = -(-height // _CELL), -(-width // _CELL)
         writer = _LabelWriter(
-            size, (rows, columns), (height / _CELL, width / _CELL), ids, len(vocabulary)
+            output_size(inputs),
+            (rows, columns),
+            (height / _CELL, width / _CELL),
+            ids,
+            len(vocabulary),
         )
         # On whole cells, so that the windows' maps meet.
         tops, lefts = (
