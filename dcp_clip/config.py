@@ -20,6 +20,7 @@ def add_dcp_clip_config(cfg: CN) -> None:
     _add_stages(cfg)
     _add_training(cfg)
     _add_evaluation(cfg)
+    _add_pretraining(cfg)
 
 
 def _add_clip(cfg: CN) -> None:
@@ -182,6 +183,25 @@ def _add_evaluation(cfg: CN) -> None:
     # Write every prediction to OUTPUT_DIR/inference/<data set>/sem_seg_predictions.json (COCO's
     # run-length encoding); slow, and large.
     cfg.TEST.SAVE_PREDICTIONS = False
+
+
+def _add_pretraining(cfg: CN) -> None:
+    # Contrastive pre-training of a small CLIP on drawings (tools/pretrain_clip.py).
+    cfg.PRETRAIN = CN()
+    # Sides, in pixels, of pictures of one thing and of several; each batch draws one.
+    cfg.PRETRAIN.SINGLE_SIZES = (48, 64)
+    cfg.PRETRAIN.SCENE_SIZES = (80, 96, 112, 128, 160)
+    # Pixels of a batch of each kind: the number of pictures follows from their size.
+    cfg.PRETRAIN.SINGLE_PIXELS = 1048576
+    cfg.PRETRAIN.SCENE_PIXELS = 786432
+    # Share of the schedule with pictures of one thing only; then both kinds alternate.
+    cfg.PRETRAIN.SINGLES_UNTIL = 0.35
+    # Share of the schedule in which drawings are warped and tinted strongly; then mildly.
+    cfg.PRETRAIN.STRONG_UNTIL = 0.5
+    # Captions beside the name alone: a set of prompt templates or a file.
+    cfg.PRETRAIN.TEMPLATES = "captions"
+    # Weight of the loss of the dense map, beside 1 for that of the whole picture.
+    cfg.PRETRAIN.DENSE_WEIGHT = 0.5
 
 
 def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:

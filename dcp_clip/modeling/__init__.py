@@ -9,8 +9,9 @@ from . import (  # noqa: F401
     text_guidance,
 )
 from .clip_backbone import CLIPBackbone
+from .clip_pretraining import CLIPPretraining
 from .fpn_baseline import FPNBaseline
 from .meta_arch import DCPCLIP
 from .text_encoder import TextEncoder
 
-__all__ = ["CLIPBackbone", "DCPCLIP", "FPNBaseline", "TextEncoder"]
+__all__ = ["CLIPBackbone", "CLIPPretraining", "DCPCLIP", "FPNBaseline", "TextEncoder"]

@@ -27,7 +27,8 @@ class CLIPBackbone(Backbone):
     ``forward`` takes images (B, 3, H, W), normalised with :attr:`pixel_mean` and :attr:`pixel_std`,
     H and W multiples of :attr:`size_divisibility`, and returns a dict of
 
-    * ``res2`` to ``res4`` (and ``res5`` of a convolutional tower): the pyramid, strides 4 to 32;
+    * ``res2`` to ``res4`` (and ``res5`` of a convolutional tower): the pyramid, strides 4 to 32
+      (a small tower may end at 16);
     * ``dense`` (B, D, h, w): every position of the last grid in CLIP's joint embedding space, not
       normalised;
     * ``pooled`` (B, D): what ``encode_image`` returns for the same pixels, not normalised;
@@ -119,11 +120,10 @@ class CLIPBackbone(Backbone):
     def _init_timm(self, visual: TimmModel) -> None:
         info = visual.trunk.feature_info
         info = info.info if hasattr(info, "info") else info
-        # The last feature of each stride: timm may list a stem of the same stride before it.
-        self._indices = [
-            max(i for i, f in enumerate(info) if f["reduction"] == s) for s in _STRIDES
-        ]
+        # The four stages: timm may list a stem before them.
+        self._indices = list(range(len(info) - len(_STRIDES), len(info)))
         channels = [info[i]["num_chs"] for i in self._indices]
+        strides = [info[i]["reduction"] for i in self._indices]
         if getattr(visual.trunk.head, "global_pool", None) is None or hasattr(visual.head, "pool"):
             raise ValueError(
                 "CLIPBackbone needs a tower that averages its last grid before projecting."
@@ -131,11 +131,11 @@ class CLIPBackbone(Backbone):
         embed_dim = self._project(torch.zeros(1, channels[-1], 1, 1)).shape[1]
         self._shapes = {
             f"res{i + 2}": ShapeSpec(channels=c, stride=s)
-            for i, (c, s) in enumerate(zip(channels, _STRIDES, strict=True))
+            for i, (c, s) in enumerate(zip(channels, strides, strict=True))
         }
-        self._shapes["dense"] = ShapeSpec(channels=embed_dim, stride=_STRIDES[-1])
+        self._shapes["dense"] = ShapeSpec(channels=embed_dim, stride=strides[-1])
         self._shapes["pooled"] = ShapeSpec(channels=embed_dim)
-        self._size_divisibility = _STRIDES[-1]
+        self._size_divisibility = strides[-1]
 
     def _init_vit(self, visual: VisionTransformer) -> None:
         if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:

@@ -8,10 +8,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 import torch
 from detectron2.config import CfgNode, configurable
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,7 +19,7 @@ from ..image_io import atomic_write
 from ..prompts import build_prompts, load_templates
 from ..vocabulary import Vocabulary
 from .clip_loading import load_clip
-from .tokenizer import PrefixTokenizer
+from .tokenizer import build_tokenizer
 
 __all__ = ["TextEncoder", "TextFeatures"]
 
@@ -104,13 +102,9 @@ class TextEncoder(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         clip = load_clip(cfg)
         node, name = cfg.MODEL.DCP_CLIP.VOCABULARY, cfg.MODEL.CLIP.NAME
-        tokenizer = open_clip.get_tokenizer(name)
-        vocab_size = clip.text.vocab_size
-        if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
-            tokenizer = PrefixTokenizer(vocab_size, context_length=tokenizer.context_length)
         return {
             "text": clip.text,
-            "tokenizer": tokenizer,
+            "tokenizer": build_tokenizer(name, clip.text.vocab_size),
             "model_name": name,
             "templates": load_templates(node.TEMPLATES),
             "synonyms": node.SYNONYMS,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import open_clip
 from open_clip.tokenizer import SimpleTokenizer
 
-__all__ = ["PrefixTokenizer"]
+__all__ = ["PrefixTokenizer", "build_tokenizer"]
 
 
 class PrefixTokenizer(SimpleTokenizer):
@@ -30,3 +31,19 @@ class PrefixTokenizer(SimpleTokenizer):
         self.vocab_size = len(tokens)
         self.sot_token_id, self.eot_token_id = len(tokens) - 2, len(tokens) - 1
         self.all_special_ids = [self.sot_token_id, self.eot_token_id]
+
+
+def build_tokenizer(model_name: str, vocab_size: int):
+    """The tokenizer of an open_clip model, cut to the tokens that its text tower has.
+
+    Args:
+        model_name: open_clip's name.
+        vocab_size: tokens of the text tower.
+
+    Returns:
+        callable from a list of strings to token ids (N, L).
+    """
+    tokenizer = open_clip.get_tokenizer(model_name)
+    if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
+        return PrefixTokenizer(vocab_size, context_length=tokenizer.context_length)
+    return tokenizer

@@ -1,0 +1,112 @@
+"""Pre-training of a small CLIP with Detectron2's trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+from torch.nn import functional as F
+
+from ..data.emoji_scenes.art import SEEN_ART, UNSEEN_ART
+from ..data.emoji_scenes.names import load_name_list
+from ..data.emoji_scenes.pairs import MILD, PairBatch, PairOptions, PairSource
+from ..data.emoji_scenes.register import FOLDER
+from ..data.register import datasets_root
+from ..prompts import build_prompts, load_templates
+from .trainer import Trainer
+
+__all__ = ["CLIPTrainer", "PairLoader"]
+
+logger = logging.getLogger(__name__)
+
+# Pixels of the pictures of the zero-shot classification, and how often each thing is shown.
+_PROBE_SIZE, _PROBE_VIEWS = 64, 4
+
+
+def _pair_source(cfg: CfgNode, styles: tuple[str, ...]) -> PairSource:
+    return PairSource(
+        Path(datasets_root()) / FOLDER / "sprites",
+        styles,
+        load_name_list(),
+        load_templates(cfg.PRETRAIN.TEMPLATES),
+        seed=max(cfg.SEED, 0),
+    )
+
+
+class PairLoader:
+    """The batches of a pre-training, one an iteration; each depends on the seed and its number."""
+
+    def __init__(self, cfg: CfgNode, source: PairSource):
+        """
+        Args:
+            cfg: reads PRETRAIN, SEED and SOLVER.MAX_ITER.
+            source: draws the pictures.
+        """
+        self.node, self.length, self.seed = cfg.PRETRAIN, cfg.SOLVER.MAX_ITER, max(cfg.SEED, 0)
+        self.source = source
+        self.start = 0
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        for number in range(self.start, self.length):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> PairBatch:
+        """The batch of iteration `number`."""
+        node = self.node
+        strong = number < node.STRONG_UNTIL * self.length
+        self.source.options = PairOptions() if strong else MILD
+        rng = np.random.default_rng([self.seed, 3, number])
+        if number < node.SINGLES_UNTIL * self.length or number % 2:
+            size = int(rng.choice(node.SINGLE_SIZES))
+            return self.source.singles(number, size, max(2, node.SINGLE_PIXELS // size**2))
+        size = int(rng.choice(node.SCENE_SIZES))
+        return self.source.scenes(number, size, max(2, node.SCENE_PIXELS // size**2))
+
+
+class CLIPTrainer(Trainer):
+    """Trains the meta-architecture ``CLIPPretraining`` on drawings; see tools/pretrain_clip.py."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        self._trainer.data_loader.start = self.start_iter
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> PairLoader:
+        return PairLoader(cfg, _pair_source(cfg, tuple(art.style for art in SEEN_ART)))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> dict:
+        """Zero-shot classification of single drawings among all names, in percent."""
+        names = [entry.name for entry in load_name_list().entries]
+        templates = load_templates(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES)
+        training = model.training
+        model.eval()
+        results = {}
+        with torch.no_grad():
+            prompts = build_prompts(names, templates)
+            text = model.encode_text(prompts).unflatten(0, (len(names), -1)).mean(1)
+            text = F.normalize(text, dim=1)
+            for kind, art in (("seen", SEEN_ART), ("unseen_style", (UNSEEN_ART,))):
+                source = _pair_source(cfg, tuple(a.style for a in art))
+                ranks = torch.cat([_ranks(model, source, text, v) for v in range(_PROBE_VIEWS)])
+                for k in (1, 5):
+                    results[f"{kind}_top{k}"] = 100 * (ranks < k).float().mean().item()
+        model.train(training)
+        logger.info("Zero-shot, %d names: %s", len(names), results)
+        return {"zero_shot": results}
+
+
+def _ranks(model: nn.Module, source: PairSource, text: torch.Tensor, view: int) -> torch.Tensor:
+    """How many names are ahead of the right one, for each picture."""
+    images, ids = source.probe(_PROBE_SIZE, view)
+    pooled = [
+        model.backbone((part - model.pixel_mean) / model.pixel_std)["pooled"]
+        for part in images.split(128)
+    ]
+    cosines = F.normalize(torch.cat(pooled), dim=1) @ text.T
+    return (cosines > cosines.gather(1, ids[:, None])).sum(1)

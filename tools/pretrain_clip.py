@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Pre-train a small CLIP on the drawings of EmojiScenes (docs/emoji_scenes.md).
+
+    python datasets/prepare_emoji_scenes.py
+    python tools/pretrain_clip.py --config-file configs/emoji_scenes/clip_tiny.yaml
+    python tools/pretrain_clip.py --config-file configs/emoji_scenes/clip_tiny.yaml --resume
+
+Zero-shot accuracy is measured every TEST.EVAL_PERIOD iterations. OUTPUT_DIR/clip.pth holds the
+weights in half precision, as open_clip names them: MODEL.CLIP.PRETRAINED takes the file.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils.logger import setup_logger
+
+from dcp_clip import setup_cfg
+from dcp_clip.engine.clip_trainer import CLIPTrainer
+from dcp_clip.image_io import atomic_write
+
+
+def main(args: argparse.Namespace) -> dict:
+    """Pre-train, or measure with ``--eval-only``."""
+    cfg = setup_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(output=cfg.OUTPUT_DIR, name="dcp_clip")
+    trainer = CLIPTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if args.eval_only:
+        return CLIPTrainer.test(cfg, trainer.model)
+    results = trainer.train()
+    path = Path(cfg.OUTPUT_DIR) / "clip.pth"
+    with atomic_write(path) as file:
+        torch.save(half_precision(trainer.model.clip_state()), file)
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+    return results
+
+
+def half_precision(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices and kernels as float16, the rest as it is."""
+    return {
+        name: (value.half() if value.is_floating_point() and value.dim() > 1 else value)
+        .contiguous()
+        .clone()
+        for name, value in state.items()
+    }
+
+
+if __name__ == "__main__":
+    main(default_argument_parser().parse_args())
