@@ -72,6 +72,14 @@ class Scores:
         """The sum of IoU, divided as one of :data:`CONVENTIONS` says."""
         return _ratio(np.nansum(self.iou), self.num_categories(convention))
 
+    def group_mean_iou(self, member: np.ndarray) -> float:
+        """Mean IoU over some of the categories, those of them that are present.
+
+        Args:
+            member: (C,) bool. All categories are still what the predictions chose from.
+        """
+        return _ratio(np.nansum(self.iou[member]), int(self.present[member].sum()))
+
     def num_categories(self, convention: str = "present") -> int:
         """What :meth:`mean_iou` divides by."""
         counts = {"present": self.present.sum(), "seen": self.seen.sum(), "all": len(self.iou)}

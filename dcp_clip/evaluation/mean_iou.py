@@ -17,6 +17,7 @@ from ..image_io import atomic_write
 from .boundary import boundary_iou as iou_of_boundaries
 from .boundary import count_boundary_pairs, require_opencv
 from .confusion import count_pairs, score, silent_upstream
+from .groups import category_groups
 
 __all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
 
@@ -28,6 +29,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
     * mIoU is over the categories present in the ground truth, whichever Detectron2 is installed;
       the other conventions are reported beside it, see :mod:`dcp_clip.evaluation.confusion`.
+    * Things and stuff, base and unseen names are reported apart where the metadata tells which are
+      which, see :mod:`dcp_clip.evaluation.groups`.
     * A label map of another size than the prediction, or with a value that is no category, is an
       error: upstream's sum would credit such pixels to another category without a word.
     * Predictions are encoded only if they are to be written; upstream encodes a mask for each
@@ -55,12 +58,14 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
         Raises:
             ImportError: for boundary IoU without OpenCV.
+            ValueError: see :func:`category_groups`.
         """
         if boundary_iou:
             require_opencv()
         super().__init__(dataset_name, distributed, output_dir)
         self._compute_boundary_iou = False  # upstream's
         self._boundary_iou = boundary_iou
+        self._groups = category_groups(dataset_name)
 
     def reset(self) -> None:
         super().reset()
@@ -109,10 +114,12 @@ class MeanIoUEvaluator(SemSegEvaluator):
         return np.where(void, self._num_classes, labels)
 
     def evaluate(self) -> OrderedDict | None:
-        """As :class:`SemSegEvaluator`, in percent, on the main process; besides "sem_seg" there is
+        """As :class:`SemSegEvaluator`, in percent, on the main process; besides there are
 
-        "classes": how many are "present", "seen" and there at "all", and "mIoU_seen" and "mIoU_all"
-        by those conventions.
+        * in "sem_seg": "mIoU_things", "mIoU_stuff", "mIoU_base" and "mIoU_unseen", as far as the
+          data set has such groups; NaN for one of which no category is present;
+        * "classes": how many are "present", "seen" and there at "all", and "mIoU_seen" and
+          "mIoU_all" by those conventions.
         """
         boundary = [self._boundary_matrix]
         if self._boundary_iou and self._distributed:
@@ -124,6 +131,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
             return None
         scores = score(self._conf_matrix)
         results["sem_seg"]["mIoU"] = 100 * scores.mean_iou()
+        for group, member in self._groups.items():
+            results["sem_seg"][f"mIoU_{group}"] = 100 * scores.group_mean_iou(member)
         if self._boundary_iou:
             values = 100 * iou_of_boundaries(sum(boundary))
             present = values[~np.isnan(values)]
@@ -168,6 +177,8 @@ class BackgroundMeanIoUEvaluator(MeanIoUEvaluator):
             )
         self._num_classes = foreground + 1
         self._class_names = [*self._class_names[:foreground], "background"]
+        # The background belongs to no group.
+        self._groups = {g: np.append(m[:foreground], False) for g, m in self._groups.items()}
 
     def decide(self, prediction: np.ndarray) -> np.ndarray:
         return np.minimum(prediction, self._num_classes - 1)

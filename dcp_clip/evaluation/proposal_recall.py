@@ -10,7 +10,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
+from .groups import category_groups
+
 __all__ = ["ProposalRecallEvaluator"]
+
+# The groups of categories whose recall is reported apart.
+_GROUPS = ("things", "stuff")
 
 
 class ProposalRecallEvaluator(DatasetEvaluator):
@@ -26,6 +31,9 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             dataset_name: a registered data set with sem_seg labels. Where its metadata has
                 ``num_foreground``, the labels from there on are a background that no proposal
                 stands for.
+
+        Raises:
+            ValueError: see :func:`category_groups`.
         """
         self._labels = {
             r["file_name"]: r["sem_seg_file_name"] for r in DatasetCatalog.get(dataset_name)
@@ -33,30 +41,41 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         meta = MetadataCatalog.get(dataset_name)
         self._num_categories = meta.get("num_foreground", len(meta.stuff_classes))
         self._ignore = meta.ignore_label
+        groups = category_groups(dataset_name)
+        everything = np.ones(len(meta.stuff_classes), bool)
+        # (C,) bool: whose recall is counted, all categories' first.
+        self._members = {"": everything} | {g: groups[g] for g in _GROUPS if g in groups}
         self.reset()
 
     def reset(self) -> None:
-        self._found = self._present = self._images = self._proposed = 0
+        self._images = self._proposed = 0
+        self._found, self._present = np.zeros((2, len(self._members)), np.int64)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for x, output in zip(inputs, outputs, strict=True):
             labels = np.unique(np.asarray(Image.open(self._labels[x["file_name"]])))
             present = labels[(labels != self._ignore) & (labels < self._num_categories)]
             ids = output["proposals"]["ids"].cpu().numpy()
-            self._found += int(np.isin(present, ids).sum())
-            self._present += len(present)
+            counted = np.stack([member[present] for member in self._members.values()])
+            self._found += (counted & np.isin(present, ids)).sum(1)
+            self._present += counted.sum(1)
             self._proposed += len(ids)
             self._images += 1
 
     def evaluate(self) -> OrderedDict | None:
-        """``{"proposals": {"recall": percent, "per_image": mean K}}`` on the main process."""
+        """``{"proposals": {"recall": percent, "per_image": mean K}}`` on the main process, with
+        "recall_things" and "recall_stuff" as far as the data set has such groups; NaN for one that
+        occurs in no image."""
         counts = comm.gather((self._found, self._present, self._proposed, self._images))
         if not comm.is_main_process():
             return None
-        found, present, proposed, images = np.sum(counts, axis=0).tolist()
-        return OrderedDict(
-            proposals={
-                "recall": 100.0 * found / max(present, 1),
-                "per_image": proposed / max(images, 1),
-            }
-        )
+        found, present, proposed, images = (sum(parts) for parts in zip(*counts))
+        result = {
+            "recall": float(100.0 * found[0] / max(present[0], 1)),
+            "per_image": proposed / max(images, 1),
+        }
+        for i, group in enumerate(self._members):
+            if group:
+                share = 100.0 * found[i] / present[i] if present[i] else float("nan")
+                result[f"recall_{group}"] = float(share)
+        return OrderedDict(proposals=result)

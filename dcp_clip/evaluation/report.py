@@ -18,10 +18,13 @@ __all__ = ["EvaluationReport"]
 # Heading, task and metric in an evaluator's results, and format.
 _COLUMNS = (
     ("mIoU", "sem_seg", "mIoU", ".2f"),
+    ("mIoU things", "sem_seg", "mIoU_things", ".2f"),
+    ("mIoU stuff", "sem_seg", "mIoU_stuff", ".2f"),
     ("fwIoU", "sem_seg", "fwIoU", ".2f"),
     ("pixel accuracy", "sem_seg", "pACC", ".2f"),
     ("boundary IoU", "sem_seg", "mBoundaryIoU", ".2f"),
     ("recall at K", "proposals", "recall", ".2f"),
+    ("recall things", "proposals", "recall_things", ".2f"),
     ("K", "proposals", "per_image", ".4g"),
     ("images", "speed", "images", ",d"),
     ("images/s", "speed", "images_per_second", ".3g"),
@@ -31,6 +34,11 @@ _LEGEND = """\
 Percent. mIoU is over the classes present in the ground truth. Recall at K: how many of the classes
 in an image are among its K proposals (K: mean over the images). images/s: the whole loop, by the
 wall clock, all processes together; model only: one process.
+"""
+# Where a data set's metadata has `is_thing`.
+_GROUPS_LEGEND = """\
+mIoU and recall of things and of stuff: over those of the classes only, predicted or proposed from
+the whole list.
 """
 _CONVENTIONS_NOTE = """\
 **{name}: {present}/{all} classes present.** Published figures differ by what the sum of IoU is
@@ -71,6 +79,8 @@ class EvaluationReport:
         ]
         headings = ["data set", "classes present", *(column[0] for column in columns)]
         parts = [_table(rows, headings), "\n" + _LEGEND]
+        if any(column[2].endswith(("_things", "_stuff")) for column in columns):
+            parts[1] += _GROUPS_LEGEND
         missing = [name for name in self._datasets if name not in self._results]
         if missing:
             parts.append(f"**Not evaluated (yet): {', '.join(missing)}.**\n")

@@ -64,6 +64,21 @@ def test_boundary_iou_has_a_column_where_it_was_computed():
     assert (table["a"][column], table["b"][column]) == ("–", "11.00")
 
 
+def test_things_and_stuff_have_columns_where_some_data_set_tells_them_apart():
+    report = EvaluationReport(["a", "b"], {})
+    report.add("a", results())
+    assert "things" not in report.to_markdown()
+    told = results(mIoU_things=31.0, mIoU_stuff=math.nan)
+    told["proposals"]["recall_things"] = 70.5
+    report.add("b", told)
+    table = rows(report.to_markdown())
+    headings = ["mIoU things", "mIoU stuff", "recall things"]
+    columns = [table["data set"].index(heading) for heading in headings]
+    assert [table["a"][i] for i in columns] == ["–", "–", "–"]
+    assert [table["b"][i] for i in columns] == ["31.00", "–", "70.50"]
+    assert "mIoU and recall of things and of stuff:" in report.to_markdown()
+
+
 def test_what_is_missing_is_said():
     report = EvaluationReport(["a", "b", "c"], {})
     report.add("b", results())
