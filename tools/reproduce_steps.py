@@ -1,0 +1,198 @@
+"""The steps that lead to the rows of a plan: their commands, and how to tell that they are done."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reproduce_plan import Plan, PlanError, Row
+
+from dcp_clip.data.emoji_scenes.register import FOLDER, PREFIX, scene_list
+from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBSETS = ("base", "unseen", "unseen_style", "all")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the reproduction.
+
+    Attributes:
+        name: to be shown.
+        folder: where its log and its record go.
+        command: arguments of Python, run in the project's folder.
+        leaves: what it leaves, in words.
+        is_done: is that there, and complete?
+        needs: names of the steps that come before it.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    leaves: str
+    is_done: Callable[[], bool]
+    needs: tuple[str, ...] = ()
+
+
+def finished_training(folder: Path, *files: str) -> bool:
+    """Has a training in `folder` ended? Its checkpointer names the last checkpoint once that is
+    written to the end, which the file's mere presence does not tell."""
+    pointer = folder / "last_checkpoint"
+    ended = pointer.is_file() and pointer.read_text().strip() == "model_final.pth"
+    return ended and all((folder / name).is_file() for name in ("model_final.pth", *files))
+
+
+def finished_evaluation(path: Path, datasets: Sequence[str], weights: Path | None = None) -> bool:
+    """Does a results.json, which grows with each data set, hold all of them, and is it of these
+    weights: no older than the file?
+
+    Raises:
+        PlanError: if it is damaged.
+    """
+    if not path.is_file():
+        return False
+    if weights is not None and not (
+        weights.is_file() and path.stat().st_mtime >= weights.stat().st_mtime
+    ):
+        return False
+    return set(datasets) <= set(_read_json(path, "results"))
+
+
+def finished_scenes(root: Path) -> bool:
+    """Is the whole benchmark prepared? The list of a subset's scenes is written after them.
+
+    Raises:
+        PlanError: if such a list is damaged.
+    """
+    lists = {scene_list(root / FOLDER, name): count for name, count in SCENE_COUNTS.items()}
+    return all(path.is_file() and _read_json(path, "count") == n for path, n in lists.items())
+
+
+def _read_json(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{path} is damaged ({error}): remove it.") from error
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the steps of rows.
+
+    Attributes:
+        plan: all rows.
+        output: folder of everything that is made but the data.
+        data: folder of all data sets.
+        split: which scenes are evaluated, one of :data:`SPLITS`.
+        iterations: of each head's training; None for the config's own.
+    """
+
+    plan: Plan
+    output: Path
+    data: Path
+    split: str = "test"
+    iterations: int | None = None
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(f"{PREFIX}{subset}_{self.split}" for subset in SUBSETS)
+
+    @property
+    def results(self) -> Path:
+        """Folder of the evaluations, <row>/seed<N>/results.json."""
+        return self.output / self.split
+
+    def steps(self, rows: Sequence[Row], seeds: Sequence[int]) -> list[Step]:
+        """Everything that `rows` need, each after what it needs; all rows of the first seed come
+        first, so that the table is whole early.
+
+        Raises:
+            PlanError: for a config file that does not exist.
+        """
+        by_name = {row.name: row for row in self.plan.rows}
+        steps = [self._data(), self._clip()]
+        steps += [self._evaluation(row, None) for row in rows if not row.weights_of]
+        for seed in seeds:
+            for row in rows:
+                if row.weights_of:
+                    steps.append(self._training(by_name[row.weights_of], seed))
+                    steps.append(self._evaluation(row, seed))
+        return list({step.name: step for step in steps}.values())
+
+    def _data(self) -> Step:
+        return Step(
+            "data",
+            self.output / "data",
+            ("datasets/prepare_emoji_scenes.py",),
+            f"the scenes in {self.data / FOLDER}",
+            partial(finished_scenes, self.data),
+        )
+
+    def _clip(self) -> Step:
+        folder, weights = self.output / "clip", self.plan.clip_weights
+        return Step(
+            "clip",
+            folder,
+            ("tools/pretrain_clip.py", *self._config(self.plan.clip_config), "--resume")
+            + ("OUTPUT_DIR", _show(folder)),
+            f"model_final.pth and {weights} in {folder}",
+            partial(finished_training, folder, weights),
+            ("data",),
+        )
+
+    def _training(self, row: Row, seed: int) -> Step:
+        folder = self._run(self.output, row.name, seed)
+        options = ("DATASETS.TEST", "()", "SEED", str(seed), "OUTPUT_DIR", _show(folder))
+        if self.iterations is not None:
+            options += ("SOLVER.MAX_ITER", str(self.iterations))
+        return Step(
+            f"train {row.name}, seed {seed}",
+            folder,
+            ("train_net.py", *self._config(row.config), "--resume")
+            + (*self._pretrained(), *options, *row.overrides),
+            f"model_final.pth in {folder}",
+            partial(finished_training, folder),
+            ("data", "clip"),
+        )
+
+    def _evaluation(self, row: Row, seed: int | None) -> Step:
+        folder, needs = self._run(self.results, row.name, seed), ("data", "clip")
+        weights = None
+        options = ("DATASETS.TEST", repr(self.datasets).replace(" ", ""))
+        options += ("OUTPUT_DIR", _show(folder))
+        if row.weights_of:
+            weights = self._run(self.output, row.weights_of, seed) / "model_final.pth"
+            options = ("MODEL.WEIGHTS", _show(weights), *options)
+            needs += (f"train {row.weights_of}, seed {seed}",)
+        return Step(
+            f"evaluate {row.name}" + ("" if seed is None else f", seed {seed}"),
+            folder,
+            ("train_net.py", *self._config(row.config), "--eval-only")
+            + (*self._pretrained(), *options, *row.overrides),
+            f"results.json of {', '.join(self.datasets)} in {folder}",
+            partial(finished_evaluation, folder / "results.json", self.datasets, weights),
+            needs,
+        )
+
+    def _pretrained(self) -> tuple[str, str]:
+        return "MODEL.CLIP.PRETRAINED", _show(self.output / "clip" / self.plan.clip_weights)
+
+    @staticmethod
+    def _config(path: str) -> tuple[str, str]:
+        if not (ROOT / path).is_file():
+            raise PlanError(f"the config file {ROOT / path} does not exist.")
+        return "--config-file", path
+
+    @staticmethod
+    def _run(folder: Path, name: str, seed: int | None) -> Path:
+        return folder / name / (f"seed{seed}" if seed is not None else "")
+
+
+def _show(path: Path) -> str:
+    """A path as commands in the project's folder name it: short where it lies in there."""
+    path = path.resolve()
+    return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
