@@ -94,6 +94,14 @@ def _add_stages(cfg: CN) -> None:
     # Weights of the image-level and of the dense evidence.
     cfg.MODEL.DCP_CLIP.PROPOSAL.POOLED_WEIGHT = 1.0
     cfg.MODEL.DCP_CLIP.PROPOSAL.DENSE_WEIGHT = 1.0
+    # Sharpness of the soft maximum over the positions, which also counts how much of the image
+    # agrees; 0 for the maximum itself.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.SHARPNESS = 20.0
+    # The names are ranked on at most this many vectors, into which similar positions are merged, so
+    # that the cost of 20,000 names stays small; 0 for every position of the grid.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_POSITIONS = 128
+    # Group the positions of one thing, learned by a loss on the ranking.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED = True
     # In training, the chance of each category to be ranked at random.
     cfg.MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO = 0.1
 
@@ -142,6 +150,8 @@ def _add_training(cfg: CN) -> None:
     # Weights of the per-pixel and the region loss, on coarse, fine and final maps.
     cfg.MODEL.DCP_CLIP.LOSS.CE_WEIGHT = 1.0
     cfg.MODEL.DCP_CLIP.LOSS.DICE_WEIGHT = 1.0
+    # Weight of stage 1's loss.
+    cfg.MODEL.DCP_CLIP.LOSS.PROPOSAL_WEIGHT = 0.5
     # Weights of stage 5's losses.
     cfg.MODEL.DCP_CLIP.LOSS.PRESENCE_WEIGHT = 0.5
     cfg.MODEL.DCP_CLIP.LOSS.MASK_CLASS_WEIGHT = 0.2

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .clip_backbone import CLIPBackbone
 from .clip_loading import load_clip, share_clip
+from .losses import ranking_loss
 from .tokenizer import build_tokenizer
 
 __all__ = ["CLIPPretraining", "contrastive_loss"]
@@ -117,14 +118,5 @@ def contrastive_loss(logits: Tensor, match: Tensor) -> Tensor:
         match: (B, T): 1 for pairs that belong together, 0 for those that do not, -1 for those that
             count as neither.
     """
-    positive = match == 1
-    if not positive.any():
-        return logits.sum() * 0
-    others = logits.masked_fill(match != 0, float("-inf"))
-    loss = logits.new_zeros(())
-    for dim in (1, 0):
-        rest = others.logsumexp(dim, keepdim=True).expand_as(logits)[positive]
-        value = logits[positive]
-        # softplus(rest - value) = -log(exp(value) / (exp(value) + exp(rest)))
-        loss = loss + F.softplus(rest - value).mean() / 2
-    return loss
+    positive, negative = match == 1, match == 0
+    return sum(ranking_loss(logits, positive, negative, dim) for dim in (1, 0)) / 2

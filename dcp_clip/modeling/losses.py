@@ -1,4 +1,4 @@
-"""The losses of stages 3 to 5, over the K proposals of each image.
+"""The losses of the stages, over the K proposals of each image.
 
 Void pixels and padding are taken out before anything is averaged: they contribute exactly zero loss
 and zero gradient.
@@ -15,7 +15,12 @@ from ..structures import Proposals
 from .class_refinement import Refinement
 from .layers import resize_to
 
-__all__ = ["SegmentationCriterion", "labels_to_proposals", "present_categories"]
+__all__ = [
+    "SegmentationCriterion",
+    "labels_to_proposals",
+    "present_categories",
+    "ranking_loss",
+]
 
 _VOID = -1
 
@@ -42,8 +47,23 @@ def labels_to_proposals(labels: Tensor, proposals: Proposals, num_categories: in
     return table.gather(1, index).view_as(labels)
 
 
+def ranking_loss(logits: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
+    """Mean over the positive entries of -log p, each alone against the negative ones of its line.
+
+    Args:
+        logits: (B, K).
+        positive, negative: (B, K) bool; what is neither takes no part.
+        dim: the lines: 1 for rows, 0 for columns.
+    """
+    rest = logits.masked_fill(~negative, -1e4).logsumexp(dim, keepdim=True)
+    # softplus(rest - x) = -log(exp(x) / (exp(x) + exp(rest)))
+    loss = F.softplus((rest - logits)[positive])
+    return loss.sum() / max(len(loss), 1)
+
+
 class SegmentationCriterion(nn.Module):
-    """Cross-entropy and dice on coarse, fine and final maps; presence and mask classification.
+    """Ranking of the proposals; cross-entropy and dice on coarse, fine and final maps; presence and
+    mask classification.
 
     The prototype's finding (cross-entropy over the proposals plus dice beats focal plus dice) is
     the default. Cross-entropy can weigh pixels by how rare their category is in the batch, which
@@ -62,6 +82,8 @@ class SegmentationCriterion(nn.Module):
         final_weight: float,
         balance: float,
         stride: int,
+        proposal_weight: float = 0.0,
+        scale: float = 20.0,
     ):
         """
         Args:
@@ -71,12 +93,15 @@ class SegmentationCriterion(nn.Module):
                 fine.
             balance: exponent b of the pixel weight frequency**-b; 0 weighs all pixels alike.
             stride: pixels between the positions at which the maps are compared with the labels.
+            proposal_weight: of the ranking of the proposals.
+            scale: from proposal scores to logits.
         """
         super().__init__()
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
         self.presence_weight, self.mask_class_weight = presence_weight, mask_class_weight
         self.map_weights = {"coarse": coarse_weight, "fine": 1.0, "final": final_weight}
         self.balance, self.stride = balance, stride
+        self.proposal_weight, self.scale = proposal_weight, scale
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -90,6 +115,9 @@ class SegmentationCriterion(nn.Module):
             "final_weight": node.FINAL_WEIGHT,
             "balance": node.BALANCE,
             "stride": node.STRIDE,
+            # Without anything to learn in stage 1 its loss would pull at CLIP alone.
+            "proposal_weight": node.PROPOSAL_WEIGHT if cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED else 0.0,
+            "scale": cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
         }
 
     def forward(
@@ -127,8 +155,14 @@ class SegmentationCriterion(nn.Module):
             ce = (ce * weight).sum() / weight.sum().clamp(min=1e-6)
             losses[f"loss_{name}_ce"] = factor * self.ce_weight * ce
             losses[f"loss_{name}_dice"] = factor * self.dice_weight * _dice(logits, target, one_hot)
+        present = proposals.to_category(present)
+        if self.proposal_weight:
+            # Whoever has nothing labelled says nothing of what is absent either.
+            absent = proposals.valid & ~present & present.any(1, keepdim=True)
+            loss = ranking_loss(self.scale * proposals.scores, present, absent, dim=1)
+            losses["loss_proposal"] = self.proposal_weight * loss
         if refinement is not None:
-            losses |= self._class_losses(refinement, proposals, proposals.to_category(present))
+            losses |= self._class_losses(refinement, proposals, present)
         return losses
 
     def _pixel_weight(self, labels: Tensor, target: Tensor, num_categories: int) -> Tensor:

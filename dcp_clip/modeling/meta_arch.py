@@ -83,7 +83,7 @@ class DCPCLIP(OpenVocabularySegmentor):
         return {
             "backbone": backbone,
             "text_encoder": text_encoder,
-            "proposal": build_stage(CATEGORY_PROPOSAL_REGISTRY, "PROPOSAL", cfg),
+            "proposal": build_stage(CATEGORY_PROPOSAL_REGISTRY, "PROPOSAL", cfg, shape),
             "guidance": guidance,
             "coarse_decoder": coarse,
             "fine_decoder": build_stage(FINE_DECODER_REGISTRY, "FINE_DECODER", cfg, shape, *widths),

@@ -1,20 +1,23 @@
 """Stage 1: which of the C names are likely in this image?
 
 CLIP is asked twice: its image-level vector says what the picture is about, its dense map says what
-stands somewhere in it, however small. Of the dense evidence only each name's maximum is kept, and
-names are taken in chunks, so that memory hardly grows with the vocabulary.
+stands somewhere in it, however small. The names are ranked on a bounded number of vectors that
+stand for the positions, and taken in chunks, so that neither memory nor, by much, time grows with
+the vocabulary.
 """
 
 from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..structures import Proposals
 from .build import CATEGORY_PROPOSAL_REGISTRY
 from .layers import masked_max
+from .positions import PositionGrouping, merge_positions
 
 __all__ = [
     "AllCategories",
@@ -31,9 +34,13 @@ _NAMES_PER_CHUNK = 2048
 class CategoryProposal(nn.Module):
     """Top K categories by image-level and dense CLIP evidence combined.
 
-    A category's score is ``pooled_weight * cos(pooled, text) + dense_weight * max over positions of
-    cos(dense, text)``. No term compares names with each other (as a softmax over the vocabulary
-    would), so a name that is not proposed cannot change the answer.
+    A category's score is ``pooled_weight * cos(pooled, text) + dense_weight * best cos(dense,
+    text)`` over the positions. No term compares names with each other (as a softmax over the
+    vocabulary would), so a name that is not proposed cannot change the answer.
+
+    The best position is a soft maximum, which also counts how much of the image agrees. Where the
+    stage is learned, positions of one thing are grouped first, and a loss on the scores of what was
+    proposed teaches to rank what is there above what is not.
 
     In training the categories of the image's ground truth are always proposed; a share of the
     remaining places can be given to random names, which teaches the decoders to refuse whatever is
@@ -48,6 +55,9 @@ class CategoryProposal(nn.Module):
         pooled_weight: float,
         dense_weight: float,
         random_ratio: float,
+        sharpness: float = 0.0,
+        num_positions: int = 0,
+        grouping: PositionGrouping | None = None,
     ):
         """
         Args:
@@ -55,6 +65,9 @@ class CategoryProposal(nn.Module):
             pooled_weight: weight of the image-level evidence.
             dense_weight: weight of the dense evidence.
             random_ratio: in training, the chance of each category to be ranked at random.
+            sharpness: of the soft maximum over the positions; 0 for the maximum itself.
+            num_positions: vectors that stand for the positions in the ranking; 0 for all of them.
+            grouping: what is learned; None for nothing.
         """
         super().__init__()
         if num_proposals < 1:
@@ -64,15 +77,26 @@ class CategoryProposal(nn.Module):
         self.num_proposals = num_proposals
         self.pooled_weight, self.dense_weight = pooled_weight, dense_weight
         self.random_ratio = random_ratio
+        self.sharpness, self.num_positions = sharpness, num_positions
+        self.grouping = grouping
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.DCP_CLIP.PROPOSAL
+        grouping = None
+        if node.LEARNED:
+            embed_dim = input_shape["dense"].channels
+            grouping = PositionGrouping(
+                embed_dim, cfg.MODEL.DCP_CLIP.DIM, cfg.MODEL.DCP_CLIP.NUM_HEADS
+            )
         return {
             "num_proposals": node.NUM_PROPOSALS,
             "pooled_weight": node.POOLED_WEIGHT,
             "dense_weight": node.DENSE_WEIGHT,
             "random_ratio": node.RANDOM_RATIO,
+            "sharpness": node.SHARPNESS,
+            "num_positions": node.NUM_POSITIONS,
+            "grouping": grouping,
         }
 
     def forward(
@@ -99,9 +123,7 @@ class CategoryProposal(nn.Module):
             K = min(`num_proposals`, C) proposals an image, in vocabulary order; more in training
             where an image has more categories.
         """
-        dense = F.normalize(dense.float(), dim=1).flatten(2)
-        pooled = F.normalize(pooled.float(), dim=1)
-        valid = valid.flatten(1)
+        dense, pooled, valid = self._prepare(dense, pooled, valid)
         # Ranking is not differentiated; the scores of the chosen few are, below.
         if ids is None:
             with torch.no_grad():
@@ -110,11 +132,21 @@ class CategoryProposal(nn.Module):
         ids = ids.sort(dim=1).values
         return self._propose(dense, pooled, text, rows, valid, ids)
 
+    def _prepare(self, dense, pooled, valid) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (B, D, N) and pooled (B, D) of unit length, and (B, N) which are no padding."""
+        dense = F.normalize(dense.float(), dim=1).flatten(2)
+        valid = valid.flatten(1)
+        if self.grouping is not None:
+            dense = self.grouping(dense, valid)
+        return dense, F.normalize(pooled.float(), dim=1), valid
+
     def _choose(self, dense, pooled, text, rows, valid, present) -> Tensor:
         """(B, K) ids of the best categories."""
         num_categories = len(rows)
         if num_categories <= self.num_proposals:
             return torch.arange(num_categories, device=rows.device).expand(len(dense), -1)
+        if self.num_positions:
+            dense, valid = merge_positions(dense, valid, self.num_positions)
         scores = [
             self._score(dense, pooled, part.expand(len(dense), -1, -1), valid)
             for part in text.split(_NAMES_PER_CHUNK)
@@ -137,8 +169,15 @@ class CategoryProposal(nn.Module):
             score = score + self.pooled_weight * torch.einsum("bd,bmd->bm", pooled, text)
         if self.dense_weight:
             similarity = torch.bmm(text, dense)
-            score = score + self.dense_weight * masked_max(similarity, valid[:, None])
+            score = score + self.dense_weight * self._best(similarity, valid[:, None])
         return score
+
+    def _best(self, similarity: Tensor, valid: Tensor) -> Tensor:
+        """The maximum, hard or soft, over the last dimension where `valid` holds."""
+        if not self.sharpness:
+            return masked_max(similarity, valid)
+        spread = (self.sharpness * similarity).masked_fill(~valid, float("-inf")).logsumexp(-1)
+        return (spread - valid.sum(-1).log()) / self.sharpness
 
     def _propose(self, dense, pooled, text, rows, valid, ids) -> Proposals:
         """Scores and text features of the chosen ids, from tensors of K rows only.
@@ -161,8 +200,8 @@ class PooledProposal(CategoryProposal):
     """Image-level evidence only (ablation)."""
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {**super().from_config(cfg), "dense_weight": 0.0}
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        return {**super().from_config(cfg, input_shape), "dense_weight": 0.0}
 
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
@@ -170,8 +209,8 @@ class DenseProposal(CategoryProposal):
     """Dense evidence only (ablation)."""
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {**super().from_config(cfg), "pooled_weight": 0.0}
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        return {**super().from_config(cfg, input_shape), "pooled_weight": 0.0}
 
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
@@ -206,13 +245,12 @@ class OracleProposal(CategoryProposal):
                 "MODEL.DCP_CLIP.PROPOSAL.NAME is 'OracleProposal', which needs the ground truth "
                 "('sem_seg') of every image, in evaluation too."
             )
-        dense = F.normalize(dense.float(), dim=1).flatten(2)
-        pooled = F.normalize(pooled.float(), dim=1)
+        dense, pooled, valid = self._prepare(dense, pooled, valid)
         count = present.sum(1).clamp(min=1)  # an image of void pixels still needs one name
         places = torch.arange(int(count.max()), device=present.device)[None] < count[:, None]
         ids = present.float().topk(places.shape[1], dim=1).indices
         # In vocabulary order, with what pads the row behind it.
         ids = ids.masked_fill(~places, len(rows)).sort(dim=1).values.clamp(max=len(rows) - 1)
-        out = self._propose(dense, pooled, text, rows, valid.flatten(1), ids)
+        out = self._propose(dense, pooled, text, rows, valid, ids)
         out.valid = places
         return out

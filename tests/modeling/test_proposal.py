@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from dcp_clip.modeling.proposal import CategoryProposal, DenseProposal, PooledProposal
 
 NODE = "MODEL.DCP_CLIP."
+SHAPE = {"dense": ShapeSpec(channels=16)}
 
 
 @settings(max_examples=10, deadline=None)
@@ -20,7 +22,7 @@ NODE = "MODEL.DCP_CLIP."
 )
 def test_the_ground_truth_is_always_proposed(make_cfg, k, present, ratio, seed):
     opts = {NODE + "PROPOSAL.NUM_PROPOSALS": k, NODE + "PROPOSAL.RANDOM_RATIO": ratio}
-    proposal = CategoryProposal(make_cfg(opts=opts))
+    proposal = CategoryProposal(make_cfg(opts=opts), SHAPE)
     torch.manual_seed(seed)
     b = len(present)
     truth = torch.zeros(b, 8, dtype=torch.bool)
@@ -46,6 +48,7 @@ def test_scores_are_the_weighted_evidence(make_cfg):
         NODE + "PROPOSAL.NUM_PROPOSALS": 3,
         NODE + "PROPOSAL.POOLED_WEIGHT": 0.5,
         NODE + "PROPOSAL.DENSE_WEIGHT": 2.0,
+        NODE + "PROPOSAL.SHARPNESS": 0.0,
     }
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize
@@ -60,7 +63,7 @@ def test_scores_are_the_weighted_evidence(make_cfg):
         (PooledProposal, 0.5 * image_level),
         (DenseProposal, 2 * local),
     ):
-        out = kind(make_cfg(opts=opts))(dense, pooled, text, rows, valid)
+        out = kind(make_cfg(opts=opts), SHAPE)(dense, pooled, text, rows, valid)
         best = expected.topk(3, dim=1)
         assert {*map(tuple, out.ids.sort(1).values.tolist())} == {
             *map(tuple, best.indices.sort(1).values.tolist())
@@ -73,7 +76,7 @@ def test_the_best_synonym_speaks(make_cfg):
     rows = torch.tensor([[0, 1, 2], [3, 3, 3]])
     dense = text[2].view(1, 16, 1, 1).expand(1, 16, 2, 2)
     valid = torch.ones(1, 2, 2, dtype=torch.bool)
-    out = CategoryProposal(make_cfg())(dense, text[2][None], text, rows, valid)
+    out = CategoryProposal(make_cfg(), SHAPE)(dense, text[2][None], text, rows, valid)
     assert torch.equal(out.text[0, 0], text[2])
     torch.testing.assert_close(out.scores[0, 0], torch.tensor(2.0))
 
@@ -82,7 +85,7 @@ def test_many_names_are_ranked_in_chunks(make_cfg):
     torch.manual_seed(0)
     text = torch.nn.functional.normalize(torch.randn(5000, 16), dim=1)
     dense, pooled = torch.randn(1, 16, 2, 2), torch.randn(1, 16)
-    proposal = CategoryProposal(make_cfg())
+    proposal = CategoryProposal(make_cfg(), SHAPE)
     valid = torch.ones(1, 2, 2, dtype=torch.bool)
     out = proposal(dense, pooled, text, torch.arange(5000)[:, None], valid)
     unit = torch.nn.functional.normalize

@@ -124,7 +124,9 @@ class PairSource:
         self.things = np.array(sorted(self._rows))
         self._sprites = _sprite_levels(np.concatenate(images))
         first = len(names.things)
-        self._grounds = np.array([first + i for i, s in enumerate(names.stuff) if s.place == "ground"])
+        self._grounds = np.array(
+            [first + i for i, s in enumerate(names.stuff) if s.place == "ground"]
+        )
         self._backdrops = np.array(
             [first + i for i, s in enumerate(names.stuff) if s.place != "ground"]
         )
@@ -299,7 +301,9 @@ class PairSource:
         self, rng: np.random.Generator, canvas: Tensor, present: np.ndarray, extra: int
     ) -> PairBatch:
         o = self.options
-        canvas = canvas * torch.from_numpy(_uniform(rng, *o.image_gain, (len(canvas), 1, 1, 1))).float()
+        canvas = (
+            canvas * torch.from_numpy(_uniform(rng, *o.image_gain, (len(canvas), 1, 1, 1))).float()
+        )
         noise = torch.from_numpy(rng.random((len(canvas), 1, 1, 1)) * o.noise).float()
         grain = torch.from_numpy(rng.random(canvas.shape, dtype=np.float32) * 2 - 1)
         told = np.nonzero((present == 1).any(0))[0]
@@ -363,8 +367,12 @@ def _sample(
     if bend is not None:
         wave = F.interpolate(bend, size=(size, size), mode="bilinear", align_corners=True)
         grid = grid + wave.permute(0, 2, 3, 1)
-    return F.grid_sample(images, grid, padding_mode="zeros" if images.shape[1] == 4 else "border",
-                         align_corners=False)
+    return F.grid_sample(
+        images,
+        grid,
+        padding_mode="zeros" if images.shape[1] == 4 else "border",
+        align_corners=False,
+    )
 
 
 def _color_matrices(rng: np.random.Generator, count: int, o: PairOptions) -> np.ndarray:
