@@ -18,6 +18,7 @@ def add_dcp_clip_config(cfg: CN) -> None:
     """Add config for DCP-CLIP."""
     _add_clip(cfg)
     _add_stages(cfg)
+    _add_reference(cfg)
     _add_training(cfg)
     _add_evaluation(cfg)
     _add_pretraining(cfg)
@@ -143,6 +144,42 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.MASK_TEMPERATURE = 1.0
     # Width of the network that weighs the evidence.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM = 32
+
+
+def _add_reference(cfg: CN) -> None:
+    # The reference heads that configs compare with (modeling/reference/).
+    cfg.MODEL.REFERENCE = CN()
+    # Channels of the pyramid of PixelTextSegmentor and MaskQuerySegmentor; a multiple of 4.
+    cfg.MODEL.REFERENCE.DIM = 64
+
+    cfg.MODEL.REFERENCE.COST_AGGREGATION = CN()
+    # Channels of a category's embedded cost map; a multiple of 16 and of the heads.
+    cfg.MODEL.REFERENCE.COST_AGGREGATION.DIM = 32
+    # Heads of the attention between categories.
+    cfg.MODEL.REFERENCE.COST_AGGREGATION.NUM_HEADS = 4
+    # Rounds of aggregation over positions and over categories.
+    cfg.MODEL.REFERENCE.COST_AGGREGATION.NUM_LAYERS = 2
+    # Categories upsampled at once in evaluation; bounds memory.
+    cfg.MODEL.REFERENCE.COST_AGGREGATION.CHUNK_SIZE = 64
+
+    cfg.MODEL.REFERENCE.MASK_QUERIES = CN()
+    # Queries, each a mask at most.
+    cfg.MODEL.REFERENCE.MASK_QUERIES.NUM_QUERIES = 24
+    # Heads and layers of their transformer decoder.
+    cfg.MODEL.REFERENCE.MASK_QUERIES.NUM_HEADS = 4
+    cfg.MODEL.REFERENCE.MASK_QUERIES.NUM_LAYERS = 3
+    # Weights of the losses of class, mask and region (also in matching), and in the first of
+    # queries without a target.
+    cfg.MODEL.REFERENCE.MASK_QUERIES.CLASS_WEIGHT = 2.0
+    cfg.MODEL.REFERENCE.MASK_QUERIES.MASK_WEIGHT = 5.0
+    cfg.MODEL.REFERENCE.MASK_QUERIES.DICE_WEIGHT = 5.0
+    cfg.MODEL.REFERENCE.MASK_QUERIES.NO_OBJECT_WEIGHT = 0.1
+    # Exponents of the probability by mask-pooled CLIP features, for names in the vocabulary of
+    # DATASETS.TRAIN and for others; the query's own has 1 less that.
+    cfg.MODEL.REFERENCE.MASK_QUERIES.SEEN_EXPONENT = 0.4
+    cfg.MODEL.REFERENCE.MASK_QUERIES.UNSEEN_EXPONENT = 0.8
+    # From the cosines of mask-pooled CLIP features to logits: CLIP's own factor is at most 100.
+    cfg.MODEL.REFERENCE.MASK_QUERIES.CLIP_SCALE = 50.0
 
 
 def _add_training(cfg: CN) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from .. import __version__
 from ..check_env import ROOT, environment_summary, installed_version
 from ..modeling import DCPCLIP
+from ..modeling.reference.base import ReferenceSegmentor
 from .confusion import CONVENTIONS, probe_detectron2
 
 __all__ = ["evaluation_environment", "source_commit", "weights_fingerprint"]
@@ -31,6 +32,8 @@ _STAGES = {
     "fine decoder": "FINE_DECODER",
     "class refinement": "CLASS_REFINEMENT",
 }
+# The node of a reference head's own settings.
+_HEADS = {"CostAggregationSegmentor": "COST_AGGREGATION", "MaskQuerySegmentor": "MASK_QUERIES"}
 _MACHINE = ("Python", "system", "CPU", "cores", "PyTorch on CPU", "GPU")
 
 
@@ -68,10 +71,18 @@ def _describe_switches(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         + (f"sliding window {_settings(window)}" if window.SIZE else "whole images"),
         "precision": "bfloat16 autocast" if node.BF16 else "as the weights",
     }
-    if not isinstance(model, DCPCLIP):  # what has no text encoder and no stages
+    if not isinstance(model, DCPCLIP | ReferenceSegmentor):  # what has no text encoder
         return rows
+    rows["prompts"] = f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}"
+    if isinstance(model, ReferenceSegmentor):
+        head = _HEADS.get(cfg.MODEL.META_ARCHITECTURE)
+        settings = [
+            _settings(cfg.MODEL.REFERENCE, ("DIM",)),
+            _settings(node, ("SIMILARITY_SCALE",)),
+        ]
+        settings += [_settings(cfg.MODEL.REFERENCE[head])] if head else []
+        return rows | {"head": ", ".join(settings)}
     return rows | {
-        "prompts": f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}",
         "stages": ", ".join(node[stage].NAME for stage in _STAGES.values()),
         "of all stages": _settings(node, ("DIM", "NUM_HEADS", "SIMILARITY_SCALE")),
         **{name: text for name, key in _STAGES.items() if (text := _settings(node[key]))},

@@ -6,6 +6,7 @@ from . import (  # noqa: F401
     fine_decoder,
     guided_decoder,
     proposal,
+    reference,
     text_guidance,
 )
 from .clip_backbone import CLIPBackbone

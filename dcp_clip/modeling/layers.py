@@ -1,4 +1,4 @@
-"""Attention between image positions and category names, used by stages 2 and 3."""
+"""What several stages and segmentors use: attention between positions and names, grids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["CrossAttention", "MLP", "masked_max", "resize_to"]
+__all__ = ["CrossAttention", "MLP", "masked_max", "resize_to", "valid_positions"]
 
 
 class MLP(nn.Sequential):
@@ -75,3 +75,16 @@ def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def valid_positions(
+    image_sizes: list[tuple[int, int]],
+    padded_size: tuple[int, int],
+    grid: tuple[int, int],
+    device: torch.device,
+) -> Tensor:
+    """(B, h, w) bool: grid positions that see at least one pixel of the image itself."""
+    heights, widths = torch.tensor(image_sizes, device=device).T
+    rows = torch.arange(grid[0], device=device) * (padded_size[0] / grid[0])
+    columns = torch.arange(grid[1], device=device) * (padded_size[1] / grid[1])
+    return (rows < heights[:, None])[:, :, None] & (columns < widths[:, None])[:, None, :]

@@ -20,6 +20,7 @@ from .build import (
 )
 from .class_refinement import Refinement
 from .clip_loading import share_clip
+from .layers import valid_positions
 from .losses import present_categories
 from .segmentor import OpenVocabularySegmentor
 from .text_encoder import TextEncoder
@@ -103,7 +104,7 @@ class DCPCLIP(OpenVocabularySegmentor):
         """The five stages; see :meth:`OpenVocabularySegmentor.segment`."""
         features = self.backbone(images)
         dense, pooled = features["dense"], features["pooled"]
-        valid = _valid_positions(image_sizes, images.shape[-2:], dense.shape[-2:], images.device)
+        valid = valid_positions(image_sizes, images.shape[-2:], dense.shape[-2:], images.device)
         text = self.text_encoder.encode_vocabulary(vocabulary)
         present = None
         if labels is not None and (self.training or getattr(self.proposal, "needs_labels", False)):
@@ -129,16 +130,3 @@ class DCPCLIP(OpenVocabularySegmentor):
             presence = F.logsigmoid(refinement.class_logits)
             maps["final"] = fine + presence[..., None, None]
         return maps, proposals, refinement
-
-
-def _valid_positions(
-    image_sizes: list[tuple[int, int]],
-    padded_size: tuple[int, int],
-    grid: tuple[int, int],
-    device: torch.device,
-) -> Tensor:
-    """(B, h, w) bool: grid positions that see at least one pixel of the image itself."""
-    heights, widths = torch.tensor(image_sizes, device=device).T
-    rows = torch.arange(grid[0], device=device) * (padded_size[0] / grid[0])
-    columns = torch.arange(grid[1], device=device) * (padded_size[1] / grid[1])
-    return (rows < heights[:, None])[:, :, None] & (columns < widths[:, None])[:, None, :]

@@ -1,0 +1,146 @@
+"""What the reference heads share: CLIP's two towers, all C names, and a feature pyramid."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import build_backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...structures import Proposals
+from ...vocabulary import Vocabulary
+from ..class_refinement import Refinement
+from ..clip_loading import share_clip
+from ..layers import resize_to, valid_positions
+from ..segmentor import OpenVocabularySegmentor
+from ..text_encoder import TextEncoder, TextFeatures
+from ..trainable import apply_freeze_policy
+
+__all__ = ["Pyramid", "ReferenceSegmentor", "all_categories", "conv_norm_relu", "cosines"]
+
+# The grid that each level is brought to, where it does not come on one as fine (as a ViT's do not).
+_STRIDES = {"res5": 32, "res4": 16, "res3": 8, "res2": 4}
+
+
+class ReferenceSegmentor(OpenVocabularySegmentor):
+    """CLIP's image and text towers and one head, which maps every name of the vocabulary: K = C."""
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        text_encoder: TextEncoder,
+        head: nn.Module,
+        channels_last: bool = False,
+        **common,
+    ):
+        """
+        Args:
+            backbone: a :class:`CLIPBackbone`.
+            text_encoder: the text tower of the same CLIP.
+            head: ``forward(features, text)``, of what the backbone returned and a
+                :class:`TextFeatures`, returns logits (B, C, H/4, W/4).
+            channels_last: keep convolutions in channels-last memory format.
+            common: see :class:`OpenVocabularySegmentor`.
+        """
+        super().__init__(backbone=backbone, **common)
+        self.text_encoder = text_encoder
+        self.head = head
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def towers_config(cls, cfg: CfgNode) -> dict:
+        """The arguments above that do not depend on the head."""
+        with share_clip():
+            backbone = build_backbone(cfg)
+            text_encoder = TextEncoder(cfg)
+        apply_freeze_policy(cfg, backbone, text_encoder)
+        return {
+            "backbone": backbone,
+            "text_encoder": text_encoder,
+            "channels_last": cfg.MODEL.DCP_CLIP.CHANNELS_LAST,
+            **cls.common_config(cfg),
+        }
+
+    def segment(
+        self,
+        images: Tensor,
+        image_sizes: list[tuple[int, int]],
+        vocabulary: Vocabulary,
+        labels: Tensor | None,
+        ids: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
+        """See :meth:`OpenVocabularySegmentor.segment`; one map, "fine", over all categories,
+        whatever `ids` says."""
+        features = self.backbone(images)
+        logits = self.head(features, self.text_encoder.encode_vocabulary(vocabulary))
+        valid = valid_positions(image_sizes, images.shape[-2:], logits.shape[-2:], images.device)
+        return {"fine": logits}, all_categories(logits, valid), None
+
+
+def all_categories(logits: Tensor, valid: Tensor) -> Proposals:
+    """Every category as a proposal, its score the maximum of its map.
+
+    Args:
+        logits: (B, C, h, w).
+        valid: (B, h, w) bool, False at padding.
+    """
+    b, c = logits.shape[:2]
+    ids = torch.arange(c, device=logits.device).expand(b, c)
+    scores = logits.masked_fill(~valid[:, None], float("-inf")).flatten(2).amax(2)
+    return Proposals(ids, scores, torch.ones_like(ids, dtype=torch.bool), logits.new_zeros(b, c, 0))
+
+
+def cosines(unit: Tensor, text: TextFeatures) -> Tensor:
+    """(B, C, ...) cosines of unit-length features (B, D, ...) and all categories; of several
+    synonyms the best counts. Never in half precision: they decide between names."""
+    with torch.autocast(unit.device.type, enabled=False):
+        synonyms = text.embeddings.float()[text.rows].unbind(1)
+        parts = (torch.einsum("bd...,cd->bc...", unit.float(), names) for names in synonyms)
+        return reduce(torch.maximum, parts)
+
+
+def conv_norm_relu(in_channels: int, out_channels: int) -> Conv2d:
+    """3x3 convolution, group norm over four groups, ReLU."""
+    norm = nn.GroupNorm(4, out_channels)
+    return Conv2d(in_channels, out_channels, 3, padding=1, bias=False, norm=norm, activation=F.relu)
+
+
+class Pyramid(nn.Module):
+    """Top-down pathway (FPN, arXiv 1612.03144) from CLIP's dense map to stride 4."""
+
+    def __init__(self, input_shape: dict[str, ShapeSpec], dim: int):
+        """
+        Args:
+            input_shape: of the backbone; dense and res2 to res5, as far as they exist, are read.
+            dim: channels of every level; a multiple of 4.
+        """
+        super().__init__()
+        self.strides = {
+            key: min(stride, input_shape[key].stride)
+            for key, stride in _STRIDES.items()
+            if key in input_shape
+        }
+        self.top = nn.Conv2d(input_shape["dense"].channels, dim, 1)
+        self.laterals = nn.ModuleDict(
+            {key: nn.Conv2d(input_shape[key].channels, dim, 1) for key in self.strides}
+        )
+        self.merges = nn.ModuleDict({key: conv_norm_relu(dim, dim) for key in self.strides})
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the backbone returned to levels (B, dim, h, w) by their key, the coarsest first."""
+        height, width = features["image"].shape[-2:]
+        dense = features["dense"]
+        # Unit-length columns times sqrt(D): entries of unit size.
+        x = self.top(F.normalize(dense, dim=1) * dense.shape[1] ** 0.5)
+        levels = {}
+        for key, stride in self.strides.items():
+            size = -(-height // stride), -(-width // stride)
+            lateral = resize_to(self.laterals[key](features[key]), size)
+            x = levels[key] = self.merges[key](resize_to(x, size) + lateral)
+        return levels

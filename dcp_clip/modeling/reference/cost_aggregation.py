@@ -1,0 +1,200 @@
+"""Cost aggregation over all names: the idea of CAT-Seg (arXiv 2303.11797)."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import MLP, resize_to
+from ..text_encoder import TextFeatures
+from .base import ReferenceSegmentor, conv_norm_relu, cosines
+
+__all__ = ["CostAggregationHead", "CostAggregationSegmentor"]
+
+_GUIDES = {"res3": 8, "res2": 4}
+
+
+class _SpatialAggregation(nn.Module):
+    """Each category's map by itself, beside the image: a ConvNeXt block (arXiv 2201.03545)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = nn.GroupNorm(4, dim)
+        self.expand = nn.Conv2d(dim, 2 * dim, 1)
+        self.reduce = nn.Conv2d(2 * dim, dim, 1)
+
+    def forward(self, maps: Tensor, image: Tensor) -> Tensor:
+        """maps (B, C, E, h, w) and image (B, E, h, w) to (B, C, E, h, w)."""
+        x = self.depthwise(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]) + image[:, None]
+        x = self.reduce(F.gelu(self.expand(self.norm(x.flatten(0, 1)))))
+        return maps + x.unflatten(0, maps.shape[:2])
+
+
+class _ClassAggregation(nn.Module):
+    """At each position the categories attend to each other.
+
+    Linear attention (arXiv 2006.16236), so that time and memory grow with C and not with its
+    square; the same in training and test, whatever the size of the vocabulary.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.query_key = nn.Linear(dim, 2 * dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.mlp = MLP(dim)
+
+    def forward(self, maps: Tensor, words: Tensor) -> Tensor:
+        """maps (B, C, E, h, w) and words (C, E) to (B, C, E, h, w)."""
+        x = maps.flatten(3).permute(0, 3, 1, 2)  # (B, N, C, E)
+        normed = self.norm(x)
+        heads = (self.num_heads, -1)
+        query, key = self.query_key(normed + words).chunk(2, dim=-1)
+        query, key = (1 + F.elu(y.float().unflatten(-1, heads)) for y in (query, key))
+        value = self.value(normed).float().unflatten(-1, heads)
+        # Means over the categories, not sums: no large numbers with a large vocabulary.
+        read = torch.einsum("bnchd,bnche->bnhde", key, value) / len(words)
+        total = torch.einsum("bnchd,bnhd->bnch", query, key.mean(2))
+        mixed = torch.einsum("bnchd,bnhde->bnche", query, read) / total[..., None]
+        x = x + self.out(mixed.flatten(3).to(x.dtype))
+        x = x + self.mlp(x)
+        return x.permute(0, 2, 3, 1).unflatten(3, maps.shape[-2:])
+
+
+class _Upsampling(nn.Module):
+    """Each category's map by itself to a finer grid, guided by the image's features there.
+
+    A convolution of maps and guide together is the sum of one of each; the guide's is done once an
+    image, not once a category.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, guide_channels: int):
+        super().__init__()
+        self.mix = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.guide = nn.Sequential(
+            conv_norm_relu(guide_channels, 2 * out_channels),
+            nn.Conv2d(2 * out_channels, out_channels, 3, padding=1),
+        )
+        self.norm = nn.GroupNorm(4, out_channels)
+        self.refine = conv_norm_relu(out_channels, out_channels)
+
+    def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
+        """maps (B, C, E, h, w) and :attr:`guide`'s answer (B, E', H, W) to (B, C, E', H, W)."""
+        x = resize_to(self.mix(maps.flatten(0, 1)), guide.shape[-2:])
+        x = x.unflatten(0, maps.shape[:2]) + guide[:, None]
+        return self.refine(F.relu(self.norm(x.flatten(0, 1)))).unflatten(0, maps.shape[:2])
+
+
+class CostAggregationHead(nn.Module):
+    """The cosine map of every name, embedded, aggregated over positions and over categories by
+    turns, and upsampled under guidance; all weights shared over the categories.
+
+    Departures from CAT-Seg: spatial aggregation by convolution (as SED has it, arXiv 2311.15537) in
+    the place of windowed attention; guidance enters by addition; and what the network says is added
+    to the cosine map itself and starts at zero, so an untrained head answers as CLIP would.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: dict[str, ShapeSpec],
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        chunk_size: int,
+        scale: float,
+    ):
+        """
+        Args:
+            input_shape: of the backbone; dense, res3 and res2 are read.
+            dim: E, channels of a category's embedded map; halved with each upsampling.
+            num_heads: of the attention between categories.
+            num_layers: rounds of aggregation.
+            chunk_size: categories upsampled at once in evaluation; aggregation needs all of them.
+            scale: initial factor from cosines to logits.
+
+        Raises:
+            ValueError: when `dim` is no multiple of 16 and of the heads, or `chunk_size` below 1.
+        """
+        super().__init__()
+        if dim % 16 or dim % num_heads or chunk_size < 1:  # two halvings leave four groups
+            raise ValueError(
+                f"MODEL.REFERENCE.COST_AGGREGATION: DIM ({dim}) must be a multiple of 16 and of "
+                f"NUM_HEADS ({num_heads}), and CHUNK_SIZE ({chunk_size}) 1 or more."
+            )
+        embed_dim = input_shape["dense"].channels
+        self.chunk_size = chunk_size
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.embed = nn.Conv2d(1, dim, 7, padding=3)
+        self.image = nn.Conv2d(embed_dim, dim, 1)
+        self.words = nn.Linear(embed_dim, dim)
+        self.spatial = nn.ModuleList([_SpatialAggregation(dim) for _ in range(num_layers)])
+        self.between = nn.ModuleList([_ClassAggregation(dim, num_heads) for _ in range(num_layers)])
+        self.steps = nn.ModuleDict(
+            {
+                key: _Upsampling(dim >> i, dim >> i + 1, input_shape[key].channels)
+                for i, key in enumerate(_GUIDES)
+            }
+        )
+        self.out = nn.Conv2d(dim >> len(_GUIDES), 1, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: dict[str, Tensor], text: TextFeatures) -> Tensor:
+        """What the backbone returned and C categories to logits (B, C, H/4, W/4)."""
+        dense = F.normalize(features["dense"].float(), dim=1)
+        size = dense.shape[1] ** 0.5  # unit-length columns times sqrt(D): entries of unit size
+        cost = self.scale * cosines(dense, text)
+        image = self.image(dense * size)
+        words = F.normalize(text.embeddings[text.rows].mean(1), dim=1)  # synonyms have one voice
+        words = self.words(words * size)
+        maps = self.embed(cost.flatten(0, 1)[:, None]).unflatten(0, cost.shape[:2])
+        for spatial, between in zip(self.spatial, self.between):
+            maps = between(spatial(maps, image), words)
+        height, width = features["image"].shape[-2:]
+        guides = {
+            key: self.steps[key].guide(
+                resize_to(features[key], (-(-height // stride), -(-width // stride)))
+            )
+            for key, stride in _GUIDES.items()
+        }
+        chunk = cost.shape[1] if self.training else self.chunk_size
+        parts = zip(maps.split(chunk, dim=1), cost.split(chunk, dim=1))
+        return torch.cat([self._upsample(*part, guides) for part in parts], dim=1)
+
+    def _upsample(self, maps: Tensor, cost: Tensor, guides: dict[str, Tensor]) -> Tensor:
+        """Embedded maps (B, n, E, h, w) and costs (B, n, h, w) of n categories to their logits."""
+        for key, guide in guides.items():
+            maps = self.steps[key](maps, guide)
+        correction = self.out(maps.flatten(0, 1)).squeeze(1).unflatten(0, maps.shape[:2])
+        return resize_to(cost, correction.shape[-2:]) + correction
+
+
+@META_ARCH_REGISTRY.register()
+class CostAggregationSegmentor(ReferenceSegmentor):
+    """Cosine maps of every name, aggregated: see :class:`CostAggregationHead`."""
+
+    @configurable
+    def __init__(self, **kwargs):
+        """See :class:`ReferenceSegmentor`."""
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        towers, node = cls.towers_config(cfg), cfg.MODEL.REFERENCE.COST_AGGREGATION
+        head = CostAggregationHead(
+            input_shape=towers["backbone"].output_shape(),
+            dim=node.DIM,
+            num_heads=node.NUM_HEADS,
+            num_layers=node.NUM_LAYERS,
+            chunk_size=node.CHUNK_SIZE,
+            scale=cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
+        )
+        return {"head": head, **towers}

@@ -1,0 +1,127 @@
+"""A small transformer decoder of mask queries (MaskFormer, arXiv 2107.06278)."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import resize_to, valid_positions
+from ..text_encoder import TextFeatures
+from .base import Pyramid, cosines
+from .mask_losses import MaskPredictions
+
+__all__ = ["MaskQueryHead", "mask_pool"]
+
+
+class MaskQueryHead(nn.Module):
+    """N learned queries read a pyramid of CLIP's features; each gives a mask and, by an embedding
+    in CLIP's space, a distribution over the names and "no object".
+
+    A layer attends to one level, from coarse to fine by turns, and only where the query's mask so
+    far holds (Mask2Former, arXiv 2112.01527). The embedding reads the query and the finest level
+    averaged under its mask, as FC-CLIP's does.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: dict[str, ShapeSpec],
+        dim: int,
+        num_queries: int,
+        num_heads: int,
+        num_layers: int,
+        scale: float,
+    ):
+        """
+        Args:
+            input_shape: of the backbone.
+            dim: channels of the pyramid and of the queries.
+            num_queries: N.
+            num_heads, num_layers: of the transformer decoder.
+            scale: initial factor from cosines to logits.
+        """
+        super().__init__()
+        embed_dim = input_shape["dense"].channels
+        self.num_heads = num_heads
+        self.pyramid = Pyramid(input_shape, dim)
+        levels = [key for key in self.pyramid.strides if key != "res2"]
+        self.levels = [levels[i % len(levels)] for i in range(num_layers)]
+        self.level_embedding = nn.Parameter(torch.zeros(len(levels), dim))
+        self.query_embedding = nn.Parameter(torch.randn(num_queries, dim))
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                dim, num_heads, 2 * dim, 0.0, F.gelu, batch_first=True, norm_first=True
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.mask = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.pooled = nn.Linear(dim, dim)
+        self.name = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, embed_dim))
+        self.no_object_embedding = nn.Parameter(torch.randn(1, embed_dim))
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        text: TextFeatures,
+        image_sizes: list[tuple[int, int]],
+    ) -> MaskPredictions:
+        """What the backbone returned, C categories and (height, width) of each image without
+        padding to what the queries say before and after each layer."""
+        pyramid = self.pyramid(features)
+        padded, device = features["image"].shape[-2:], features["image"].device
+        finest = pyramid["res2"]
+        inside = valid_positions(image_sizes, padded, finest.shape[-2:], device)
+        keys = list(dict.fromkeys(self.levels))
+        memory = {
+            key: (pyramid[key] + _sine_positions(pyramid[key])).flatten(2).mT + embedding
+            for key, embedding in zip(keys, self.level_embedding)
+        }
+        query = self.query_embedding.expand(len(finest), -1, -1)
+        out = MaskPredictions([], [])
+        self._predict(query, finest, inside, text, out)
+        for layer, key in zip(self.layers, self.levels):
+            grid = pyramid[key].shape[-2:]
+            valid = valid_positions(image_sizes, padded, grid, device)
+            hidden = self._hidden_from(out.mask_logits[-1], valid)
+            query = layer(query, memory[key], memory_mask=hidden)
+            self._predict(query, finest, inside, text, out)
+        return out
+
+    def _predict(self, query, finest, inside, text, out: MaskPredictions) -> None:
+        """Append what the queries (B, N, d) say."""
+        query = self.norm(query)
+        masks = torch.einsum("bnd,bdhw->bnhw", self.mask(query), finest) * query.shape[-1] ** -0.5
+        shares = masks.detach().float().sigmoid() * inside[:, None]
+        pooled = mask_pool(shares, finest)
+        unit = F.normalize(self.name(query + self.pooled(pooled)).float(), dim=2).mT
+        no_object = F.normalize(self.no_object_embedding, dim=1) @ unit  # (B, 1, N)
+        logits = self.scale * torch.cat([cosines(unit, text), no_object], dim=1)
+        out.class_logits.append(logits.mT)
+        out.mask_logits.append(masks)
+
+    def _hidden_from(self, masks: Tensor, valid: Tensor) -> Tensor:
+        """(B * heads, N, h*w) bool: the positions that a query may not read."""
+        holds = resize_to(masks.detach().float(), valid.shape[-2:]) > 0
+        holds = (holds & valid[:, None]).flatten(2)
+        # A query whose mask is empty reads the whole image.
+        holds = holds.where(holds.any(2, keepdim=True), valid.flatten(1)[:, None])
+        return ~holds.repeat_interleave(self.num_heads, dim=0)
+
+
+def mask_pool(shares: Tensor, features: Tensor) -> Tensor:
+    """(B, N, d) averages of features (B, d, h, w) under masks (B, N, h, w)."""
+    total = shares.sum((2, 3))[..., None].clamp(min=1e-6)
+    return torch.einsum("bnhw,bdhw->bnd", shares, features.float()) / total
+
+
+def _sine_positions(features: Tensor) -> Tensor:
+    """(d, h, w) sines and cosines of row and column (arXiv 1706.03762), d a multiple of 4."""
+    dim, height, width = features.shape[1:]
+    rates = 100.0 ** -torch.linspace(0, 1, dim // 4, device=features.device)[:, None]
+    rows, columns = (torch.arange(n, device=features.device) * rates for n in (height, width))
+    rows, columns = rows[..., None].expand(-1, -1, width), columns[:, None].expand(-1, height, -1)
+    return torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()])
