@@ -154,7 +154,7 @@ def _add_reference(cfg: CN) -> None:
 
     cfg.MODEL.REFERENCE.COST_AGGREGATION = CN()
     # Channels of a category's embedded cost map; a multiple of 16 and of the heads.
-    cfg.MODEL.REFERENCE.COST_AGGREGATION.DIM = 32
+    cfg.MODEL.REFERENCE.COST_AGGREGATION.DIM = 64
     # Heads of the attention between categories.
     cfg.MODEL.REFERENCE.COST_AGGREGATION.NUM_HEADS = 4
     # Rounds of aggregation over positions and over categories.

@@ -20,7 +20,14 @@ from ..segmentor import OpenVocabularySegmentor
 from ..text_encoder import TextEncoder, TextFeatures
 from ..trainable import apply_freeze_policy
 
-__all__ = ["Pyramid", "ReferenceSegmentor", "all_categories", "conv_norm_relu", "cosines"]
+__all__ = [
+    "Pyramid",
+    "ReferenceSegmentor",
+    "all_categories",
+    "conv_norm_relu",
+    "cosines",
+    "on_stride",
+]
 
 # The grid that each level is brought to, where it does not come on one as fine (as a ViT's do not).
 _STRIDES = {"res5": 32, "res4": 16, "res3": 8, "res2": 4}
@@ -111,6 +118,12 @@ def conv_norm_relu(in_channels: int, out_channels: int) -> Conv2d:
     return Conv2d(in_channels, out_channels, 3, padding=1, bias=False, norm=norm, activation=F.relu)
 
 
+def on_stride(feature: Tensor, image: Tensor, stride: int) -> Tensor:
+    """Resize features of an image (B, 3, H, W) to the grid of a stride."""
+    height, width = image.shape[-2:]
+    return resize_to(feature, (-(-height // stride), -(-width // stride)))
+
+
 class Pyramid(nn.Module):
     """Top-down pathway (FPN, arXiv 1612.03144) from CLIP's dense map to stride 4."""
 
@@ -134,13 +147,12 @@ class Pyramid(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the backbone returned to levels (B, dim, h, w) by their key, the coarsest first."""
-        height, width = features["image"].shape[-2:]
         dense = features["dense"]
         # Unit-length columns times sqrt(D): entries of unit size.
         x = self.top(F.normalize(dense, dim=1) * dense.shape[1] ** 0.5)
         levels = {}
         for key, stride in self.strides.items():
-            size = -(-height // stride), -(-width // stride)
-            lateral = resize_to(self.laterals[key](features[key]), size)
-            x = levels[key] = self.merges[key](resize_to(x, size) + lateral)
+            # Project, then resize: the two commute, and the projection is narrow.
+            lateral = on_stride(self.laterals[key](features[key]), features["image"], stride)
+            x = levels[key] = self.merges[key](resize_to(x, lateral.shape[-2:]) + lateral)
         return levels

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..layers import MLP, resize_to
 from ..text_encoder import TextFeatures
-from .base import ReferenceSegmentor, conv_norm_relu, cosines
+from .base import ReferenceSegmentor, conv_norm_relu, cosines, on_stride
 
 __all__ = ["CostAggregationHead", "CostAggregationSegmentor"]
 
@@ -19,28 +19,24 @@ _GUIDES = {"res3": 8, "res2": 4}
 
 
 class _SpatialAggregation(nn.Module):
-    """Each category's map by itself, beside the image: a ConvNeXt block (arXiv 2201.03545)."""
+    """Each category's map by itself, beside the image: a residual block of convolutions."""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.GroupNorm(4, dim)
-        self.expand = nn.Conv2d(dim, 2 * dim, 1)
-        self.reduce = nn.Conv2d(2 * dim, dim, 1)
+        self.mix = nn.Conv2d(dim, dim, 3, padding=1)
+        self.out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, maps: Tensor, image: Tensor) -> Tensor:
         """maps (B, C, E, h, w) and image (B, E, h, w) to (B, C, E, h, w)."""
-        x = self.depthwise(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]) + image[:, None]
-        x = self.reduce(F.gelu(self.expand(self.norm(x.flatten(0, 1)))))
+        x = self.mix(self.norm(maps.flatten(0, 1))).unflatten(0, maps.shape[:2])
+        x = self.out(F.gelu(x + image[:, None]).flatten(0, 1))
         return maps + x.unflatten(0, maps.shape[:2])
 
 
 class _ClassAggregation(nn.Module):
-    """At each position the categories attend to each other.
-
-    Linear attention (arXiv 2006.16236), so that time and memory grow with C and not with its
-    square; the same in training and test, whatever the size of the vocabulary.
-    """
+    """At each position the categories attend to each other, by linear attention (arXiv 2006.16236):
+    time and memory grow with C and not with its square."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -55,41 +51,46 @@ class _ClassAggregation(nn.Module):
         """maps (B, C, E, h, w) and words (C, E) to (B, C, E, h, w)."""
         x = maps.flatten(3).permute(0, 3, 1, 2)  # (B, N, C, E)
         normed = self.norm(x)
-        heads = (self.num_heads, -1)
         query, key = self.query_key(normed + words).chunk(2, dim=-1)
-        query, key = (1 + F.elu(y.float().unflatten(-1, heads)) for y in (query, key))
-        value = self.value(normed).float().unflatten(-1, heads)
-        # Means over the categories, not sums: no large numbers with a large vocabulary.
-        read = torch.einsum("bnchd,bnche->bnhde", key, value) / len(words)
-        total = torch.einsum("bnchd,bnhd->bnch", query, key.mean(2))
-        mixed = torch.einsum("bnchd,bnhde->bnche", query, read) / total[..., None]
-        x = x + self.out(mixed.flatten(3).to(x.dtype))
-        x = x + self.mlp(x)
-        return x.permute(0, 2, 3, 1).unflatten(3, maps.shape[-2:])
+        qkv = (query, key, self.value(normed))
+        qkv = (y.float().unflatten(-1, (self.num_heads, -1)) for y in qkv)
+        with torch.autocast(x.device.type, enabled=False):  # sums over C in full precision
+            mixed = _linear_attention(*qkv)
+        x = x + self.out(mixed.flatten(3))
+        return (x + self.mlp(x)).permute(0, 2, 3, 1).unflatten(3, maps.shape[-2:])
+
+
+def _linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(B, N, C, heads, e) each: what each of C reads from all C."""
+    query, key = 1 + F.elu(query), 1 + F.elu(key)
+    # Means over the categories, not sums: no large numbers with a large vocabulary.
+    read = torch.einsum("bnchd,bnche->bnhde", key, value) / key.shape[2]
+    total = torch.einsum("bnchd,bnhd->bnch", query, key.mean(2))
+    return torch.einsum("bnchd,bnhde->bnche", query, read) / total[..., None]
 
 
 class _Upsampling(nn.Module):
-    """Each category's map by itself to a finer grid, guided by the image's features there.
+    """Each category's map by itself to a finer grid, guided by the image's features there."""
 
-    A convolution of maps and guide together is the sum of one of each; the guide's is done once an
-    image, not once a category.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, guide_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, guide_channels: int, last: bool):
+        """`last` leaves out normalisation and the second convolution: C times at full size, they
+        would cost as much as all the rest."""
         super().__init__()
         self.mix = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.guide = nn.Sequential(
             conv_norm_relu(guide_channels, 2 * out_channels),
             nn.Conv2d(2 * out_channels, out_channels, 3, padding=1),
         )
-        self.norm = nn.GroupNorm(4, out_channels)
-        self.refine = conv_norm_relu(out_channels, out_channels)
+        self.refine = nn.ReLU()
+        if not last:
+            norm, again = nn.GroupNorm(4, out_channels), conv_norm_relu(out_channels, out_channels)
+            self.refine = nn.Sequential(norm, nn.ReLU(), again)
 
     def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
         """maps (B, C, E, h, w) and :attr:`guide`'s answer (B, E', H, W) to (B, C, E', H, W)."""
         x = resize_to(self.mix(maps.flatten(0, 1)), guide.shape[-2:])
         x = x.unflatten(0, maps.shape[:2]) + guide[:, None]
-        return self.refine(F.relu(self.norm(x.flatten(0, 1)))).unflatten(0, maps.shape[:2])
+        return self.refine(x.flatten(0, 1)).unflatten(0, maps.shape[:2])
 
 
 class CostAggregationHead(nn.Module):
@@ -114,7 +115,8 @@ class CostAggregationHead(nn.Module):
         """
         Args:
             input_shape: of the backbone; dense, res3 and res2 are read.
-            dim: E, channels of a category's embedded map; halved with each upsampling.
+            dim: E, channels of a category's embedded map; a quarter of them at stride 8, an eighth
+                at stride 4.
             num_heads: of the attention between categories.
             num_layers: rounds of aggregation.
             chunk_size: categories upsampled at once in evaluation; aggregation needs all of them.
@@ -124,28 +126,28 @@ class CostAggregationHead(nn.Module):
             ValueError: when `dim` is no multiple of 16 and of the heads, or `chunk_size` below 1.
         """
         super().__init__()
-        if dim % 16 or dim % num_heads or chunk_size < 1:  # two halvings leave four groups
+        if dim % 16 or dim % num_heads or chunk_size < 1:  # a quarter is in four groups
             raise ValueError(
                 f"MODEL.REFERENCE.COST_AGGREGATION: DIM ({dim}) must be a multiple of 16 and of "
                 f"NUM_HEADS ({num_heads}), and CHUNK_SIZE ({chunk_size}) 1 or more."
             )
-        embed_dim = input_shape["dense"].channels
-        self.chunk_size = chunk_size
+        self.chunk_size, embed_dim = chunk_size, input_shape["dense"].channels
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.embed = nn.Conv2d(1, dim, 7, padding=3)
         self.image = nn.Conv2d(embed_dim, dim, 1)
         self.words = nn.Linear(embed_dim, dim)
         self.spatial = nn.ModuleList([_SpatialAggregation(dim) for _ in range(num_layers)])
         self.between = nn.ModuleList([_ClassAggregation(dim, num_heads) for _ in range(num_layers)])
+        middle, fine = (input_shape[key].channels for key in _GUIDES)
         self.steps = nn.ModuleDict(
             {
-                key: _Upsampling(dim >> i, dim >> i + 1, input_shape[key].channels)
-                for i, key in enumerate(_GUIDES)
+                "res3": _Upsampling(dim, dim // 4, middle, last=False),
+                "res2": _Upsampling(dim // 4, dim // 8, fine, last=True),
             }
         )
-        self.out = nn.Conv2d(dim >> len(_GUIDES), 1, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = nn.Linear(dim // 8, 1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: dict[str, Tensor], text: TextFeatures) -> Tensor:
         """What the backbone returned and C categories to logits (B, C, H/4, W/4)."""
@@ -158,11 +160,8 @@ class CostAggregationHead(nn.Module):
         maps = self.embed(cost.flatten(0, 1)[:, None]).unflatten(0, cost.shape[:2])
         for spatial, between in zip(self.spatial, self.between):
             maps = between(spatial(maps, image), words)
-        height, width = features["image"].shape[-2:]
         guides = {
-            key: self.steps[key].guide(
-                resize_to(features[key], (-(-height // stride), -(-width // stride)))
-            )
+            key: self.steps[key].guide(on_stride(features[key], features["image"], stride))
             for key, stride in _GUIDES.items()
         }
         chunk = cost.shape[1] if self.training else self.chunk_size
@@ -173,7 +172,7 @@ class CostAggregationHead(nn.Module):
         """Embedded maps (B, n, E, h, w) and costs (B, n, h, w) of n categories to their logits."""
         for key, guide in guides.items():
             maps = self.steps[key](maps, guide)
-        correction = self.out(maps.flatten(0, 1)).squeeze(1).unflatten(0, maps.shape[:2])
+        correction = self.out(maps.movedim(2, -1)).squeeze(-1)
         return resize_to(cost, correction.shape[-2:]) + correction
 
 

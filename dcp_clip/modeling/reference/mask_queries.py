@@ -85,10 +85,10 @@ class MaskQuerySegmentor(ReferenceSegmentor):
             return {}, all_categories(masks[:, :0], valid), predictions
         seen = [not self._trained.isdisjoint(names) for names in vocabulary.synonyms]
         exponent = torch.where(torch.tensor(seen, device=masks.device), *self.exponents)
-        names = self._name(
-            predictions.class_logits[-1], masks * valid[:, None], features["dense"], text, exponent
-        )
-        scores = torch.einsum("bnc,bnhw->bchw", names, masks).clamp(min=1e-12).log()
+        logits, dense = predictions.class_logits[-1].float(), features["dense"].float()
+        with torch.autocast(self.device.type, enabled=False):
+            names = self._name(logits, masks * valid[:, None], dense, text, exponent)
+            scores = torch.einsum("bnc,bnhw->bchw", names, masks).clamp(min=1e-12).log()
         return {"fine": scores}, all_categories(scores, valid), predictions
 
     def _name(

@@ -98,7 +98,8 @@ class MaskQueryHead(nn.Module):
         shares = masks.detach().float().sigmoid() * inside[:, None]
         pooled = mask_pool(shares, finest)
         unit = F.normalize(self.name(query + self.pooled(pooled)).float(), dim=2).mT
-        no_object = F.normalize(self.no_object_embedding, dim=1) @ unit  # (B, 1, N)
+        with torch.autocast(unit.device.type, enabled=False):
+            no_object = F.normalize(self.no_object_embedding, dim=1) @ unit  # (B, 1, N)
         logits = self.scale * torch.cat([cosines(unit, text), no_object], dim=1)
         out.class_logits.append(logits.mT)
         out.mask_logits.append(masks)
