@@ -21,7 +21,9 @@ class MaskQueryHead(nn.Module):
 
     A layer attends to one level, from coarse to fine by turns, and only where the query's mask so
     far holds (Mask2Former, arXiv 2112.01527). The embedding reads the query and the finest level
-    averaged under its mask, as FC-CLIP's does.
+    averaged under its mask, as FC-CLIP's does. A departure from it, for schedules of thousands of
+    iterations and not of hundreds of thousands: what is read moves CLIP's dense features averaged
+    under the mask, and starts at zero, so an untrained query names its mask as CLIP would.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class MaskQueryHead(nn.Module):
         self.mask = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.pooled = nn.Linear(dim, dim)
         self.name = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, embed_dim))
+        nn.init.zeros_(self.name[-1].weight)
+        nn.init.zeros_(self.name[-1].bias)
         self.no_object_embedding = nn.Parameter(torch.randn(1, embed_dim))
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
@@ -73,7 +77,7 @@ class MaskQueryHead(nn.Module):
         padding to what the queries say before and after each layer."""
         pyramid = self.pyramid(features)
         padded, device = features["image"].shape[-2:], features["image"].device
-        finest = pyramid["res2"]
+        finest, dense = pyramid["res2"], F.normalize(features["dense"].float(), dim=1)
         inside = valid_positions(image_sizes, padded, finest.shape[-2:], device)
         keys = list(dict.fromkeys(self.levels))
         memory = {
@@ -82,22 +86,23 @@ class MaskQueryHead(nn.Module):
         }
         query = self.query_embedding.expand(len(finest), -1, -1)
         out = MaskPredictions([], [])
-        self._predict(query, finest, inside, text, out)
+        self._predict(query, finest, dense, inside, text, out)
         for layer, key in zip(self.layers, self.levels):
             grid = pyramid[key].shape[-2:]
             valid = valid_positions(image_sizes, padded, grid, device)
             hidden = self._hidden_from(out.mask_logits[-1], valid)
             query = layer(query, memory[key], memory_mask=hidden)
-            self._predict(query, finest, inside, text, out)
+            self._predict(query, finest, dense, inside, text, out)
         return out
 
-    def _predict(self, query, finest, inside, text, out: MaskPredictions) -> None:
+    def _predict(self, query, finest, dense, inside, text, out: MaskPredictions) -> None:
         """Append what the queries (B, N, d) say."""
         query = self.norm(query)
         masks = torch.einsum("bnd,bdhw->bnhw", self.mask(query), finest) * query.shape[-1] ** -0.5
         shares = masks.detach().float().sigmoid() * inside[:, None]
-        pooled = mask_pool(shares, finest)
-        unit = F.normalize(self.name(query + self.pooled(pooled)).float(), dim=2).mT
+        by_clip = mask_pool(F.adaptive_avg_pool2d(shares, dense.shape[-2:]), dense)
+        moved = self.name(query + self.pooled(mask_pool(shares, finest)))
+        unit = F.normalize(by_clip + moved.float(), dim=2).mT
         with torch.autocast(unit.device.type, enabled=False):
             no_object = F.normalize(self.no_object_embedding, dim=1) @ unit  # (B, 1, N)
         logits = self.scale * torch.cat([cosines(unit, text), no_object], dim=1)
