@@ -3,6 +3,8 @@
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from torch.nn import functional as F
 
 from dcp_clip.modeling.reference.mask_losses import MaskPredictions, MaskQueryCriterion
 from dcp_clip.vocabulary import Vocabulary
@@ -136,3 +138,18 @@ def test_the_maps_are_log_probabilities_of_masks(make_head, make_image):
     maps = answer(make_head(KIND), make_image(32, 48), ["sky", "car", "cat"])
     total = maps.exp().sum(0)
     assert (total > 0).all() and (total <= 6 + 1e-4).all()
+
+
+@torch.no_grad()
+def test_an_untrained_query_names_its_mask_as_clip(make_cfg, head_options, make_image):
+    torch.manual_seed(0)
+    model = build_model(make_cfg("dcp-tiny-cnn", head_options(KIND))).eval()
+    vocabulary = Vocabulary(["sky", "car", "cat"])
+    pixels = (make_image(64, 96) - model.pixel_mean)[None] / model.pixel_std
+    _, _, predictions = model.segment(pixels, [(64, 96)], vocabulary, None)
+    text = model.text_encoder.encode_vocabulary(vocabulary).embeddings
+    unit = F.normalize(model.backbone(pixels)["dense"], dim=1)  # (1, D, 2, 3)
+    for classes, masks in zip(predictions.class_logits, predictions.mask_logits):
+        shares = F.avg_pool2d(masks.sigmoid(), 8)
+        pooled = F.normalize(torch.einsum("bnhw,bdhw->bnd", shares, unit), dim=2)
+        torch.testing.assert_close(classes[..., :-1], 20 * pooled @ text.T)
