@@ -27,8 +27,8 @@ class CLIPBackbone(Backbone):
     ``forward`` takes images (B, 3, H, W), normalised with :attr:`pixel_mean` and :attr:`pixel_std`,
     H and W multiples of :attr:`size_divisibility`, and returns a dict of
 
-    * ``res2`` to ``res4`` (and ``res5`` of a convolutional tower): the pyramid, strides 4 to 32
-      (a small tower may end at 16);
+    * ``res2`` to ``res4`` (and ``res5`` of a convolutional tower that goes on to stride 32): the
+      pyramid, strides 4, 8, 16 and 32;
     * ``dense`` (B, D, h, w): every position of the last grid in CLIP's joint embedding space, not
       normalised;
     * ``pooled`` (B, D): what ``encode_image`` returns for the same pixels, not normalised;
@@ -120,10 +120,11 @@ class CLIPBackbone(Backbone):
     def _init_timm(self, visual: TimmModel) -> None:
         info = visual.trunk.feature_info
         info = info.info if hasattr(info, "info") else info
-        # The four stages: timm may list a stem before them.
-        self._indices = list(range(len(info) - len(_STRIDES), len(info)))
+        # The last feature of each stride: timm may list a stem of the same stride before it.
+        last = {f["reduction"]: i for i, f in enumerate(info)}
+        strides = [s for s in _STRIDES if s in last]
+        self._indices = [last[s] for s in strides]
         channels = [info[i]["num_chs"] for i in self._indices]
-        strides = [info[i]["reduction"] for i in self._indices]
         if getattr(visual.trunk.head, "global_pool", None) is None or hasattr(visual.head, "pool"):
             raise ValueError(
                 "CLIPBackbone needs a tower that averages its last grid before projecting."

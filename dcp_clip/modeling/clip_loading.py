@@ -124,6 +124,10 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
 
 
 def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:
+    # The shipped weights are found from every working folder.
+    shipped = Path(__file__).parents[2] / path
+    if not path.is_file() and shipped.is_file():
+        path = shipped
     if not path.is_file():
         raise CLIPWeightsError(
             f"MODEL.CLIP.PRETRAINED names the file '{path}', which does not exist; put CLIP's "

@@ -7,6 +7,7 @@ from detectron2.modeling import build_backbone
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from dcp_clip.config import setup_cfg
 from dcp_clip.modeling import CLIPBackbone
 from dcp_clip.modeling.clip_loading import clip_pixel_stats, load_clip
 
@@ -164,3 +165,23 @@ def test_resampling_and_projecting_commute(make_model, make_image, segment):
         for flag in (False, True)
     )
     torch.testing.assert_close(plain, resampled, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tower_that_ends_at_stride_16():
+    """The small tower's last two stages share a grid; the levels are still named by stride."""
+    cfg = setup_cfg(opts=["MODEL.CLIP.NAME", "dcp-tiny-cnn-s16"])
+    backbone = CLIPBackbone(cfg, None).eval()
+    assert {key: shape.stride for key, shape in backbone.output_shape().items() if shape.stride} == {
+        "res2": 4,
+        "res3": 8,
+        "res4": 16,
+        "dense": 16,
+        "image": 1,
+    }
+    with torch.no_grad():
+        out = backbone(torch.randn(1, 3, 64, 96))
+    for key, shape in backbone.output_shape().items():
+        assert out[key].shape[1] == shape.channels
+        if shape.stride:
+            assert out[key].shape[-2:] == (64 // shape.stride, 96 // shape.stride)
+    torch.testing.assert_close(out["dense"].mean((2, 3)), out["pooled"], atol=1e-5, rtol=1e-4)

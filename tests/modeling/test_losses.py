@@ -24,6 +24,7 @@ WEIGHTS = {
     "MASK_CLASS_WEIGHT": 1.0,
     "COARSE_WEIGHT": 1.0,
     "FINAL_WEIGHT": 1.0,
+    "PROPOSAL_WEIGHT": 1.0,
     "STRIDE": 1,
 }
 
@@ -83,7 +84,7 @@ def test_cross_entropy_by_hand(criterion):
     losses = criterion()({"fine": logits}, None, proposals([[0, 2]]), labels, 3)
     expected = (math.log(1 + math.e) + math.log(1 + math.e**2)) / 2
     assert float(losses["loss_fine_ce"]) == pytest.approx(expected, rel=1e-5)
-    assert set(losses) == {"loss_fine_ce", "loss_fine_dice"}
+    assert set(losses) == {"loss_fine_ce", "loss_fine_dice", "loss_proposal"}
 
 
 def test_dice_by_hand(criterion):
@@ -148,8 +149,10 @@ def test_weights_multiply(criterion):
         MASK_CLASS_WEIGHT=7.0,
         COARSE_WEIGHT=0.5,
         FINAL_WEIGHT=0.25,
+        PROPOSAL_WEIGHT=2.0,
     )(*arguments)
     factors = {
+        "loss_proposal": 2.0,
         "loss_coarse_ce": 1.0,
         "loss_coarse_dice": 1.5,
         "loss_fine_ce": 2.0,
@@ -162,6 +165,23 @@ def test_weights_multiply(criterion):
     assert base.keys() == weighted.keys() == factors.keys()
     for name, factor in factors.items():
         torch.testing.assert_close(weighted[name], factor * base[name])
+
+
+def test_what_is_there_should_be_ranked_above_what_is_not(criterion):
+    scores = torch.tensor([[0.3, 0.1, 0.2, 0.9], [0.5, 0.4, 0.3, 0.2]], requires_grad=True)
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]])
+    valid = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    ranked = Proposals(ids, scores, valid, torch.zeros(2, 4, 4))
+    # The first image shows 0 and 2 (its last place is padding), nothing is known of the second.
+    labels = torch.tensor([[[0, 2]], [[255, 255]]])
+    make = criterion()
+    maps = {"fine": torch.zeros(2, 4, 1, 2)}
+    loss = make(maps, None, ranked, labels, 5)["loss_proposal"]
+    wins = [math.log1p(math.exp(make.scale * (0.1 - own))) for own in (0.3, 0.2)]
+    assert float(loss) == pytest.approx(sum(wins) / 2, rel=1e-5)
+    loss.backward()
+    assert scores.grad[0, 0] < 0 and scores.grad[0, 2] < 0 < scores.grad[0, 1]
+    assert scores.grad[0, 3] == 0 and (scores.grad[1] == 0).all()
 
 
 @pytest.mark.parametrize("balance", [0.3, 1.0])
