@@ -29,8 +29,9 @@ __all__ = [
     "on_stride",
 ]
 
-# The grid that each level is brought to, where it does not come on one as fine (as a ViT's do not).
-_STRIDES = {"res5": 32, "res4": 16, "res3": 8, "res2": 4}
+# The grid that each level is brought to; res5 stays on its own. A ViT's come on one grid, and those
+# of a small tower may be finer than their names say.
+_STRIDES = {"res4": 16, "res3": 8, "res2": 4}
 
 
 class ReferenceSegmentor(OpenVocabularySegmentor):
@@ -130,15 +131,12 @@ class Pyramid(nn.Module):
     def __init__(self, input_shape: dict[str, ShapeSpec], dim: int):
         """
         Args:
-            input_shape: of the backbone; dense and res2 to res5, as far as they exist, are read.
+            input_shape: of the backbone; dense, res2 to res4 and, if there, res5 are read.
             dim: channels of every level; a multiple of 4.
         """
         super().__init__()
-        self.strides = {
-            key: min(stride, input_shape[key].stride)
-            for key, stride in _STRIDES.items()
-            if key in input_shape
-        }
+        self.strides = {"res5": input_shape["res5"].stride} if "res5" in input_shape else {}
+        self.strides |= _STRIDES
         self.top = nn.Conv2d(input_shape["dense"].channels, dim, 1)
         self.laterals = nn.ModuleDict(
             {key: nn.Conv2d(input_shape[key].channels, dim, 1) for key in self.strides}
