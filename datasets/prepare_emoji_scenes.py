@@ -26,6 +26,7 @@ from dcp_clip.data.emoji_scenes.prepare import (
 from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_names
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.prepare_program import make_parser, run_program
+from dcp_clip.data.register import datasets_root
 
 logger = logging.getLogger("prepare_emoji_scenes")
 
@@ -47,6 +48,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="SUBSET",
         help=f"which of {', '.join(SCENE_COUNTS)} (default: all)",
     )
+    parser.add_argument(
+        "--styles",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="STYLE,...",
+        help="draw in these only, e.g. for their licence: not the benchmark, so give a --root too",
+    )
     parser.add_argument("--split", type=int, choices=SPLITS, default=0, help="which base split")
     parser.add_argument("--size", type=int, default=128, help="side of the scenes in pixels")
     parser.add_argument("--seed", type=int, default=0, help="other scenes (benchmark: 0)")
@@ -58,6 +66,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.scenes is not None and args.scenes < 1:
         parser.error("--scenes must be at least 1")
+    if args.styles and args.root == datasets_root():
+        parser.error("--styles makes other scenes than the benchmark's: give them a --root too")
     return args
 
 
@@ -68,7 +78,12 @@ def run(args: argparse.Namespace) -> None:
         DatasetError: see :func:`prepare_emoji_scenes`.
     """
     settings = Settings(
-        root=args.root, source=args.source, size=args.size, seed=args.seed, art=args.art
+        root=args.root,
+        source=args.source,
+        size=args.size,
+        seed=args.seed,
+        only=args.styles,
+        art=args.art,
     )
     chosen = dict(zip(SCENE_COUNTS, subset_names(args.split)))
     subsets = [chosen[name] for name in args.subsets]

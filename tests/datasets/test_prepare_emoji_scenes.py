@@ -103,6 +103,18 @@ def test_contact_sheet(tmp_path, run):
     assert not (tmp_path / "emoji_scenes/images").exists()
 
 
+def test_styles_need_a_root_of_their_own(tmp_path, run, capsys, monkeypatch):
+    pytest.importorskip("resvg_py")
+    assert run("--styles", "noto,twemoji", "--subsets", "all_test", "--scenes", "1") == 0
+    sprites = tmp_path / "emoji_scenes/sprites"
+    assert {path.stem for path in sprites.iterdir()} == {"noto", "twemoji"}
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "others"))
+    with pytest.raises(SystemExit):
+        script.main(["--styles", "noto"])
+    assert "give them a --root too" in capsys.readouterr().err
+    assert not (tmp_path / "others").exists()
+
+
 def test_errors_are_told_in_one_line(tmp_path, run, caplog, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
     assert run("--scenes", "1") == 1

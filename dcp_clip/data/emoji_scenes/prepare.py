@@ -21,7 +21,7 @@ from dcp_clip.data.emoji_scenes.art import (
     read_pip_art,
 )
 from dcp_clip.data.emoji_scenes.names import NameList, load_name_list
-from dcp_clip.data.emoji_scenes.register import FOLDER, scene_list
+from dcp_clip.data.emoji_scenes.register import BENCHMARK, FOLDER, SETTINGS_FILE, scene_list
 from dcp_clip.data.emoji_scenes.scenes import SceneOptions
 from dcp_clip.data.emoji_scenes.sprites import (
     check_renderer,
@@ -29,7 +29,7 @@ from dcp_clip.data.emoji_scenes.sprites import (
     render_svg,
     save_sprites,
 )
-from dcp_clip.data.emoji_scenes.subsets import UNSEEN, SceneSource, get_subset
+from dcp_clip.data.emoji_scenes.subsets import SEEN, UNSEEN, SceneSource, get_subset
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.prepare import run_parallel
 from dcp_clip.image_io import atomic_write, write_png
@@ -54,6 +54,7 @@ class Settings:
         source: ``"npm"`` (the benchmark) or ``"pip"`` (one style, no unseen one).
         size: side of the scenes in pixels.
         seed: another seed gives other scenes of the same names.
+        only: styles to draw in; () for all of the source. Anything else is not the benchmark.
         art: where the npm archives are; default: ``art`` in the dataset's folder.
         packages: the npm packages; for tests.
         names: the list of names; for tests.
@@ -63,6 +64,7 @@ class Settings:
     source: str = "npm"
     size: int = 128
     seed: int = 0
+    only: tuple[str, ...] = ()
     art: Path | None = None
     packages: Sequence[ArtPackage] = ART
     names: NameList = field(default_factory=load_name_list)
@@ -78,18 +80,32 @@ class Settings:
 
     def styles(self, which: str) -> tuple[str, ...]:
         """The styles that count as ``"seen"`` or ``"unseen"``."""
-        return SOURCES[self.source][which == UNSEEN]
+        styles = SOURCES[self.source][which == UNSEEN]
+        return tuple(style for style in styles if not self.only or style in self.only)
+
+    @property
+    def all_styles(self) -> tuple[str, ...]:
+        """The seen styles, then the unseen one, in the source's order."""
+        return (*self.styles(SEEN), *self.styles(UNSEEN))
 
     def check(self) -> None:
         """Write the settings into the folder, or compare with those that are there.
 
         Raises:
-            DatasetError: if the folder was made with others.
+            DatasetError: if the folder was made with others, or a style is not the source's.
         """
+        strange = [style for style in self.only if style not in self.all_styles]
+        if strange:
+            known = ", ".join(style for part in SOURCES[self.source] for style in part)
+            raise DatasetError(
+                f"The source '{self.source}' has no style '{strange[0]}': choose from {known}."
+            )
         if not 32 <= self.size <= 1024:
             raise DatasetError(f"Scenes of {self.size} pixels cannot be made: take 32 ... 1024.")
-        path = self.folder / "settings.json"
-        wanted = {"format": FORMAT, "source": self.source, "size": self.size, "seed": self.seed}
+        path = self.folder / SETTINGS_FILE
+        wanted = {"format": FORMAT} | {key: getattr(self, key) for key in BENCHMARK}
+        if self.only:
+            wanted["styles"] = list(self.all_styles)
         if not path.exists():
             _write_json(path, wanted)
             return
@@ -128,9 +144,14 @@ def prepare_emoji_scenes(
     for name in subsets:
         subset = get_subset(settings.names, name)
         if not settings.styles(subset.styles):
-            logger.info("%s: the source '%s' has no unseen style.", name, settings.source)
+            logger.info("%s: %s has no %s style.", name, _describe_styles(settings), subset.styles)
             continue
         _prepare_subset(settings, scene_source(settings, name), scenes or subset.scenes, workers)
+
+
+def _describe_styles(settings: Settings) -> str:
+    chosen = f" with the styles {', '.join(settings.only)}" if settings.only else ""
+    return f"the source '{settings.source}'{chosen}"
 
 
 def scene_source(settings: Settings, subset_name: str) -> SceneSource:
@@ -152,7 +173,7 @@ def prepare_sprites(settings: Settings, *, workers: int = 1) -> None:
         DatasetError: if the art cannot be had, or a drawing cannot be rendered.
     """
     folder = settings.folder / "sprites"
-    styles = [style for part in SOURCES[settings.source] for style in part]
+    styles = settings.all_styles
     missing = [style for style in styles if not (folder / f"{style}.npz").exists()]
     for art in _load_art(settings, missing):
         drawings = find_drawings(art, settings.names.things)

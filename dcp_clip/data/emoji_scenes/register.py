@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "emoji_scenes"
 PREFIX = "emoji_scenes_"
+# Tells what a folder was made with, and what the benchmark is made with.
+SETTINGS_FILE = "settings.json"
+BENCHMARK = {"source": "npm", "size": 128, "seed": 0}
 
 
 def register_emoji_scenes(root: str | Path | None = None) -> None:
@@ -66,12 +69,18 @@ def _command(root: Path, split: int) -> str:
 
 
 def _count(folder: str, subset_name: str, official: int) -> int:
-    """The number of scenes that were prepared; a warning if it is not the benchmark's."""
-    path = scene_list(Path(folder), subset_name)
-    try:
-        count = json.loads(path.read_text(encoding="utf-8"))["count"]
-    except (OSError, ValueError, KeyError) as e:
-        raise DatasetError(f"{path}, which a finished preparation writes, cannot be read.") from e
+    """The number of scenes that were prepared; a warning if they are not the benchmark's."""
+    count = _read_json(scene_list(Path(folder), subset_name))["count"]
+    settings = _read_json(Path(folder) / SETTINGS_FILE)
+    # What else is written there is another choice of styles, or the format, which is ours.
+    other = {k: v for k, v in settings.items() if k != "format" and v != BENCHMARK.get(k)}
+    if other:
+        logger.warning(
+            "%s%s was made with %s and is not the benchmark: its figures are not comparable.",
+            PREFIX,
+            subset_name,
+            ", ".join(f"{key} {value}" for key, value in other.items()),
+        )
     if count != official:
         logger.warning(
             "%s%s has %d scenes and not the benchmark's %d: its figures are not comparable.",
@@ -81,3 +90,10 @@ def _count(folder: str, subset_name: str, official: int) -> int:
             official,
         )
     return count
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise DatasetError(f"{path}, which a finished preparation writes, cannot be read.") from e

@@ -1,6 +1,7 @@
 """Writing the dataset, registering it and reading it back the way training and evaluation do."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,34 @@ def test_one_style_has_no_unseen_one(tmp_path, sprite_folder, caplog):
     prepare_emoji_scenes(settings, ["unseen_test", "unseen_style_test"], scenes=2)
     assert [p.name for p in (settings.folder / "images").iterdir()] == ["unseen_test"]
     assert "unseen_style_test: the source 'pip' has no unseen style" in caplog.text
+
+
+def test_chosen_styles_are_drawn_and_not_mistaken_for_the_benchmark(registered, caplog):
+    caplog.set_level("INFO")
+    chosen = replace(registered, only=("noto", "twemoji", "openmoji"))
+    prepare_emoji_scenes(chosen, ["base_test", "all_test"], scenes=4)
+    for subset, styles in (("base_test", {"twemoji", "openmoji"}), ("all_test", {"noto"})):
+        listed = json.loads((chosen.folder / f"scenes/{subset}.json").read_text())["scenes"]
+        assert {thing["style"] for scene in listed for thing in scene["things"]} == styles
+    licences = (chosen.folder / "LICENCES").read_text()
+    assert licences.count("made for a test") == 3 and "fxemoji" not in licences
+    with pytest.raises(
+        DatasetError, match=r"made with .*'styles': \['twemoji', 'openmoji', 'noto'"
+    ):
+        prepare_emoji_scenes(registered, ["base_test"], scenes=4)
+    DatasetCatalog.get("emoji_scenes_base_test")
+    assert "with size 32, styles ['twemoji', 'openmoji', 'noto'] and is not the" in caplog.text
+
+
+def test_styles_that_there_are_not(settings, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(
+        DatasetError, match="'npm' has no style 'nato': choose from twemoji, .*noto"
+    ):
+        prepare_emoji_scenes(replace(settings, only=("twemoji", "nato")), ["base_test"])
+    assert not (settings.folder / "settings.json").exists()
+    prepare_emoji_scenes(replace(settings, only=("twemoji",)), ["all_test"], scenes=1)
+    assert "all_test: the source 'npm' with the styles twemoji has no unseen style" in caplog.text
 
 
 def test_registered_metadata(registered, names):
