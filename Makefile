@@ -7,6 +7,15 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 PYTEST_ARGS ?=
 
+# What `make demo` asks of its eight scenes: what is on them, and a few names that are not.
+SCENE_NAMES := sand; sunset sky; cobblestone; brick wall; snow; foliage; wood floor; asphalt; \
+  checkered tablecloth; curtain; corrugated metal; flower meadow; concrete; articulated lorry; \
+  octopus; cheese wedge; taco; saxophone; chopsticks; otter; chocolate bar; beans; pickup truck; \
+  basket; bug; cockroach; nesting dolls; pinata; microscope; hot pepper; dress; hamster; \
+  ginger root; kimono; fly; deciduous tree; couch and lamp; scorpion; bat; raccoon; spaghetti; \
+  unicorn; jack-o'-lantern; auto rickshaw; crab; banjo; automobile; whale; rooster; axe; crayon; \
+  tiger; violin; pizza; rocket; trophy; water; night sky
+
 REQUIREMENTS := requirements.txt requirements-demo.txt requirements-dev.txt requirements-emoji.txt
 STAMP := $(VENV)/.installed
 
@@ -40,8 +49,14 @@ install:  ## install into an existing environment (PY=/path/to/its/python)
 check-env: setup  ## print versions, devices and what is wrong
 	$(PY) -m dcp_clip.check_env
 
-demo: setup  ## label sample photographs with the shipped weights, into output/demo
-	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" --output output/demo
+demo: setup  ## label photographs, and scenes drawn on the spot, with shipped weights, into output/demo
+	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" \
+	  --output output/demo/photographs
+	$(PY) datasets/prepare_emoji_scenes.py --source pip --root output/demo \
+	  --subsets unseen_test --scenes 8
+	$(PY) demo/demo.py --config-file configs/emoji_scenes/dcp_clip_tiny.yaml \
+	  --input output/demo/emoji_scenes/images/unseen_test --vocabulary "$(SCENE_NAMES)" \
+	  --output output/demo/scenes
 
 test: setup lint  ## lint, then all tests (PYTEST_ARGS="-k vocabulary" for some)
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -63,7 +63,7 @@ def draw_overlay(
     """
     if shares is None:
         shares = category_shares(label_map, len(vocabulary))
-    size = _drawing_size(image.shape[1], image.shape[0])
+    size = drawing_size(image.shape[1], image.shape[0])
     enlarged = size[0] > image.shape[1]
     photo = Image.fromarray(image).resize(
         size, Image.Resampling.BICUBIC if enlarged else Image.Resampling.BILINEAR
@@ -108,7 +108,8 @@ def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: V
         write_png(path, label_map.astype(np.uint8, copy=False), palette=vocabulary.colors)
 
 
-def _drawing_size(width: int, height: int) -> tuple[int, int]:
+def drawing_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) that an image is drawn at in its overlay, which begins at the upper left."""
     long_side = max(width, height)
     if long_side < MIN_SIDE:
         scale = math.ceil(MIN_SIDE / long_side)  # whole, so that all pixels become equally large
@@ -218,13 +219,18 @@ def _draw_swatch(panel: Image.Image, corner: tuple[int, int], side: int, colour)
 
 def _fit_name(name: str, em: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """Shorten a name with an ellipsis to the legend's width, and find a font for it."""
-    font = _font(em, _font_file_for(name[:100]))
+    font = font_for(name[:100], em)
     shown = name[:100]
     if len(name) == len(shown) and font.getlength(name) <= _MAX_NAME_EMS * em:
         return name, font
     while shown and font.getlength(shown + "…") > _MAX_NAME_EMS * em:
         shown = shown[:-1]
     return shown.rstrip() + "…", font
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of `size` pixels that can write the text, as far as one is installed."""
+    return _font(size, _font_file_for(text))
 
 
 @functools.lru_cache(maxsize=64)

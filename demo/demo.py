@@ -30,9 +30,13 @@ from dcp_clip.predictor import Prediction, Predictor
 from dcp_clip.visualization import save_label_map
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT_CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
-# The weights in the repository belong to the default config, and are used with no other.
-DEFAULT_WEIGHTS = ROOT / "dcp_clip" / "weights" / "camvid_tiny.pth"
+CONFIGS, WEIGHTS = ROOT / "configs", ROOT / "dcp_clip" / "weights"
+DEFAULT_CONFIG = CONFIGS / "camvid" / "dcp_clip_tiny.yaml"
+# Each file of weights in the repository belongs to one config, and is used with no other.
+SHIPPED_WEIGHTS = {
+    CONFIGS / data / "dcp_clip_tiny.yaml": WEIGHTS / f"{data}_tiny.pth"
+    for data in ("camvid", "emoji_scenes")
+}
 # Images decoded ahead of the model, and results waiting to be written: bounds memory.
 READ_AHEAD, WRITE_BEHIND = 2, 3
 
@@ -64,7 +68,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--output", default="output/demo", help="folder of the results (default: %(default)s)")
     add("--config-file", default=str(DEFAULT_CONFIG), help="default: %(default)s")
-    add("--weights", help="the same as MODEL.WEIGHTS; the default config has weights of its own")
+    add(
+        "--weights",
+        help="the same as MODEL.WEIGHTS; default: those that the repository has for the config",
+    )
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
     return parser
 
@@ -184,9 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryFile(dir=output):
             pass  # a folder that cannot be written to should show now, not after the first image
         weights = args.weights
-        is_default = Path(args.config_file).resolve() == DEFAULT_CONFIG
-        if weights is None and is_default and "MODEL.WEIGHTS" not in args.opts:
-            weights = DEFAULT_WEIGHTS
+        if weights is None and "MODEL.WEIGHTS" not in args.opts:
+            weights = SHIPPED_WEIGHTS.get(Path(args.config_file).resolve())
         predictor = Predictor.from_config_file(
             args.config_file, weights, args.opts, vocabulary=args.vocabulary
         )

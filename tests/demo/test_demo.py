@@ -257,6 +257,31 @@ def test_samples_are_photographs():
     assert len(set(stems(samples))) == len(samples)
 
 
+def test_shipped_weights_go_with_their_config_alone(fake_model, monkeypatch):
+    save("in/x.jpg")
+    given = []
+    build = demo.Predictor.from_config_file
+
+    def from_config_file(config_file, weights, opts, vocabulary):
+        given.append(weights)
+        return build(config_file, weights, opts, vocabulary)
+
+    monkeypatch.setattr(demo.Predictor, "from_config_file", from_config_file)
+    emoji = ROOT / "configs" / "emoji_scenes" / "dcp_clip_tiny.yaml"
+    for arguments in (
+        [],
+        ["--config-file", os.path.relpath(emoji)],
+        ["--config-file", str(emoji), "--weights", "mine.pth"],
+        ["--config-file", str(emoji), "--opts", "MODEL.WEIGHTS", "mine.pth"],
+        ["--config-file", str(ROOT / "configs" / "camvid" / "fpn_tiny.yaml")],
+    ):
+        assert demo.main(["--input", "in", "--output", "out", *arguments]) == 0
+    weights = ROOT / "dcp_clip" / "weights"
+    shipped = [weights / "camvid_tiny.pth", weights / "emoji_scenes_tiny.pth"]
+    assert given == [*shipped, "mine.pth", None, None]
+    assert all(config.is_file() for config in demo.SHIPPED_WEIGHTS)
+
+
 def test_end_to_end_with_the_tiny_model(tmp_path):
     config, opts = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml", ["MODEL.DEVICE", "cpu"]
     opts += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
