@@ -171,7 +171,9 @@ def test_a_tower_that_ends_at_stride_16():
     """The small tower's last two stages share a grid; the levels are still named by stride."""
     cfg = setup_cfg(opts=["MODEL.CLIP.NAME", "dcp-tiny-cnn-s16"])
     backbone = CLIPBackbone(cfg, None).eval()
-    assert {key: shape.stride for key, shape in backbone.output_shape().items() if shape.stride} == {
+    assert {
+        key: shape.stride for key, shape in backbone.output_shape().items() if shape.stride
+    } == {
         "res2": 4,
         "res3": 8,
         "res4": 16,

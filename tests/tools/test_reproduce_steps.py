@@ -60,7 +60,7 @@ def config_of(step):
 def test_the_projects_plan():
     plan = reproduce_plan.load_plan(PLAN)
     assert plan.rows[0].name == "default" and not plan.rows[0].overrides
-    assert all(row.note for row in plan.rows)
+    assert all(row.note and (ROOT / row.config).is_file() for row in plan.rows)
     kinds = {
         "PROPOSAL": registries.CATEGORY_PROPOSAL_REGISTRY,
         "TEXT_GUIDANCE": registries.TEXT_GUIDANCE_REGISTRY,
