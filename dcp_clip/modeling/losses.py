@@ -106,6 +106,8 @@ class SegmentationCriterion(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.DCP_CLIP.LOSS
+        # Where nothing in stage 1 learns, its loss would pull at CLIP alone, or at nothing.
+        ranks = cfg.MODEL.META_ARCHITECTURE == "DCPCLIP" and cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED
         return {
             "ce_weight": node.CE_WEIGHT,
             "dice_weight": node.DICE_WEIGHT,
@@ -115,8 +117,7 @@ class SegmentationCriterion(nn.Module):
             "final_weight": node.FINAL_WEIGHT,
             "balance": node.BALANCE,
             "stride": node.STRIDE,
-            # Without anything to learn in stage 1 its loss would pull at CLIP alone.
-            "proposal_weight": node.PROPOSAL_WEIGHT if cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED else 0.0,
+            "proposal_weight": node.PROPOSAL_WEIGHT if ranks else 0.0,
             "scale": cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
         }
 

@@ -201,7 +201,7 @@ class PooledProposal(CategoryProposal):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        return {**super().from_config(cfg, input_shape), "dense_weight": 0.0}
+        return {**super().from_config(cfg, input_shape), "dense_weight": 0.0, "grouping": None}
 
 
 @CATEGORY_PROPOSAL_REGISTRY.register()

@@ -107,7 +107,7 @@ TRAINING_FREE = (
 @pytest.mark.parametrize("refinement", ["NoRefinement", "MaskPooledRefinement"])
 def test_training_free(make_model, make_image, clip, refinement):
     opts = TRAINING_FREE | stage("CLASS_REFINEMENT", refinement)
-    opts[NODE + "CLASS_REFINEMENT.LEARNED"] = False
+    opts |= {NODE + "CLASS_REFINEMENT.LEARNED": False, NODE + "PROPOSAL.LEARNED": False}
     model = make_model(clip, opts)
     assert not [n for n, p in model.named_parameters() if p.requires_grad]
     outside = [n for n, _ in model.named_parameters() if not n.startswith(("backbone", "text"))]
