@@ -68,9 +68,9 @@ def test_the_projects_plan():
         "FINE_DECODER": registries.FINE_DECODER_REGISTRY,
         "CLASS_REFINEMENT": registries.CLASS_REFINEMENT_REGISTRY,
     }
-    default = setup_cfg()
+    default = setup_cfg(ROOT / plan.rows[0].config)
     for row in plan.rows:
-        cfg = setup_cfg("", row.overrides)  # KeyError for a key that there is not
+        cfg = setup_cfg(ROOT / row.config, row.overrides)  # KeyError for a key that there is not
         assert all(cfg.MODEL.DCP_CLIP[node].NAME in kind for node, kind in kinds.items())
         if row.config == plan.rows[0].config and row.name != "default":
             assert cfg != default, f"{row.name} overrides nothing"
