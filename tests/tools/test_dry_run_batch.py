@@ -47,6 +47,7 @@ def test_nothing_trains(run, monkeypatch):
     draw_batch = dry_run_batch.draw_batch
     monkeypatch.setattr(dry_run_batch, "draw_batch", draw)
     options = {f"MODEL.DCP_CLIP.{k}.NAME": v for k, v in UNTRAINED.items()}
+    options |= {"MODEL.DCP_CLIP.PROPOSAL.LEARNED": False}
     options |= {"INPUT.MIN_SIZE_TEST": 0, "INPUT.CROP.ENABLED": True, "INPUT.CROP.SIZE": (16, 16)}
     text, output = run(**options)
     assert "Nothing trains with this config" in text and "TFLOPs" in text
