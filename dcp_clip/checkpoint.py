@@ -1,13 +1,14 @@
-"""Loading weights that must fit."""
+"""Loading weights that must fit, and the form in which they are passed on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["WeightsError", "load_weights"]
+__all__ = ["WeightsError", "half_precision", "load_weights"]
 
 
 class WeightsError(RuntimeError):
@@ -72,3 +73,14 @@ def load_weights(model: nn.Module, path: str) -> None:
         raise WeightsError(
             f"'{path}' (MODEL.WEIGHTS) is no readable checkpoint: {detail}"
         ) from error
+
+
+def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict to be passed on: matrices and kernels as float16, vectors (norms, biases,
+    statistics) as they are. Loading converts back."""
+    return {
+        name: (value.half() if value.is_floating_point() and value.dim() >= 2 else value)
+        .contiguous()
+        .clone()
+        for name, value in state.items()
+    }

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dcp_clip.arguments import positive
 from dcp_clip.image_io import ImageReadError, read_image, write_png
 from dcp_clip.visualization import drawing_size, font_for
 
@@ -187,12 +188,6 @@ def _wrap(text: str, width: int, em: int) -> list[str]:
         else:
             lines.append(word)
     return lines
-
-
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
 
 
 def get_parser() -> argparse.ArgumentParser:

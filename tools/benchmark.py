@@ -46,6 +46,7 @@ from benchmark_report import (
 from benchmark_subject import Subject, make_vocabulary, time_text_cache
 from tqdm import tqdm
 
+from dcp_clip.arguments import positive, require_folders
 from dcp_clip.check_env import environment_summary
 from dcp_clip.config import setup_cfg
 from dcp_clip.image_io import atomic_write
@@ -163,12 +164,6 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     return "\n\n".join(text), figures | {"rows": rows}
 
 
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -196,9 +191,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; a wrong argument or too little memory ends with one sentence."""
     args = get_parser().parse_args(argv)
-    for option, path in (("--json", args.json), ("--plot", args.plot)):
-        if path and not Path(path).parent.is_dir():
-            sys.exit(f"{option}: the folder {Path(path).parent} does not exist.")
+    require_folders({"--json": args.json, "--plot": args.plot})
     if args.plot and (args.train or args.text):
         sys.exit("--plot draws the forward's cost: leave out --train and --text.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dcp_clip.checkpoint import half_precision
 from dcp_clip.image_io import atomic_write
 
 
@@ -32,11 +33,7 @@ def export(source: Path, target: Path) -> tuple[int, int]:
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     if "model" not in checkpoint:
         raise SystemExit(f"{source} has no 'model' entry; give a checkpoint of train_net.py.")
-    weights = {
-        name: value.half() if value.is_floating_point() and value.dim() >= 2 else value
-        for name, value in checkpoint["model"].items()
-    }
-    weights = {name: value.contiguous().clone() for name, value in weights.items()}
+    weights = half_precision(checkpoint["model"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as file:
         torch.save({"model": weights}, file)

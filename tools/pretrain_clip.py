@@ -17,12 +17,13 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils.logger import setup_logger
 
 from dcp_clip import setup_cfg
+from dcp_clip.checkpoint import half_precision
 from dcp_clip.engine.clip_trainer import CLIPTrainer
 from dcp_clip.image_io import atomic_write
 
 
-def main(args: argparse.Namespace) -> dict:
-    """Pre-train, or measure with ``--eval-only``."""
+def main(args: argparse.Namespace) -> dict | None:
+    """Pre-train, or with ``--eval-only`` measure and return what was measured."""
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
@@ -31,22 +32,12 @@ def main(args: argparse.Namespace) -> dict:
     trainer.resume_or_load(resume=args.resume)
     if args.eval_only:
         return CLIPTrainer.test(cfg, trainer.model)
-    results = trainer.train()
+    trainer.train()
     path = Path(cfg.OUTPUT_DIR) / "clip.pth"
     with atomic_write(path) as file:
         torch.save(half_precision(trainer.model.clip_state()), file)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
-    return results
-
-
-def half_precision(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Matrices and kernels as float16, the rest as it is."""
-    return {
-        name: (value.half() if value.is_floating_point() and value.dim() > 1 else value)
-        .contiguous()
-        .clone()
-        for name, value in state.items()
-    }
+    return None
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from reproduce_steps import ROOT, Planner, Step
 from summarize_runs import METRIC, MILLISECONDS, SummaryError, summarize, to_markdown
 from tabulate import tabulate
 
+from dcp_clip.arguments import positive
 from dcp_clip.data.prepare_program import available_cpus
 from dcp_clip.data.register import datasets_root
 from dcp_clip.image_io import atomic_write
@@ -114,13 +115,6 @@ def reproduce(args: argparse.Namespace) -> None:
 
 def _print_now(line: str) -> None:
     print(line, flush=True)
-
-
-def positive(text: str) -> int:
-    """A number from 1 on."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
 
 
 def names(text: str) -> list[str]:

@@ -41,6 +41,7 @@ from study_report import figures_of, format_table, save_plot
 from torch import nn
 from tqdm import tqdm
 
+from dcp_clip.arguments import positive, require_folders
 from dcp_clip.checkpoint import load_weights
 from dcp_clip.config import setup_cfg
 from dcp_clip.engine import Trainer
@@ -178,12 +179,6 @@ def format_report(result: dict) -> str:
     return "\n".join(lines)
 
 
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def size_list(text: str) -> list[int]:
     """Read "174,611,2000"."""
     return [positive(part) for part in text.split(",")]
@@ -215,9 +210,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; what is wrong ends the program with one sentence."""
     args = get_parser().parse_args(argv)
-    for option, path in (("--json", args.json), ("--plot", args.plot)):
-        if path and not Path(path).parent.is_dir():
-            sys.exit(f"{option}: the folder {Path(path).parent} does not exist.")
+    require_folders({"--json": args.json, "--plot": args.plot})
     try:
         result = study(args)
     except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:

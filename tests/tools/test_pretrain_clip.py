@@ -1,0 +1,109 @@
+"""tools/pretrain_clip.py: trains, resumes where it stopped, measures, and leaves a CLIP."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+from dcp_clip.config import setup_cfg
+from dcp_clip.data.emoji_scenes.art import SEEN_ART, UNSEEN_ART
+from dcp_clip.data.emoji_scenes.names import load_name_list
+from dcp_clip.data.emoji_scenes.register import FOLDER
+from dcp_clip.data.emoji_scenes.sprites import save_sprites
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.modeling.clip_loading import load_clip
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "emoji_scenes" / "clip_tiny.yaml"
+SMALL = {
+    "PRETRAIN.SINGLE_SIZES": (32,),
+    "PRETRAIN.SCENE_SIZES": (48,),
+    "PRETRAIN.SINGLE_PIXELS": 8 * 32**2,
+    "PRETRAIN.SCENE_PIXELS": 4 * 48**2,
+    "MODEL.DCP_CLIP.VOCABULARY.TEMPLATES": "single",
+    "SOLVER.MAX_ITER": 4,
+    "SOLVER.CHECKPOINT_PERIOD": 2,
+    "SOLVER.WARMUP_ITERS": 1,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = ROOT / "tools" / "pretrain_clip.py"
+    spec = importlib.util.spec_from_file_location("pretrain_clip", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder of data sets with sprites of a dozen things in every style."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    names = [thing.name for thing in load_name_list().things[:12]]
+    for art in (*SEEN_ART, UNSEEN_ART):
+        images = rng.integers(0, 256, (12, 24, 24, 4), dtype=np.uint8)
+        images[..., 3] = 255
+        save_sprites(tmp_path / "data" / FOLDER / "sprites" / f"{art.style}.npz", names, images)
+
+
+@pytest.fixture
+def run(tool, tmp_path, data):
+    def run(*flags, **options):
+        settings = SMALL | {"OUTPUT_DIR": str(tmp_path / "out")} | options
+        opts = [str(part) for pair in settings.items() for part in pair]
+        arguments = ["--config-file", str(CONFIG), *flags, *opts]
+        return tool.main(default_argument_parser().parse_args(arguments))
+
+    return run
+
+
+def iterations(folder):
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [json.loads(line)["iteration"] for line in lines]
+
+
+def test_it_leaves_a_clip_and_its_accuracy(run, tmp_path, capsys):
+    run()
+    path = tmp_path / "out" / "clip.pth"
+    assert str(path) in capsys.readouterr().out
+    opts = ["MODEL.CLIP.NAME", "dcp-tiny-cnn-s16", "MODEL.CLIP.PRETRAINED", str(path)]
+    clip = load_clip(setup_cfg(opts=opts)).state_dict()
+    trained = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    for name, value in trained.items():
+        name = name.replace("backbone.visual.", "visual.").replace("text_encoder.", "text.")
+        torch.testing.assert_close(clip[name], value, rtol=1e-3, atol=1e-4)
+    results = run("--eval-only", **{"MODEL.WEIGHTS": tmp_path / "out" / "model_final.pth"})
+    kinds = {f"{kind}_top{k}" for kind in ("seen", "unseen_style") for k in (1, 5)}
+    assert set(results["zero_shot"]) == kinds
+    assert all(0 <= value <= 100 for value in results["zero_shot"].values())
+
+
+def test_it_goes_on_where_it_stopped(run, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(OUTPUT_DIR=whole)
+    run(OUTPUT_DIR=parts)
+    for name in ("model_final.pth", "metrics.json"):
+        (parts / name).unlink()
+    (parts / "last_checkpoint").write_text("model_0000001.pth")
+    run("--resume", OUTPUT_DIR=parts)
+    assert iterations(parts) == [i for i in iterations(whole) if i >= 2]
+    first, second = (
+        torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        for folder in (whole, parts)
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_without_sprites_it_says_what_to_run(run, tmp_path):
+    for path in (tmp_path / "data" / FOLDER / "sprites").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match="prepare_emoji_scenes.py"):
+        run()
