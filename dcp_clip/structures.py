@@ -25,12 +25,31 @@ class Proposals:
         valid: (B, K) bool, False where a row is padded because its image has fewer categories.
         text: (B, K, D) the unit-length text feature that stands for each category in this image
             (with synonyms: the best of them, or their mean).
+        learned: whether the stage that scored them learns from a loss on the scores.
     """
 
     ids: Tensor
     scores: Tensor
     valid: Tensor
     text: Tensor
+    learned: bool = False
+
+    @classmethod
+    def of_all(cls, logits: Tensor, valid: Tensor | None = None) -> Proposals:
+        """Every category, its score the maximum of its map, without text features: what a model
+        without a proposal stage proposes.
+
+        Args:
+            logits: (B, C, h, w).
+            valid: (B, h, w) bool, False at padding; None where all counts.
+        """
+        b, c = logits.shape[:2]
+        ids = torch.arange(c, device=logits.device).expand(b, c)
+        if valid is None:
+            scores = logits.flatten(2).amax(2)
+        else:
+            scores = logits.masked_fill(~valid[:, None], float("-inf")).flatten(2).amax(2)
+        return cls(ids, scores, torch.ones_like(ids, dtype=torch.bool), logits.new_zeros(b, c, 0))
 
     def to_category(self, present: Tensor) -> Tensor:
         """Gather a (B, C) per-category tensor to (B, K), False or 0 where the row is padded."""

@@ -98,8 +98,4 @@ class FPNBaseline(OpenVocabularySegmentor):
         """
         self._check(vocabulary)
         logits = self.head.layers(self.backbone(images))
-        b, k = logits.shape[:2]
-        ids = torch.arange(k, device=logits.device).expand(b, k)
-        scores = logits.flatten(2).amax(2)
-        valid = torch.ones_like(ids, dtype=torch.bool)
-        return {"fine": logits}, Proposals(ids, scores, valid, logits.new_zeros(b, k, 0)), None
+        return {"fine": logits}, Proposals.of_all(logits), None

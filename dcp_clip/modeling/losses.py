@@ -82,8 +82,8 @@ class SegmentationCriterion(nn.Module):
         final_weight: float,
         balance: float,
         stride: int,
-        proposal_weight: float = 0.0,
-        scale: float = 20.0,
+        proposal_weight: float,
+        scale: float,
     ):
         """
         Args:
@@ -93,7 +93,7 @@ class SegmentationCriterion(nn.Module):
                 fine.
             balance: exponent b of the pixel weight frequency**-b; 0 weighs all pixels alike.
             stride: pixels between the positions at which the maps are compared with the labels.
-            proposal_weight: of the ranking of the proposals.
+            proposal_weight: of the ranking of the proposals, where stage 1 learns.
             scale: from proposal scores to logits.
         """
         super().__init__()
@@ -106,8 +106,6 @@ class SegmentationCriterion(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.DCP_CLIP.LOSS
-        # Where nothing in stage 1 learns, its loss would pull at CLIP alone, or at nothing.
-        ranks = cfg.MODEL.META_ARCHITECTURE == "DCPCLIP" and cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED
         return {
             "ce_weight": node.CE_WEIGHT,
             "dice_weight": node.DICE_WEIGHT,
@@ -117,7 +115,7 @@ class SegmentationCriterion(nn.Module):
             "final_weight": node.FINAL_WEIGHT,
             "balance": node.BALANCE,
             "stride": node.STRIDE,
-            "proposal_weight": node.PROPOSAL_WEIGHT if ranks else 0.0,
+            "proposal_weight": node.PROPOSAL_WEIGHT,
             "scale": cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
         }
 
@@ -157,7 +155,8 @@ class SegmentationCriterion(nn.Module):
             losses[f"loss_{name}_ce"] = factor * self.ce_weight * ce
             losses[f"loss_{name}_dice"] = factor * self.dice_weight * _dice(logits, target, one_hot)
         present = proposals.to_category(present)
-        if self.proposal_weight:
+        # Where nothing in stage 1 learns, its loss would pull at CLIP alone, or at nothing.
+        if proposals.learned:
             # Whoever has nothing labelled says nothing of what is absent either.
             absent = proposals.valid & ~present & present.any(1, keepdim=True)
             loss = ranking_loss(self.scale * proposals.scores, present, absent, dim=1)

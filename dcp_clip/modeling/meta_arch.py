@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,12 +19,11 @@ from .build import (
     build_stage,
 )
 from .class_refinement import Refinement
-from .clip_loading import share_clip
 from .layers import valid_positions
 from .losses import present_categories
 from .segmentor import OpenVocabularySegmentor
 from .text_encoder import TextEncoder
-from .trainable import apply_freeze_policy
+from .towers import build_towers
 
 __all__ = ["DCPCLIP"]
 
@@ -71,16 +70,13 @@ class DCPCLIP(OpenVocabularySegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        with share_clip():
-            backbone = build_backbone(cfg)
-            text_encoder = TextEncoder(cfg)
+        backbone, text_encoder = build_towers(cfg)
         shape = backbone.output_shape()
         guidance = build_stage(TEXT_GUIDANCE_REGISTRY, "TEXT_GUIDANCE", cfg, shape)
         coarse = build_stage(
             COARSE_DECODER_REGISTRY, "COARSE_DECODER", cfg, shape, guidance.out_channels
         )
         widths = (coarse.visual_channels, coarse.text_channels)
-        apply_freeze_policy(cfg, backbone, text_encoder)
         return {
             "backbone": backbone,
             "text_encoder": text_encoder,

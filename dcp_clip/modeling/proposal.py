@@ -192,7 +192,8 @@ class CategoryProposal(nn.Module):
         best = score.argmax(-1, keepdim=True)
         names = names.gather(2, best[..., None].expand(-1, -1, -1, names.shape[-1])).squeeze(2)
         score = score.gather(2, best).squeeze(2)
-        return Proposals(ids, score, torch.ones_like(ids, dtype=torch.bool), names)
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        return Proposals(ids, score, valid, names, learned=self.grouping is not None)
 
 
 @CATEGORY_PROPOSAL_REGISTRY.register()

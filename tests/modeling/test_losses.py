@@ -41,7 +41,7 @@ def criterion(make_cfg):
 def proposals(ids, valid=None):
     ids = torch.tensor(ids)
     valid = torch.ones_like(ids).bool() if valid is None else torch.tensor(valid)
-    return Proposals(ids, torch.zeros(ids.shape), valid, torch.zeros(*ids.shape, 4))
+    return Proposals(ids, torch.zeros(ids.shape), valid, torch.zeros(*ids.shape, 4), learned=True)
 
 
 # ---- ids
@@ -171,7 +171,7 @@ def test_what_is_there_should_be_ranked_above_what_is_not(criterion):
     scores = torch.tensor([[0.3, 0.1, 0.2, 0.9], [0.5, 0.4, 0.3, 0.2]], requires_grad=True)
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]])
     valid = torch.tensor([[True, True, True, False], [True, True, True, True]])
-    ranked = Proposals(ids, scores, valid, torch.zeros(2, 4, 4))
+    ranked = Proposals(ids, scores, valid, torch.zeros(2, 4, 4), learned=True)
     # The first image shows 0 and 2 (its last place is padding), nothing is known of the second.
     labels = torch.tensor([[[0, 2]], [[255, 255]]])
     make = criterion()

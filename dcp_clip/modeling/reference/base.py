@@ -7,23 +7,20 @@ from functools import reduce
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec
-from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...structures import Proposals
 from ...vocabulary import Vocabulary
 from ..class_refinement import Refinement
-from ..clip_loading import share_clip
 from ..layers import resize_to, valid_positions
 from ..segmentor import OpenVocabularySegmentor
 from ..text_encoder import TextEncoder, TextFeatures
-from ..trainable import apply_freeze_policy
+from ..towers import build_towers
 
 __all__ = [
     "Pyramid",
     "ReferenceSegmentor",
-    "all_categories",
     "conv_norm_relu",
     "cosines",
     "on_stride",
@@ -64,10 +61,7 @@ class ReferenceSegmentor(OpenVocabularySegmentor):
     @classmethod
     def towers_config(cls, cfg: CfgNode) -> dict:
         """The arguments above that do not depend on the head."""
-        with share_clip():
-            backbone = build_backbone(cfg)
-            text_encoder = TextEncoder(cfg)
-        apply_freeze_policy(cfg, backbone, text_encoder)
+        backbone, text_encoder = build_towers(cfg)
         return {
             "backbone": backbone,
             "text_encoder": text_encoder,
@@ -88,20 +82,7 @@ class ReferenceSegmentor(OpenVocabularySegmentor):
         features = self.backbone(images)
         logits = self.head(features, self.text_encoder.encode_vocabulary(vocabulary))
         valid = valid_positions(image_sizes, images.shape[-2:], logits.shape[-2:], images.device)
-        return {"fine": logits}, all_categories(logits, valid), None
-
-
-def all_categories(logits: Tensor, valid: Tensor) -> Proposals:
-    """Every category as a proposal, its score the maximum of its map.
-
-    Args:
-        logits: (B, C, h, w).
-        valid: (B, h, w) bool, False at padding.
-    """
-    b, c = logits.shape[:2]
-    ids = torch.arange(c, device=logits.device).expand(b, c)
-    scores = logits.masked_fill(~valid[:, None], float("-inf")).flatten(2).amax(2)
-    return Proposals(ids, scores, torch.ones_like(ids, dtype=torch.bool), logits.new_zeros(b, c, 0))
+        return {"fine": logits}, Proposals.of_all(logits, valid), None
 
 
 def cosines(unit: Tensor, text: TextFeatures) -> Tensor:

@@ -12,7 +12,7 @@ from ...structures import Proposals
 from ...vocabulary import Vocabulary
 from ..layers import valid_positions
 from ..text_encoder import TextFeatures
-from .base import ReferenceSegmentor, all_categories, cosines
+from .base import ReferenceSegmentor, cosines
 from .mask_losses import MaskPredictions, MaskQueryCriterion
 from .mask_query_head import MaskQueryHead, mask_pool
 
@@ -82,14 +82,14 @@ class MaskQuerySegmentor(ReferenceSegmentor):
         masks = predictions.mask_logits[-1].float().sigmoid()
         valid = valid_positions(image_sizes, images.shape[-2:], masks.shape[-2:], images.device)
         if self.training:
-            return {}, all_categories(masks[:, :0], valid), predictions
+            return {}, Proposals.of_all(masks[:, :0], valid), predictions
         seen = [not self._trained.isdisjoint(names) for names in vocabulary.synonyms]
         exponent = torch.where(torch.tensor(seen, device=masks.device), *self.exponents)
         logits, dense = predictions.class_logits[-1].float(), features["dense"].float()
         with torch.autocast(self.device.type, enabled=False):
             names = self._name(logits, masks * valid[:, None], dense, text, exponent)
             scores = torch.einsum("bnc,bnhw->bchw", names, masks).clamp(min=1e-12).log()
-        return {"fine": scores}, all_categories(scores, valid), predictions
+        return {"fine": scores}, Proposals.of_all(scores, valid), predictions
 
     def _name(
         self, logits: Tensor, masks: Tensor, dense: Tensor, text: TextFeatures, exponent: Tensor
