@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
-from ..data.emoji_scenes.art import SEEN_ART, UNSEEN_ART
+from ..data.emoji_scenes.art import SEEN_ART, UNSEEN_ART, ArtPackage
+from ..data.emoji_scenes.drawing import MILD, STRONG
 from ..data.emoji_scenes.names import load_name_list
-from ..data.emoji_scenes.pairs import MILD, PairBatch, PairOptions, PairSource
+from ..data.emoji_scenes.pairs import PairBatch, PairSource
 from ..data.emoji_scenes.register import FOLDER
 from ..data.register import datasets_root
-from ..prompts import build_prompts, load_templates
+from ..modeling.text_encoder import TextEncoder
+from ..prompts import load_templates
 from .trainer import Trainer
 
 __all__ = ["CLIPTrainer", "PairLoader"]
@@ -26,16 +29,25 @@ logger = logging.getLogger(__name__)
 
 # Pixels of the pictures of the zero-shot classification, and how often each thing is shown.
 _PROBE_SIZE, _PROBE_VIEWS = 64, 4
+_PROMPTS_PER_CHUNK = 512
 
 
-def _pair_source(cfg: CfgNode, styles: tuple[str, ...]) -> PairSource:
-    return PairSource(
+def _pair_source(cfg: CfgNode, art: Sequence[ArtPackage]) -> PairSource:
+    return _load_pair_source(
         Path(datasets_root()) / FOLDER / "sprites",
-        styles,
-        load_name_list(),
+        tuple(package.style for package in art),
         load_templates(cfg.PRETRAIN.TEMPLATES),
-        seed=max(cfg.SEED, 0),
+        max(cfg.SEED, 0),
     )
+
+
+@functools.lru_cache(
+    maxsize=2
+)  # the seen styles', for training and test alike, and the unseen one's
+def _load_pair_source(
+    sprites: Path, styles: tuple[str, ...], templates: tuple[str, ...], seed: int
+) -> PairSource:
+    return PairSource(sprites, styles, load_name_list(), templates, seed=seed)
 
 
 class PairLoader:
@@ -58,14 +70,15 @@ class PairLoader:
     def batch(self, number: int) -> PairBatch:
         """The batch of iteration `number`."""
         node = self.node
-        strong = number < node.STRONG_UNTIL * self.length
-        self.source.options = PairOptions() if strong else MILD
+        look = STRONG if number < node.STRONG_UNTIL * self.length else MILD
         rng = np.random.default_rng([self.seed, 3, number])
         if number < node.SINGLES_UNTIL * self.length or number % 2:
             size = int(rng.choice(node.SINGLE_SIZES))
-            return self.source.singles(number, size, max(2, node.SINGLE_PIXELS // size**2))
+            return self.source.singles(
+                number, size, max(2, node.SINGLE_PIXELS // size**2), look=look
+            )
         size = int(rng.choice(node.SCENE_SIZES))
-        return self.source.scenes(number, size, max(2, node.SCENE_PIXELS // size**2))
+        return self.source.scenes(number, size, max(2, node.SCENE_PIXELS // size**2), look=look)
 
 
 class CLIPTrainer(Trainer):
@@ -77,36 +90,38 @@ class CLIPTrainer(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> PairLoader:
-        return PairLoader(cfg, _pair_source(cfg, tuple(art.style for art in SEEN_ART)))
+        return PairLoader(cfg, _pair_source(cfg, SEEN_ART))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> dict:
         """Zero-shot classification of single drawings among all names, in percent."""
-        names = [entry.name for entry in load_name_list().entries]
-        templates = load_templates(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES)
-        training = model.training
+        names = load_name_list()
+        vocabulary = names.vocabulary(tuple(range(len(names.entries))))
+        training, results = model.training, {}
         model.eval()
-        results = {}
+        encoder = TextEncoder(
+            text=model.text_encoder,
+            tokenizer=model.tokenizer,
+            model_name=cfg.MODEL.CLIP.NAME,
+            templates=load_templates(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES),
+            synonyms="first",
+            chunk_size=_PROMPTS_PER_CHUNK,
+        ).eval()
         with torch.no_grad():
-            prompts = build_prompts(names, templates)
-            text = model.encode_text(prompts).unflatten(0, (len(names), -1)).mean(1)
-            text = F.normalize(text, dim=1)
+            text = encoder.encode_vocabulary(vocabulary).embeddings
             for kind, art in (("seen", SEEN_ART), ("unseen_style", (UNSEEN_ART,))):
-                source = _pair_source(cfg, tuple(a.style for a in art))
+                source = _pair_source(cfg, art)
                 ranks = torch.cat([_ranks(model, source, text, v) for v in range(_PROBE_VIEWS)])
                 for k in (1, 5):
                     results[f"{kind}_top{k}"] = 100 * (ranks < k).float().mean().item()
         model.train(training)
-        logger.info("Zero-shot, %d names: %s", len(names), results)
+        logger.info("Zero-shot, %d names: %s", len(vocabulary), results)
         return {"zero_shot": results}
 
 
 def _ranks(model: nn.Module, source: PairSource, text: torch.Tensor, view: int) -> torch.Tensor:
     """How many names are ahead of the right one, for each picture."""
     images, ids = source.probe(_PROBE_SIZE, view)
-    pooled = [
-        model.backbone((part - model.pixel_mean) / model.pixel_std)["pooled"]
-        for part in images.split(128)
-    ]
+    pooled = [model.encode_images(part)["pooled"] for part in images.split(128)]
     cosines = F.normalize(torch.cat(pooled), dim=1) @ text.T
     return (cosines > cosines.gather(1, ids[:, None])).sum(1)

@@ -66,10 +66,7 @@ class CLIPPretraining(nn.Module):
         Returns:
             named losses, to be summed.
         """
-        images = ((batch.images - self.pixel_mean) / self.pixel_std).contiguous(
-            memory_format=torch.channels_last
-        )
-        features = self.backbone(images)
+        features = self.encode_images(batch.images)
         text = self.encode_text(batch.captions)
         scale = self.logit_scale.exp().clamp(max=100)
         pooled = F.normalize(features["pooled"], dim=1)
@@ -80,6 +77,11 @@ class CLIPPretraining(nn.Module):
             best = (scale * cosines).logsumexp(2) - math.log(dense.shape[2])
             losses["loss_dense"] = self.dense_weight * contrastive_loss(best, batch.match)
         return losses
+
+    def encode_images(self, images: Tensor) -> dict[str, Tensor]:
+        """What the backbone returns for (B, 3, H, W), RGB from 0 to 255."""
+        images = (images.to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
+        return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """(T, D) unit-length features of T captions; padding behind the longest is not computed."""

@@ -6,5 +6,6 @@ protocol.
 - :mod:`.names` and ``names.json``: about 600 things and stuff, base and unseen.
 - :mod:`.art`, :mod:`.sprites`: the drawings, fetched, rendered and kept as pixels.
 - :mod:`.noise`, :mod:`.textures`, :mod:`.scenes`: composition.
+- :mod:`.drawing`, :mod:`.pairs`: simpler pictures with captions, for pre-training.
 - :mod:`.subsets`, :mod:`.prepare`, :mod:`.register`: the datasets.
 """
