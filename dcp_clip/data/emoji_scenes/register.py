@@ -9,6 +9,7 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 
@@ -70,7 +71,7 @@ def _command(root: Path, split: int) -> str:
 
 def _count(folder: str, subset_name: str, official: int) -> int:
     """The number of scenes that were prepared; a warning if they are not the benchmark's."""
-    count = _read_json(scene_list(Path(folder), subset_name))["count"]
+    count = _read_json(scene_list(Path(folder), subset_name), "count")
     settings = _read_json(Path(folder) / SETTINGS_FILE)
     # What else is written there is another choice of styles, or the format, which is ours.
     other = {k: v for k, v in settings.items() if k != "format" and v != BENCHMARK.get(k)}
@@ -92,8 +93,10 @@ def _count(folder: str, subset_name: str, official: int) -> int:
     return count
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path, key: str | None = None) -> Any:
+    """What a file of the preparation holds, or what it holds under a key."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if key is None else content[key]
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise DatasetError(f"{path}, which a finished preparation writes, cannot be read.") from e

@@ -155,6 +155,14 @@ def test_dataset_is_read_and_evaluated(registered, caplog):
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_damaged_list_of_scenes_is_named(registered, content):
+    prepare_emoji_scenes(registered, ["base_val"], scenes=3)
+    (registered.folder / "scenes/base_val.json").write_text(content)
+    with pytest.raises(DatasetError, match="base_val.json, which a finished preparation"):
+        DatasetCatalog.get("emoji_scenes_base_val")
+
+
 def test_half_finished_dataset_is_refused(registered):
     prepare_emoji_scenes(registered, ["base_val"], scenes=3)
     for part in ("images", "labels"):
