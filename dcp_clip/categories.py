@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +109,39 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
     if not entries:
         raise VocabularyError(f"The vocabulary file {path} holds no category.")
     return tuple(_parse_entry(entry, i, path) for i, entry in enumerate(entries))
+
+
+def clean_category(entry: str | Sequence[str], position: int) -> tuple[str, ...]:
+    """The names of a category in their one spelling, each once; see :func:`clean_name`.
+
+    Args:
+        entry: a name, or names of one category.
+        position: of the category, for messages.
+
+    Raises:
+        VocabularyError: if there is no name.
+    """
+    where = f"Category {position} (counting from 0)"
+    names = [entry] if isinstance(entry, str) else entry
+    if not isinstance(names, Sequence):
+        raise VocabularyError(f"{where} is no name and no list of names: {entry!r}.")
+    if len(names) == 0:
+        raise VocabularyError(f"{where} has no name.")
+    return tuple(dict.fromkeys(clean_name(name, where) for name in names))
+
+
+def clean_name(name: str, where: str) -> str:
+    """Unicode NFC, runs of white space made one space, none at the ends.
+
+    Raises:
+        VocabularyError: telling `where` the name is, if it is empty or no string.
+    """
+    if not isinstance(name, str):
+        raise VocabularyError(f"{where} has a name that is no string: {name!r}.")
+    cleaned = " ".join(unicodedata.normalize("NFC", name).split())
+    if not cleaned:
+        raise VocabularyError(f"{where} has an empty name.")
+    return cleaned
 
 
 def check_distinct(synonyms: Sequence[tuple[str, ...]], *, warn_shared: bool = True) -> None:

@@ -7,7 +7,6 @@ a category's position in one :class:`Vocabulary` object is its id. Needs no torc
 import difflib
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -16,6 +15,8 @@ from dcp_clip.categories import (
     Category,
     VocabularyError,
     check_distinct,
+    clean_category,
+    clean_name,
     distinct_titles,
     read_categories,
     split_names,
@@ -72,7 +73,7 @@ class Vocabulary:
             )
         if len(names) == 0:
             raise VocabularyError("The vocabulary is empty: give at least one category name.")
-        synonyms = tuple(_clean_category(entry, i) for i, entry in enumerate(names))
+        synonyms = tuple(clean_category(entry, i) for i, entry in enumerate(names))
         check_distinct(synonyms, warn_shared=warn_shared)
         if display_names is None:
             display_names = distinct_titles(synonyms)
@@ -83,7 +84,7 @@ class Vocabulary:
                 raise VocabularyError(f"{len(values)} {what} for {len(synonyms)} categories.")
         self._set(
             synonyms,
-            tuple(_clean_name(name, f"Display name {i}") for i, name in enumerate(display_names)),
+            tuple(clean_name(name, f"Display name {i}") for i, name in enumerate(display_names)),
             tuple(
                 default_color(category[0]) if color is None else check_color(color, category[0])
                 for color, category in zip(colors, synonyms, strict=True)
@@ -209,7 +210,7 @@ class Vocabulary:
         """
         if self._positions is None:
             object.__setattr__(self, "_positions", self._find_positions())
-        cleaned = _clean_name(name, "The name looked for")
+        cleaned = clean_name(name, "The name looked for")
         for table in self._positions:
             found = table.get(cleaned, [])
             if len(found) > 1:
@@ -271,25 +272,6 @@ def _restore(synonyms, display_names, colors, fingerprint) -> Vocabulary:
     vocabulary = Vocabulary.__new__(Vocabulary)
     vocabulary._set(synonyms, display_names, colors, fingerprint)
     return vocabulary
-
-
-def _clean_category(entry: str | Sequence[str], position: int) -> tuple[str, ...]:
-    where = f"Category {position} (counting from 0)"
-    names = [entry] if isinstance(entry, str) else entry
-    if not isinstance(names, Sequence):
-        raise VocabularyError(f"{where} is no name and no list of names: {entry!r}.")
-    if len(names) == 0:
-        raise VocabularyError(f"{where} has no name.")
-    return tuple(dict.fromkeys(_clean_name(name, where) for name in names))
-
-
-def _clean_name(name: str, where: str) -> str:
-    if not isinstance(name, str):
-        raise VocabularyError(f"{where} has a name that is no string: {name!r}.")
-    cleaned = " ".join(unicodedata.normalize("NFC", name).split())
-    if not cleaned:
-        raise VocabularyError(f"{where} has an empty name.")
-    return cleaned
 
 
 def _is_dataset(name: str) -> bool:

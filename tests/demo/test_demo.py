@@ -189,22 +189,6 @@ def test_an_error_in_the_model_costs_one_image(fake_model, monkeypatch, capsys):
     assert f"{Path('in', '1.png')}: RuntimeError: out of memory" in capsys.readouterr().err
 
 
-def stems(inputs: list[str], output: str = "out") -> list[str]:
-    return [job.stem.as_posix() for job in demo_inputs.plan_jobs(inputs, Path(output))]
-
-
-def test_results_never_overwrite_each_other_or_the_input(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ["a/x.jpg", "a/x.png", "a/s/x.jpg", "b/x.jpg", "b/X.png", "c/y.jpg"]:
-        save(name)
-    assert stems(["a"]) == ["s/x", "x", "x-2"]
-    assert stems(["a/x.jpg", "b/x.jpg", "./a/x.jpg"]) == ["x", "x-2"]
-    assert stems(["a", "b"]) == ["a/s/x", "a/x", "a/x-2", "b/x", "b/X-2"]
-    assert stems(["a/**/*.jpg"]) == ["s/x", "x"]
-    save("c/y_overlay.png")
-    assert stems(["c/y.jpg", "c/y_overlay.png"], output="c") == ["y-2", "y_overlay"]
-
-
 def test_results_of_an_earlier_run_are_no_input(fake_model):
     save("in/x.jpg")
     for _ in range(2):
@@ -247,14 +231,6 @@ def test_read_only_output_folder(fake_model, capsys):
     with pytest.raises(SystemExit):
         demo.main(["--input", "in", "--output", "out"])
     assert "out" in capsys.readouterr().err
-
-
-def test_samples_are_photographs():
-    pytest.importorskip("sklearn")
-    pytest.importorskip("skimage")
-    samples = demo_inputs.find_samples()
-    assert len(samples) == len(demo_inputs.SAMPLES)
-    assert len(set(stems(samples))) == len(samples)
 
 
 def test_shipped_weights_go_with_their_config_alone(fake_model, monkeypatch):
