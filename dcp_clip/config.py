@@ -200,8 +200,10 @@ def _add_training(cfg: CN) -> None:
     # Pixels between the positions at which maps and labels are compared.
     cfg.MODEL.DCP_CLIP.LOSS.STRIDE = 4
 
-    # AdamW; learning rates of CLIP's towers relative to BASE_LR.
+    # "ADAMW", "SGD", or "MUON": AdamW with orthogonal steps for matrices, at MUON_LR_FACTOR times
+    # the rate. Learning rates of CLIP's towers relative to BASE_LR.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.MUON_LR_FACTOR = 2.0
     cfg.SOLVER.LR_FACTOR_IMAGE = 0.01
     cfg.SOLVER.LR_FACTOR_TEXT = 0.01
     # Of the schedule "WarmupPolyLR": its power, and the lowest factor of BASE_LR.

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from dcp_clip.engine.muon import hidden_matrices
 from dcp_clip.modeling.class_refinement import Refinement
 from dcp_clip.structures import Proposals
 from dcp_clip.vocabulary import Vocabulary
@@ -233,20 +234,28 @@ def trace_losses(
     return memory.peak
 
 
+def _optimizer_bytes(model: nn.Module, optimizer: str) -> int:
+    once = hidden_matrices(model) if optimizer == "MUON" else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(p.nbytes * (1 if optimizer == "SGD" or p in once else 2) for p in trained)
+
+
 def memory_table(
     model: nn.Module, cfg: CfgNode, step: StepCost, loss_bytes: int, num_gpus: int
 ) -> list[tuple[str, int, str]]:
     """Rows (what, bytes, basis) of a GPU's memory in training; the last one is their sum."""
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    adam = cfg.SOLVER.OPTIMIZER == "ADAMW"
+    averages = {"SGD": "momentum", "ADAMW": "two averages a weight"}.get(
+        cfg.SOLVER.OPTIMIZER, "momentum of matrices, two averages of the rest"
+    )
     rows = [
         ("weights", weights, "counted, fp32"),
         ("gradients", trained, "counted, fp32"),
         (
             "optimiser's state",
-            trained * (2 if adam else 1),
-            "counted: two averages a weight" if adam else "counted: momentum",
+            _optimizer_bytes(model, cfg.SOLVER.OPTIMIZER),
+            f"counted: {averages}",
         ),
     ]
     if num_gpus > 1:

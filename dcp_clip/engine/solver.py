@@ -14,10 +14,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..modeling.trainable import part_of, trainable_table
+from .muon import Muon, hidden_matrices
 
 __all__ = ["EMAHook", "build_optimizer", "rates_by_part"]
 
 logger = logging.getLogger(__name__)
+
+_OPTIMIZERS = ("ADAMW", "MUON", "SGD")
 
 
 def rates_by_part(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
@@ -39,16 +42,21 @@ def _rate_factor(cfg: CfgNode, part: str) -> float:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with learning rates by part, after logging the table of what trains.
 
-    Reads SOLVER.{OPTIMIZER, BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS,
-    LR_FACTOR_IMAGE, LR_FACTOR_TEXT, CLIP_GRADIENTS}; CLIP_TYPE may also be "full_model". What decay
-    would pull away from a meaning (factors, gates, layer scales, position and class embeddings)
-    decays as norms do.
+    With SOLVER.OPTIMIZER "MUON" the matrices between features take orthogonal steps instead, at
+    MUON_LR_FACTOR times the rate of their part.
+
+    Reads SOLVER.{OPTIMIZER, MUON_LR_FACTOR, BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM,
+    WEIGHT_DECAY_BIAS, LR_FACTOR_IMAGE, LR_FACTOR_TEXT, CLIP_GRADIENTS}; CLIP_TYPE may also be
+    "full_model". What decay would pull away from a meaning (factors, gates, layer scales, position
+    and class embeddings) decays as norms do.
 
     Raises:
         ValueError: for an unknown SOLVER.OPTIMIZER, or when nothing trains.
     """
-    if cfg.SOLVER.OPTIMIZER not in ("ADAMW", "SGD"):
-        raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are ADAMW, SGD.")
+    if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are {', '.join(_OPTIMIZERS)}."
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
             "nothing in this model trains (MODEL.CLIP.TRAIN_* are 'none' and no stage has "
@@ -72,12 +80,27 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         # One pass over all parameters, where that does not put the loss scaling of AMP after the
         # clipping.
         optimizer, options = torch.optim.AdamW, {"fused": not cfg.SOLVER.AMP.ENABLED}
+        if cfg.SOLVER.OPTIMIZER == "MUON":
+            optimizer = Muon
+            params = _orthogonal_apart(params, model, cfg.SOLVER.MUON_LR_FACTOR)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         optimizer = _clip_full_model(optimizer, clip.CLIP_VALUE)
     else:
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer(params, lr=lr, **options)
+
+
+def _orthogonal_apart(params: list[dict], model: nn.Module, lr_factor: float) -> list[dict]:
+    """Groups of parameters, each split into matrices for :class:`Muon` and the rest."""
+    matrices, result = hidden_matrices(model), []
+    for group in params:
+        rate = {"lr": group["lr"] * lr_factor, "orthogonal": True}
+        for chosen, options in ((True, rate), (False, {})):
+            members = [p for p in group["params"] if (p in matrices) == chosen]
+            if members:
+                result.append({**group, "params": members, **options})
+    return result
 
 
 def _decay_overrides(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
