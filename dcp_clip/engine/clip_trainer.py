@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,13 @@ class PairLoader:
         self.start = 0
 
     def __iter__(self) -> Iterator[PairBatch]:
-        for number in range(self.start, self.length):
-            yield self.batch(number)
+        # The next batch is drawn while the model learns from this one.
+        with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
+            coming = None
+            for number in range(self.start, self.length):
+                batch = coming.result() if coming else self.batch(number)
+                coming = pool.submit(self.batch, number + 1) if number + 1 < self.length else None
+                yield batch
 
     def batch(self, number: int) -> PairBatch:
         """The batch of iteration `number`."""
