@@ -132,7 +132,7 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH = 0.75
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_CONTRAST = 0.5
 
-    # Stage 5: MaskPooledRefinement, NoRefinement.
+    # Stage 5: MaskPooledRefinement, RenamingRefinement, NoRefinement.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME = "MaskPooledRefinement"
     # Without a learned correction, the mask-pooled CLIP evidence itself corrects the names.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .build import CLASS_REFINEMENT_REGISTRY
 
-__all__ = ["MaskPooledRefinement", "NoRefinement", "Refinement"]
+__all__ = ["MaskPooledRefinement", "NoRefinement", "Refinement", "RenamingRefinement"]
 
 
 @dataclass
@@ -24,10 +24,29 @@ class Refinement:
             added to the category's map.
         mask_logits: (B, K, K), how well each mask (row) fits each proposed name (column); its loss
             trains the pooled features to tell the names apart.
+        names: (B, K, K), the probability that what a mask (row) covers bears a name (column); None
+            where every mask keeps its own.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
+    names: Tensor | None = None
+
+    def apply(self, fine: Tensor, mask: Tensor) -> Tensor:
+        """The final maps: the fine ones, renamed, and fainter the less their category is there.
+
+        Args:
+            fine: (B, K, H/4, W/4) logits.
+            mask: (B, K) bool, False for padded proposals.
+        """
+        presence = F.logsigmoid(self.class_logits)[..., None, None]
+        if self.names is None:
+            return fine + presence
+        # Probabilities are mixed, so never in half precision.
+        with torch.autocast(fine.device.type, enabled=False):
+            shares = fine.float().masked_fill(~mask[..., None, None], float("-inf")).softmax(1)
+            renamed = torch.bmm(self.names.mT, shares.flatten(2)).view_as(shares)
+            return renamed.clamp(min=1e-6).log() + presence.float()
 
 
 @CLASS_REFINEMENT_REGISTRY.register()
@@ -130,39 +149,94 @@ class MaskPooledRefinement(nn.Module):
             return self._judge(fine, dense, text.float(), scores.float(), valid, mask)
 
     def _judge(self, fine, dense, text, scores, valid, mask) -> Refinement:
-        # Shares are averaged to the dense grid: the pooling then costs K x h x w x D.
+        shares = self._shares(fine, dense, valid, mask)
+        positions = F.normalize(dense.float(), dim=1).flatten(2).mT  # (B, N, D)
+        mask_logits = self._mask_logits(torch.bmm(shares, positions), text, mask)
+        if not self.learned:
+            fit = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
+            return Refinement(_logit_of_log(self.weight * fit), mask_logits)
+        evidence = self._evidence(mask_logits, shares, positions, text, scores, valid, mask)
+        return Refinement(self.judge(evidence).squeeze(2).float(), mask_logits)
+
+    def _shares(self, fine: Tensor, dense: Tensor, valid: Tensor, mask: Tensor) -> Tensor:
+        """(B, K, N) of each dense position that each name has, 0 at padding."""
+        # Averaged to the dense grid: pooling under them then costs K x h x w x D.
         shares = fine.float() / self.temperature
         shares = shares.masked_fill(~mask[..., None, None], float("-inf")).softmax(1)
         shares = F.adaptive_avg_pool2d(shares, dense.shape[-2:]) * valid[:, None]
-        shares = shares.flatten(2)  # (B, K, N)
-        positions = F.normalize(dense.float(), dim=1).flatten(2).mT  # (B, N, D)
-        area = shares.sum(2, keepdim=True)
-        total = valid.flatten(1).sum(1).view(-1, 1, 1)
-        inside = torch.bmm(shares, positions)
-        # Not the sum over all positions less `inside`: for a mask that fills the image that would
-        # be rounding noise, made a unit vector.
-        outside = F.normalize(torch.bmm((1 - shares) * valid.flatten(1)[:, None], positions), dim=2)
-        inside = F.normalize(inside, dim=2)
-        mask_logits = self.scale * torch.bmm(inside, text.mT)
-        mask_logits = mask_logits.masked_fill(~mask[:, None], float("-inf"))
-        fit = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
-        if not self.learned:
-            return Refinement(_logit_of_log(self.weight * fit), mask_logits)
+        return shares.flatten(2)
+
+    def _mask_logits(self, inside: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """(B, K, K) from the sums of features under the masks (B, K, D)."""
+        logits = self.scale * torch.bmm(F.normalize(inside, dim=2), text.mT)
+        return logits.masked_fill(~mask[:, None], float("-inf"))
+
+    def _evidence(self, mask_logits, shares, positions, text, scores, valid, mask) -> Tensor:
+        """(B, K, 6): numbers that mean the same for every name."""
+        area = shares.sum(2)
+        # Not the sum over all positions less that under the mask: for a mask that fills the image
+        # that would be rounding noise, made a unit vector.
+        outside = torch.bmm((1 - shares) * valid.flatten(1)[:, None], positions)
         own = mask_logits.diagonal(dim1=1, dim2=2)
-        contrast = own - self.scale * (outside * text).sum(2)
-        confidence = (shares * shares).sum(2) / area.squeeze(2).clamp(min=1e-6)
-        evidence = torch.stack(
+        fit = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
+        contrast = own - self.scale * (F.normalize(outside, dim=2) * text).sum(2)
+        confidence = (shares * shares).sum(2) / area.clamp(min=1e-6)
+        return torch.stack(
             [
                 own.masked_fill(~mask, 0.0) / 10,
                 fit.masked_fill(~mask, 0.0) / 5,
                 contrast.masked_fill(~mask, 0.0) / 10,
-                (area / total + 1e-4).log().squeeze(2) / 5,
+                (area / valid.flatten(1).sum(1, keepdim=True) + 1e-4).log() / 5,
                 confidence,
                 scores,
             ],
             dim=2,
         )
-        return Refinement(self.judge(evidence).squeeze(2).float(), mask_logits)
+
+
+@CLASS_REFINEMENT_REGISTRY.register()
+class RenamingRefinement(MaskPooledRefinement):
+    """Masks not only vote on which names are there: what a mask covers may take another's name.
+
+    A thing whose pixels look like several names falls apart into their masks. Under each of them
+    CLIP's features are pooled, and what it covers is given to the names in proportion to how well
+    they fit, its own with a head start that is learned. The pieces of one thing have nearly the
+    same features under them, so they come to agree on a name; that every mask is classified, and
+    the pixels get what their masks are called, is MaskFormer's idea (arXiv 2107.06278).
+
+    Pooled are CLIP's projected features before they are made unit length, which is what CLIP pools
+    of an image itself, and positions count by the square of a mask's share of them: at a thing's
+    rim they show its surroundings.
+    """
+
+    @configurable
+    def __init__(self, **kwargs):
+        """
+        Args:
+            kwargs: see :class:`MaskPooledRefinement`; there must be something to learn.
+
+        Raises:
+            ValueError: as there, and where `learned` is off.
+        """
+        super().__init__(**kwargs)
+        if not self.learned:
+            raise ValueError(
+                "MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED is False, but RenamingRefinement learns; "
+                "use MaskPooledRefinement."
+            )
+        hidden = self.judge[0].out_features
+        self.judge[2] = nn.Linear(hidden, 2)  # presence, and the head start of the mask's own name
+        nn.init.zeros_(self.judge[2].weight)
+        nn.init.constant_(self.judge[2].bias, 3.0)
+
+    def _judge(self, fine, dense, text, scores, valid, mask) -> Refinement:
+        shares = self._shares(fine, dense, valid, mask)
+        positions = dense.float().flatten(2).mT  # (B, N, D)
+        mask_logits = self._mask_logits(torch.bmm(shares.square(), positions), text, mask)
+        evidence = self._evidence(mask_logits, shares, positions, text, scores, valid, mask)
+        presence, head_start = self.judge(evidence).float().unbind(2)
+        names = (mask_logits + head_start.diag_embed()).softmax(2)
+        return Refinement(presence, mask_logits, names)
 
 
 def _logit_of_log(log_probability: Tensor) -> Tensor:

@@ -123,6 +123,5 @@ class DCPCLIP(OpenVocabularySegmentor):
         )
         maps = {"coarse": coarse, "fine": fine}
         if refinement is not None:
-            presence = F.logsigmoid(refinement.class_logits)
-            maps["final"] = fine + presence[..., None, None]
+            maps["final"] = refinement.apply(fine, proposals.valid)
         return maps, proposals, refinement

@@ -1,10 +1,14 @@
-"""Stage 5 without learning: a mask's probability by CLIP, in log space, finite in every case."""
+"""Stage 5: a mask's probability by CLIP, in log space, finite in every case; and renaming."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from dcp_clip.modeling.class_refinement import MaskPooledRefinement
+from dcp_clip.modeling.class_refinement import (
+    MaskPooledRefinement,
+    Refinement,
+    RenamingRefinement,
+)
 
 
 def unit(*shape, seed=0):
@@ -88,3 +92,65 @@ def test_half_precision_around_it_changes_nothing():
         half = refine(fine, dense, text, learned=True)
     assert torch.equal(exact.class_logits, half.class_logits)
     assert torch.equal(exact.mask_logits, half.mask_logits)
+
+
+def rename(fine, dense, text, mask=None, scale=20.0):
+    torch.manual_seed(0)
+    stage = RenamingRefinement(scale=scale, hidden_dim=4, learned=True)
+    b, k = fine.shape[:2]
+    mask = torch.ones(b, k).bool() if mask is None else mask
+    valid = torch.ones(b, *dense.shape[-2:]).bool()
+    refinement = stage(fine, dense, text, torch.zeros(b, k), valid, mask)
+    return stage, refinement, refinement.apply(fine, mask)
+
+
+def test_the_pieces_of_a_thing_agree_on_a_name():
+    """A third of a thing's pixels look like another name; CLIP's features under both pieces, on
+    its coarse grid, say what it is."""
+    text = torch.eye(4)[None, :3]
+    dense = torch.zeros(1, 4, 4, 4)
+    dense[:, 2] = 1  # background
+    dense[:, :, 1:3, 1:3] = torch.tensor([1.0, 0.3, 0.0, 0.0])[:, None, None]
+    labels = torch.full((16, 16), 2)
+    labels[4:12, 4:12] = 0
+    looks = labels.clone()
+    looks[4:12, 9:12] = 1  # what the pixels look like
+    fine = 4.0 * F.one_hot(looks, 3).permute(2, 0, 1)[None].float()
+    stage, refinement, final = rename(fine, dense, text)
+    assert (fine[0].argmax(0) != labels).any() and (final[0].argmax(0) == labels).all()
+    torch.testing.assert_close(refinement.names.sum(2), torch.ones(1, 3))
+    # With a head start that nothing catches up with, every mask keeps its name.
+    with torch.no_grad():
+        stage.judge[2].bias[1] = 1e4
+    arguments = (torch.zeros(1, 3), torch.ones(1, 4, 4).bool(), torch.ones(1, 3).bool())
+    kept = stage(fine, dense, text, *arguments).apply(fine, arguments[2])
+    assert torch.equal(kept[0].argmax(0), looks)
+
+
+def test_renaming_leaves_padded_proposals_out():
+    """They change nothing, and no mask takes their name."""
+    fine, text, dense = unit(1, 4, 8, 8) * 40, unit(1, 4, 6), unit(1, 6, 4, 4, seed=2)
+    mask = torch.tensor([[True, True, True, False]])
+    _, padded, final = rename(fine, dense, text, mask)
+    _, _, alone = rename(fine[:, :3], dense, text[:, :3])
+    torch.testing.assert_close(final[:, :3], alone)
+    assert padded.names[:, :3, 3].max() == 0
+
+
+def test_renaming_trains_what_it_reads():
+    fine = (unit(1, 3, 8, 8) * 10).requires_grad_()
+    stage, refinement, final = rename(fine, unit(1, 6, 4, 4, seed=2), unit(1, 3, 6))
+    final.log_softmax(1)[:, 0].mean().backward()
+    assert fine.grad.isfinite().all() and fine.grad.abs().max() > 0
+    assert stage.judge[2].bias.grad[1] != 0 and stage.scale.grad != 0
+
+
+def test_renaming_with_nothing_learned_is_refused():
+    with pytest.raises(ValueError, match="LEARNED is False.*MaskPooledRefinement"):
+        RenamingRefinement(scale=1.0, hidden_dim=4, learned=False)
+
+
+def test_without_names_presence_alone_is_applied():
+    fine, logits = unit(1, 2, 4, 4), torch.tensor([[3.0, -2.0]])
+    final = Refinement(logits, torch.zeros(1, 2, 2)).apply(fine, torch.ones(1, 2).bool())
+    torch.testing.assert_close(final, fine + F.logsigmoid(logits)[..., None, None])

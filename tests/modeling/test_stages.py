@@ -26,6 +26,7 @@ ALTERNATIVES = [
     ("COARSE_DECODER", "TextToImageDecoder"),
     ("COARSE_DECODER", "CosineDecoder"),
     ("FINE_DECODER", "BilinearDecoder"),
+    ("CLASS_REFINEMENT", "RenamingRefinement"),
     ("CLASS_REFINEMENT", "NoRefinement"),
 ]
 NAMES = Vocabulary(["sky", ["tree", "shrub"], "car", "road", "wall", "cat", "dog", "sand"])
