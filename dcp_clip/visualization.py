@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dcp_clip.image_io import write_png
+from dcp_clip.image_io import atomic_write, write_png
 from dcp_clip.label_map import category_shares
 from dcp_clip.vocabulary import Vocabulary
 
@@ -29,7 +29,7 @@ MIN_SIDE = 480
 # A palette PNG holds 256 values; 255 is left free, as datasets use it for "ignore".
 MAX_PALETTE_CATEGORIES = 255
 
-_BACKGROUND, _TEXT, _FAINT, _OTHER = (255, 255, 255), (32, 33, 36), (112, 117, 122), (190, 190, 190)
+_BACKGROUND, _TEXT, _FAINT, _OTHER = (255,) * 3, (32, 33, 36), (112, 117, 122), (190, 190, 190)
 # Longest name in a legend, in multiples of the font size.
 _MAX_NAME_EMS = 13
 
@@ -65,20 +65,41 @@ def draw_overlay(
         shares = category_shares(label_map, len(vocabulary))
     size = drawing_size(image.shape[1], image.shape[0])
     enlarged = size[0] > image.shape[1]
-    photo = Image.fromarray(image).resize(
-        size, Image.Resampling.BICUBIC if enlarged else Image.Resampling.BILINEAR
+    photo = np.asarray(
+        Image.fromarray(image).resize(
+            size, Image.Resampling.BICUBIC if enlarged else Image.Resampling.BILINEAR
+        )
     )
-    picture = _paint_regions(np.asarray(photo), _resize_labels(label_map, size), vocabulary, alpha)
+    picture = _paint_regions(photo, _resize_labels(label_map, size), vocabulary, alpha)
     below = size[0] >= 1.15 * size[1]
     legend = _draw_legend(size, _legend_entries(shares, vocabulary, min_share), below)
     if below:
-        canvas_size = (size[0], size[1] + legend.height)
+        shape = (size[1] + legend.height, size[0], 3)
     else:
-        canvas_size = (size[0] + legend.width, max(size[1], legend.height))
-    canvas = Image.new("RGB", canvas_size, _BACKGROUND)
-    canvas.paste(Image.fromarray(picture), (0, 0))
-    canvas.paste(legend, (0, size[1]) if below else (size[0], 0))
-    return np.array(canvas)
+        shape = (max(size[1], legend.height), size[0] + legend.width, 3)
+    canvas = np.full(shape, 255, np.uint8)  # _BACKGROUND; filling with three values takes longer
+    canvas[: size[1], : size[0]] = picture
+    top, left = (size[1], 0) if below else (0, size[0])
+    canvas[top : top + legend.height, left : left + legend.width] = np.asarray(legend)
+    return canvas
+
+
+def save_overlay(path: str | os.PathLike, overlay: np.ndarray) -> None:
+    """Write what `draw_overlay` drew as a PNG, atomically.
+
+    It is compressed less than `write_png` would, in a sixth of the time; files grow by a quarter.
+
+    Args:
+        path: the file to write.
+        overlay: (H, W, 3) uint8 RGB.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    # OpenCV's own settings, one row filter and run lengths; Pillow tries every filter on each row.
+    _, content = cv2.imencode(".png", cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
+    with atomic_write(path) as f:
+        f.write(content)
 
 
 def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: Vocabulary) -> None:
@@ -120,34 +141,38 @@ def drawing_size(width: int, height: int) -> tuple[int, int]:
 
 def _resize_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Take the nearest label at each pixel centre of a (width, height)."""
-    rows = ((np.arange(size[1]) + 0.5) * (label_map.shape[0] / size[1])).astype(np.int64)
-    columns = ((np.arange(size[0]) + 0.5) * (label_map.shape[1] / size[0])).astype(np.int64)
-    return label_map[rows[:, None], columns].astype(np.int64)
+    for axis, length in enumerate(reversed(size)):
+        centres = (np.arange(length) + 0.5) * (label_map.shape[axis] / length)
+        if len(centres) != label_map.shape[axis]:
+            label_map = label_map.take(centres.astype(np.int64), axis)
+    return label_map
 
 
 def _paint_regions(
     photo: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, alpha: float
 ) -> np.ndarray:
-    num_categories = len(vocabulary)
-    labelled = (labels >= 0) & (labels < num_categories)
-    palette = np.asarray(vocabulary.colors, np.float32)
-    colours = palette[np.where(labelled, labels, 0)]
-    base = photo.astype(np.float32)
+    """(H, W, 3) uint8 photo and (H, W) labels to a picture; in bytes, to be quick."""
+    labelled = (labels >= 0) & (labels < len(vocabulary))
+    everywhere = labelled.all()
+    colours = np.rint(alpha * np.asarray(vocabulary.colors, np.float32)).astype(np.uint8)
     # Half the photograph's own colour is taken out, so that it does not compete with the regions'.
-    grey = base @ np.array([0.299, 0.587, 0.114], np.float32)
-    painted = (1 - alpha) * (0.5 * base + 0.5 * grey[..., None]) + alpha * colours
-    picture = np.where(labelled[..., None], painted, base)
+    fade = 0.5 * np.eye(3) + 0.5 * np.array([0.299, 0.587, 0.114])
+    picture = cv2.transform(photo, (1 - alpha) * fade)
+    regions = labels if everywhere else np.where(labelled, labels, 0)
+    picture = cv2.add(picture, colours.take(regions, axis=0))
+    if not everywhere:
+        picture = np.where(labelled[..., None], picture, photo)
     edge = _boundaries(labels, width=max(1, round(max(labels.shape) / 900)))
-    picture[edge] = 0.15 * picture[edge] + 0.85 * 255
-    return picture.astype(np.uint8)
+    bright = np.rint(0.15 * np.arange(256) + 0.85 * 255).astype(np.uint8)
+    return cv2.copyTo(cv2.LUT(picture, bright), edge, picture)
 
 
 def _boundaries(labels: np.ndarray, width: int) -> np.ndarray:
-    """Mark lines of `width` pixels between different labels, (H, W) bool."""
+    """Mark lines of `width` pixels between different labels, (H, W) uint8, 1 on a line."""
     edge = np.zeros(labels.shape, np.uint8)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    return cv2.dilate(edge, np.ones((width, width), np.uint8)).astype(bool)
+    return cv2.dilate(edge, np.ones((width, width), np.uint8)) if width > 1 else edge
 
 
 @dataclass
@@ -211,10 +236,16 @@ def _draw_legend(size: tuple[int, int], entries: list[_Entry], below: bool) -> I
 
 
 def _draw_swatch(panel: Image.Image, corner: tuple[int, int], side: int, colour) -> None:
+    panel.paste(colour, corner, _swatch(side))
+
+
+@functools.lru_cache(maxsize=16)
+def _swatch(side: int) -> Image.Image:
+    """The shape of a swatch of `side` pixels, mode "L"."""
     # PIL draws without antialiasing: draw at four times the size and reduce.
     mask = Image.new("L", (4 * side, 4 * side), 0)
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, 4 * side - 1, 4 * side - 1), side, fill=255)
-    panel.paste(colour, corner, mask.resize((side, side), Image.Resampling.BOX))
+    return mask.resize((side, side), Image.Resampling.BOX)
 
 
 def _fit_name(name: str, em: int) -> tuple[str, ImageFont.FreeTypeFont]:

@@ -19,8 +19,12 @@ Prints one Markdown table a config, batch 1, in evaluation:
 
 With --train: a training step (forward, backward, optimiser), beside the encoder's forward on the
 same images. With --text: the encoding of the vocabulary, and a second start from the disk cache.
+With --demo: the demo on a folder of photographs, from file to written pictures, beside the model
+alone on decoded ones, with the weights that demo.py would take:
 
-Weights are random, whatever the config says, unless --opts MODEL.CLIP.PRETRAINED names some; so is
+    python tools/benchmark.py --demo photos/ --config-file configs/camvid/dcp_clip_tiny.yaml
+
+Otherwise weights are random, whatever the config says, unless --opts MODEL.CLIP.PRETRAINED names some; so is
 the image. Neither changes the cost. Nor do the values of text features, which are random unit
 vectors unless --no-random-text is given: a large text tower needs minutes for thousands of names on
 a CPU. Its time is then measured on a few names and scaled to all.
@@ -35,8 +39,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from benchmark_demo import load_predictor, measure_demo
 from benchmark_meters import count_flops, limit_memory, peak_bytes, seconds
 from benchmark_report import (
+    format_demo_table,
     format_profile,
     format_table,
     format_text_table,
@@ -164,6 +170,19 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     return "\n\n".join(text), figures | {"rows": rows}
 
 
+def benchmark_demo(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
+    """Measure the demo with one config; ends the program with one sentence where it cannot run."""
+    try:
+        predictor = load_predictor(config_file, args.vocabulary, args.opts, args.device)
+        row = measure_demo(predictor, [args.demo], args.images)
+    except (OSError, KeyError, ValueError, AssertionError) as error:
+        sys.exit(f"{config_file}: {error.args[0] if error.args else error}")
+    return f"## {config_file}, the demo\n\n{format_demo_table(row)}", {
+        "config": config_file,
+        "demo": row,
+    }
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -182,6 +201,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--train", action="store_true", help="measure a training step, with the first vocabulary")
     add("--batch", type=positive, default=2, metavar="B", help="images of a training step")
     add("--text", action="store_true", help="measure the encoding of the vocabularies")
+    add("--demo", metavar="FOLDER", help="measure the demo on these photographs")
+    add("--images", type=positive, default=200, metavar="N", help="of the demo (default 200)")
+    add("--vocabulary", metavar="NAMES", help="of the demo, as demo.py takes it")
     add("--json", metavar="FILE", help="also write all figures there")
     add("--plot", metavar="PNG", help="also draw time against the size of the vocabulary")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
@@ -192,15 +214,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; a wrong argument or too little memory ends with one sentence."""
     args = get_parser().parse_args(argv)
     require_folders({"--json": args.json, "--plot": args.plot})
-    if args.plot and (args.train or args.text):
-        sys.exit("--plot draws the forward's cost: leave out --train and --text.")
+    if args.plot and (args.train or args.text or args.demo):
+        sys.exit("--plot draws the forward's cost: leave out --train, --text and --demo.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit("--device cuda: PyTorch sees no GPU; `python -m dcp_clip.check_env` says why.")
     figures = []
     for config_file in args.config_file:
         try:
             with torch.no_grad():
-                text, measured = benchmark(args, config_file)
+                measure_config = benchmark_demo if args.demo else benchmark
+                text, measured = measure_config(args, config_file)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "allocate" not in str(error):
                 raise

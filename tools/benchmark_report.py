@@ -67,6 +67,24 @@ def format_text_table(rows: Sequence[dict]) -> str:
     return markdown(head.split("|"), body)
 
 
+def format_demo_table(row: dict) -> str:
+    """The demo's rate beside the model's alone, and where an image's time goes."""
+    head = "images|names|images / s, demo|images / s, model alone|demo / model"
+    head += "|CPU ms / image, demo|CPU ms / image, model alone"
+    cells = [f"{row[key]:,}" for key in ("images", "vocabulary")]
+    cells += [f"{row['images'] / row[key]:.2f}" for key in ("demo_seconds", "model_seconds")]
+    cells += [f"{row['share']:.2f}"]
+    cpu = [row[f"{name}_cpu_seconds"] for name in ("demo", "model")]
+    cells += [f"{1e3 * spent / row['images']:.1f}" for spent in cpu]
+    steps = [[step, f"{1e3 * spent:.1f}"] for step, spent in row["step_seconds"].items()]
+    return "\n\n".join(
+        (
+            markdown(head.split("|"), [cells]),
+            markdown(["step of an image, alone", "ms"], steps),
+        )
+    )
+
+
 def format_profile(subject: Subject, vocabulary: Vocabulary, top: int = 12) -> str:
     """Where a forward's time goes: by stage, and the top operators beyond the encoder."""
     model, whole = subject.model, subject.whole(vocabulary)
