@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcp_clip.visualization import MAX_SIDE, MIN_SIDE, draw_overlay, save_label_map
+from dcp_clip.visualization import (
+    MAX_SIDE,
+    MIN_SIDE,
+    draw_overlay,
+    save_label_map,
+    save_overlay,
+)
 from dcp_clip.vocabulary import Vocabulary
 
 COLORS = [(200, 0, 0), (0, 160, 0), (0, 0, 220)]
@@ -47,6 +53,33 @@ def test_regions_show_the_photograph_and_a_boundary():
     picture = draw_overlay(image, labels, VOCABULARY)[:480, :640].astype(int)
     assert (picture[:, 50] > picture[:, 150]).all()
     assert (picture[:, 320] > 200).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_regions_are_mixed_as_the_plain_formula_says(alpha, dtype):
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (480, 640, 3), np.uint8)
+    labels = np.repeat(np.repeat(rng.integers(0, 4, (8, 8)), 60, 0), 80, 1).astype(dtype)
+    labelled = labels < 3  # the fourth is no category
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    colours = np.array([*COLORS, (0, 0, 0)])[labels]
+    plain = (1 - alpha) * (0.5 * image + 0.5 * grey[..., None]) + alpha * colours
+    plain = np.where(labelled[..., None], plain, image)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    plain[edge] = 0.15 * plain[edge] + 0.85 * 255
+    picture = draw_overlay(image, labels, VOCABULARY, alpha=alpha)[:480, :640]
+    assert np.abs(picture - plain).max() <= 1.5
+
+
+def test_a_saved_overlay_holds_every_pixel(tmp_path):
+    picture = np.random.default_rng(2).integers(0, 256, (30, 40, 3), np.uint8)
+    path = tmp_path / "ü overlay.png"
+    save_overlay(path, picture)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(image), picture)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (30, 40), (2500, 3000)])

@@ -24,10 +24,10 @@ alone on decoded ones, with the weights that demo.py would take:
 
     python tools/benchmark.py --demo photos/ --config-file configs/camvid/dcp_clip_tiny.yaml
 
-Otherwise weights are random, whatever the config says, unless --opts MODEL.CLIP.PRETRAINED names some; so is
-the image. Neither changes the cost. Nor do the values of text features, which are random unit
-vectors unless --no-random-text is given: a large text tower needs minutes for thousands of names on
-a CPU. Its time is then measured on a few names and scaled to all.
+Otherwise weights are random, whatever the config says, unless --opts MODEL.CLIP.PRETRAINED names
+some; so is the image. Neither changes the cost. Nor do the values of text features, which are
+random unit vectors unless --no-random-text is given: a large text tower needs minutes for thousands
+of names on a CPU. Its time is then measured on a few names and scaled to all.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from pathlib import Path
 import torch
 from benchmark_demo import load_predictor, measure_demo
 from benchmark_meters import count_flops, limit_memory, peak_bytes, seconds
+from benchmark_profile import profile_forward, profile_training
 from benchmark_report import (
     format_demo_table,
     format_profile,
@@ -153,7 +154,11 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     if args.train:
         row = measure_training(subject, args.batch, args.vocabulary_sizes[0], args.repeats)
         text = f"{heading}, median of {args.repeats}.\n\n{format_train_table(row)}"
-        return text, figures | {"training": row}
+        figures |= {"training": row}
+        if args.profile is not None:
+            profile = profile_training(subject, args.batch, make_vocabulary(row["vocabulary"]))
+            text, figures = f"{text}\n\n{format_profile(profile)}", figures | {"profile": profile}
+        return text, figures
     if args.text:
         rows = [measure_text(subject, size) for size in args.vocabulary_sizes]
         return f"{heading}.\n\n{format_text_table(rows)}", figures | {"text": rows}
@@ -165,9 +170,12 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
         f"Parameters: {', '.join(counts)}.",
         format_table(rows, args.random_text),
     ]
-    if args.profile:
-        text.append(format_profile(subject, make_vocabulary(args.vocabulary_sizes[-1])))
-    return "\n\n".join(text), figures | {"rows": rows}
+    figures |= {"rows": rows}
+    if args.profile is not None:
+        profile = profile_forward(subject, make_vocabulary(args.vocabulary_sizes[-1]))
+        text.append(format_profile(profile))
+        figures |= {"profile": profile}
+    return "\n\n".join(text), figures
 
 
 def benchmark_demo(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
@@ -197,7 +205,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--repeats", type=positive, default=10, metavar="N", help="timed rounds (default 10)")
     text_help = "random text features instead of running the text tower on all names (default: on)"
     add("--random-text", action=argparse.BooleanOptionalAction, default=True, help=text_help)
-    add("--profile", action="store_true", help="also show where the largest vocabulary's time goes")
+    profile_help = "also show where time and memory go, with the largest vocabulary or, of a "
+    profile_help += "training step, the first; in FILE as well"
+    add("--profile", nargs="?", const="", metavar="FILE", help=profile_help)
     add("--train", action="store_true", help="measure a training step, with the first vocabulary")
     add("--batch", type=positive, default=2, metavar="B", help="images of a training step")
     add("--text", action="store_true", help="measure the encoding of the vocabularies")
@@ -213,7 +223,9 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; a wrong argument or too little memory ends with one sentence."""
     args = get_parser().parse_args(argv)
-    require_folders({"--json": args.json, "--plot": args.plot})
+    require_folders({"--json": args.json, "--plot": args.plot, "--profile": args.profile})
+    if args.profile is not None and (args.text or args.demo):
+        sys.exit("--profile shows a forward or a training step: leave out --text and --demo.")
     if args.plot and (args.train or args.text or args.demo):
         sys.exit("--plot draws the forward's cost: leave out --train, --text and --demo.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
@@ -237,6 +249,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("Environment: " + "; ".join(f"{name} {value}" for name, value in environment.items()))
     if args.plot:
         save_plot(args.plot, figures)
+    if args.profile:
+        tables = [f"## {x['config']}\n\n{format_profile(x['profile'])}\n" for x in figures]
+        with atomic_write(args.profile, "w") as file:
+            file.write("\n".join(tables))
     if args.json:
         with atomic_write(args.json, "w") as file:
             content = {"environment": environment, "settings": vars(args), "results": figures}

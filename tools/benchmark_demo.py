@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -21,8 +22,9 @@ from dcp_clip.visualization import save_label_map, save_overlay
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
-import demo  # noqa: E402
-from demo_inputs import Job, plan_jobs  # noqa: E402
+from demo_inputs import Job, plan_jobs
+
+import demo
 
 # Demo and model alone take turns of so many images, so that a disturbance of the machine hits both.
 TURN = 50
@@ -68,7 +70,7 @@ def measure_demo(predictor: Predictor, inputs: Sequence[str], count: int) -> dic
         turns = [jobs[start : start + TURN] for start in range(0, count, TURN)]
         for turn in tqdm(turns, desc="demo", unit=f" x {TURN} images"):
             spent["model"] += sum(_time_alone(predictor, job) for job in turn)
-            spent["demo"] += _timed(lambda: _run(predictor, turn, output), predictor)
+            spent["demo"] += _timed(partial(_run, predictor, turn, output), predictor)
     row = {"images": count, "distinct": len(found), "vocabulary": len(predictor.vocabulary)}
     for name, (wall, cpu) in spent.items():
         row |= {f"{name}_seconds": float(wall), f"{name}_cpu_seconds": float(cpu)}

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -68,23 +69,33 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def profile_times(
-    function: Callable[[], object], device: torch.device, repeats: int = 5
-) -> dict[str, tuple[float, float]]:
-    """Milliseconds a call by the name of operator or `record_function` scope.
+@dataclass(frozen=True)
+class Spent:
+    """Milliseconds a call, and bytes that it allocates less those that it frees, of an operator or
+    scope: with what it calls, and (`own`) without."""
 
-    Returns:
-        for each name the time with and without what it calls; on a GPU the GPU's time.
-    """
-    with _profiler(device) as profiler:
+    ms: float
+    own_ms: float
+    bytes: float
+    own_bytes: float
+
+
+def profile_calls(
+    function: Callable[[], object], device: torch.device, repeats: int = 5
+) -> dict[str, Spent]:
+    """What a call spends, by the name of operator or `record_function` scope; on a GPU its time
+    and memory."""
+    with _profiler(device, profile_memory=True) as profiler:
         for _ in range(repeats):
             function()
-    unit = 1e3 * repeats
-    kind = "device_time_total" if device.type == "cuda" else "cpu_time_total"
-    return {
-        event.key: (getattr(event, kind) / unit, getattr(event, f"self_{kind}") / unit)
-        for event in profiler.key_averages()
-    }
+    kind = "device" if device.type == "cuda" else "cpu"
+    times, memory = f"{kind}_time_total", f"{kind}_memory_usage"
+
+    def spent(event: object) -> Spent:
+        ms = [getattr(event, key) / 1e3 / repeats for key in (times, f"self_{times}")]
+        return Spent(*ms, *(getattr(event, key) / repeats for key in (memory, f"self_{memory}")))
+
+    return {event.key: spent(event) for event in profiler.key_averages()}
 
 
 def _profiler(device: torch.device, **options) -> profile:

@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-from benchmark_meters import profile_times
-from benchmark_subject import Replay, Subject
-from torch.profiler import record_function
 
 from dcp_clip.image_io import atomic_write
-from dcp_clip.vocabulary import Vocabulary
 
 matplotlib.use("Agg")
 
-STAGES = ("backbone", "proposal", "guidance", "coarse_decoder", "fine_decoder", "refinement")
 MIB = 2**20
 
 
@@ -85,29 +80,19 @@ def format_demo_table(row: dict) -> str:
     )
 
 
-def format_profile(subject: Subject, vocabulary: Vocabulary, top: int = 12) -> str:
-    """Where a forward's time goes: by stage, and the top operators beyond the encoder."""
-    model, whole = subject.model, subject.whole(vocabulary)
-    stages = {name: getattr(model, name) for name in STAGES}
-    for name, stage in stages.items():
-        stage.forward = record_function(f"stage: {name}")(stage.forward)
-    times = profile_times(record_function("stage: all")(whole), subject.device)
-    for stage in stages.values():
-        del stage.forward  # the class's own again
-    backbone = model.backbone
-    model.backbone = Replay(backbone, subject.encoder())
-    operators = profile_times(whole, subject.device)
-    model.backbone = backbone
-
-    spent = {name: times.get(f"stage: {name}", (0.0, 0.0))[0] for name in (*STAGES, "all")}
-    whole_ms = spent.pop("all")
-    spent["normalising, similarity, output"] = whole_ms - sum(spent.values())
-    stage_rows = [[name, f"{ms:.1f}", f"{ms / whole_ms:.1%}"] for name, ms in spent.items()]
-    ranked = sorted(operators.items(), key=lambda item: -item[1][1])[:top]
-    operator_rows = [[name, f"{own:.1f}"] for name, (_, own) in ranked]
+def format_profile(profile: dict, top: int = 12) -> str:
+    """Where time and memory go: by stage, and the top operators beyond the encoder."""
+    stages = profile["stages"]
+    total = sum(stage["ms"] for stage in stages.values())
+    stage_rows = [
+        [name, f"{x['ms']:.1f}", f"{x['ms'] / total:.1%}", f"{x['bytes'] / MIB:.1f}"]
+        for name, x in stages.items()
+    ]
+    ranked = sorted(profile["operators"].items(), key=lambda item: -item[1]["ms"])[:top]
+    operator_rows = [[name, f"{x['ms']:.1f}", f"{x['bytes'] / MIB:.1f}"] for name, x in ranked]
     tables = (
-        markdown(["stage", "ms", "share"], stage_rows),
-        markdown(["operator beyond the encoder", "ms"], operator_rows),
+        markdown(["stage", "ms", "share", "MiB kept"], stage_rows),
+        markdown(["operator beyond the encoder", "ms", "MiB allocated"], operator_rows),
     )
     return "\n\n".join(tables)
 

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from dcp_clip.engine import Trainer
 from dcp_clip.modeling.text_encoder import TextFeatures
@@ -111,9 +112,12 @@ class Subject:
         def step() -> None:
             self.model.train()
             with torch.enable_grad():
-                sum(self.model(records).values()).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+                loss = sum(self.model(records).values())
+                with record_function("stage: backward"):
+                    loss.backward()
+                with record_function("stage: optimiser"):
+                    optimizer.step()
+                    optimizer.zero_grad()
             self.model.eval()
 
         return step

@@ -143,17 +143,18 @@ class SegmentationCriterion(nn.Module):
         sampled = labels[:, start :: self.stride, start :: self.stride]
         target = labels_to_proposals(sampled, proposals, num_categories)
         weight = self._pixel_weight(sampled, target, num_categories)
-        one_hot = F.one_hot(target.clamp(min=0), proposals.ids.shape[1]).permute(0, 3, 1, 2)
-        one_hot = one_hot * (target >= 0)[:, None]
         losses = {}
         for name, logits in maps.items():
             logits = resize_to(logits.float(), target.shape[-2:])
             logits = logits.masked_fill(~proposals.valid[..., None, None], -1e4)
+            # Both losses read this one, and at the target only where that is enough: K maps of the
+            # batch are large, and every further pass over them costs as much as a convolution.
+            log_p = logits.log_softmax(1)
+            log_hit = log_p.gather(1, target.clamp(min=0)[:, None])[:, 0]
             factor = self.map_weights[name]
-            ce = F.cross_entropy(logits, target, ignore_index=_VOID, reduction="none")
-            ce = (ce * weight).sum() / weight.sum().clamp(min=1e-6)
+            ce = -(log_hit * weight).sum() / weight.sum().clamp(min=1e-6)
             losses[f"loss_{name}_ce"] = factor * self.ce_weight * ce
-            losses[f"loss_{name}_dice"] = factor * self.dice_weight * _dice(logits, target, one_hot)
+            losses[f"loss_{name}_dice"] = factor * self.dice_weight * _dice(log_p, log_hit, target)
         present = proposals.to_category(present)
         # Where nothing in stage 1 learns, its loss would pull at CLIP alone, or at nothing.
         if proposals.learned:
@@ -193,10 +194,19 @@ class SegmentationCriterion(nn.Module):
         }
 
 
-def _dice(logits: Tensor, target: Tensor, one_hot: Tensor) -> Tensor:
-    """Mean soft dice loss over the categories present (V-Net, arXiv 1606.04797), void left out."""
-    probability = logits.softmax(1) * (target >= 0)[:, None]
-    overlap = 2 * (probability * one_hot).sum((2, 3)) + 1
-    size = (probability + one_hot).sum((2, 3)) + 1
-    present = one_hot.flatten(2).any(2)
+def _dice(log_p: Tensor, log_hit: Tensor, target: Tensor) -> Tensor:
+    """Mean soft dice loss over the categories present (V-Net, arXiv 1606.04797), void left out.
+
+    Args:
+        log_p: (B, K, H, W) log of the probability of each proposal.
+        log_hit: (B, H, W) the same of the target alone; anything where that is void.
+        target: (B, H, W) index of the proposal, -1 for void.
+    """
+    known = (target >= 0).flatten(1).to(log_p.dtype)
+    index = target.clamp(min=0).flatten(1)
+    nothing = log_p.new_zeros(log_p.shape[:2])
+    count = nothing.scatter_add(1, index, known)
+    overlap = 2 * nothing.scatter_add(1, index, log_hit.flatten(1).exp() * known) + 1
+    size = torch.einsum("bkn,bn->bk", log_p.flatten(2).exp(), known) + count + 1
+    present = count > 0
     return ((1 - overlap / size) * present).sum() / present.sum().clamp(min=1)

@@ -108,6 +108,32 @@ def test_dice_counts_what_is_there(criterion):
     assert float(loss["loss_fine_dice"]) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.3])
+def test_losses_and_gradients_are_those_of_the_plain_formulas(criterion, balance):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 6, 7, generator=generator).requires_grad_()
+    labels = torch.randint(-1, 6, (2, 6, 7), generator=generator)
+    valid = [[True] * 4, [True, True, True, False]]
+    chosen = proposals([[0, 1, 3, 4], [1, 2, 5, 0]], valid)
+    losses = criterion(BALANCE=balance)({"fine": logits}, None, chosen, labels, 6)
+    target = labels_to_proposals(labels, chosen, 6)
+    known = target >= 0
+    frequency = torch.bincount(labels[known], minlength=6) / known.sum()
+    weight = (frequency[labels.clamp(min=0)] ** -balance).where(known, torch.tensor(0.0))
+    masked = logits.masked_fill(~chosen.valid[..., None, None], -1e4)
+    ce = F.cross_entropy(masked, target, ignore_index=-1, reduction="none")
+    ce = (ce * weight).sum() / weight.sum()
+    p = masked.softmax(1) * known[:, None]
+    truth = F.one_hot(target.clamp(min=0), 4).permute(0, 3, 1, 2) * known[:, None]
+    dice = 1 - (2 * (p * truth).sum((2, 3)) + 1) / ((p + truth).sum((2, 3)) + 1)
+    plain = ce, dice[truth.flatten(2).any(2)].mean()
+    for name, expected in zip(("ce", "dice"), plain, strict=True):
+        torch.testing.assert_close(losses[f"loss_fine_{name}"], expected)
+        got = torch.autograd.grad(losses[f"loss_fine_{name}"], logits, retain_graph=True)[0]
+        torch.testing.assert_close(got, torch.autograd.grad(expected, logits, retain_graph=True)[0])
+        assert not got.masked_select(~known[:, None]).any()
+
+
 def test_a_perfect_answer_has_no_loss(criterion):
     labels = torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0))
     logits = 50.0 * F.one_hot(labels, 3).permute(0, 3, 1, 2)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import benchmark  # noqa: E402
 import benchmark_meters  # noqa: E402
-import benchmark_report  # noqa: E402
+import benchmark_profile  # noqa: E402
 import benchmark_subject  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -93,7 +93,8 @@ def test_report_and_json(tmp_path, capsys, text):
     arguments = ["--config-file", TINY, "--size", "60", "70", "--output-size", "30", "40", text]
     arguments += ["--vocabulary-sizes", "6", "40", "60", "--repeats", "1", "--device", "cpu"]
     plot = tmp_path / "plot.png"
-    arguments += ["--json", str(out), "--profile", "--plot", str(plot)]
+    trace = tmp_path / "profile.md"
+    arguments += ["--json", str(out), "--profile", str(trace), "--plot", str(plot)]
     benchmark.main([*arguments, "--opts", "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", "8"])
     report = capsys.readouterr().out
     content = json.loads(out.read_text())
@@ -110,6 +111,11 @@ def test_report_and_json(tmp_path, capsys, text):
     parameters = result["parameters"]
     assert parameters["total"] >= parameters["trained"] > parameters["clip_image_tower"] > 0
     assert "random weights" in report and "| fine_decoder |" in report
+    assert trace.read_text().partition("\n\n")[2].strip() in report
+    stages = result["profile"]["stages"]
+    # The fine maps and stage 4's alone: 6 or 8 categories at stride 4.
+    assert stages["fine_decoder"]["bytes"] >= 4 * 8 * 15 * 17
+    assert result["profile"]["operators"]["aten::empty"]["bytes"] > 0
     assert f"torch {torch.__version__.partition('+')[0]}" in report
     assert content["environment"]["torch"] in report
     with Image.open(plot) as picture:
@@ -139,6 +145,19 @@ def test_a_training_step_is_measured_beside_the_encoder(tmp_path, capsys):
     )
 
 
+def test_a_training_steps_profile_has_its_parts(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    arguments = ["--config-file", TINY, "--size", "64", "64", "--vocabulary-sizes", "10"]
+    arguments += ["--train", "--profile", "--batch", "1", "--repeats", "1", "--device", "cpu"]
+    benchmark.main([*arguments, "--json", str(out)])
+    (result,) = json.loads(out.read_text())["results"]
+    stages = result["profile"]["stages"]
+    assert {*benchmark_profile.STAGES, "criterion", "backward", "optimiser"} < set(stages)
+    assert all(stages[stage]["ms"] > 0 for stage in ("fine_decoder", "criterion", "backward"))
+    assert "aten::convolution_backward" in result["profile"]["operators"]
+    assert "| backward |" in capsys.readouterr().out
+
+
 def test_text_is_measured_with_its_second_start(tmp_path, capsys):
     out = tmp_path / "figures.json"
     arguments = ["--config-file", TINY, "--size", "64", "96", "--vocabulary-sizes", "40", "80"]
@@ -152,9 +171,39 @@ def test_text_is_measured_with_its_second_start(tmp_path, capsys):
     assert "| 80 | 1 |" in capsys.readouterr().out
 
 
+def test_the_demo_is_measured_beside_its_model(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        Image.new("RGB", (48, 32), (80 * i, 100, 0)).save(tmp_path / "in" / f"{i}.png")
+    out = tmp_path / "figures.json"
+    arguments = ["--config-file", TINY, "--demo", str(tmp_path / "in"), "--images", "5"]
+    arguments += ["--vocabulary", "sky; tree", "--device", "cpu", "--json", str(out)]
+    benchmark.main([*arguments, "--opts", "INPUT.MIN_SIZE_TEST", "32"])
+    (result,) = json.loads(out.read_text())["results"]
+    row = result["demo"]
+    assert (row["images"], row["distinct"], row["vocabulary"]) == (5, 3, 2)
+    assert row["share"] == row["model_seconds"] / row["demo_seconds"]
+    assert set(row["step_seconds"]) == {
+        "read",
+        "resize, model, label map",
+        "draw",
+        "write overlay",
+        "write labels",
+    }
+    report = capsys.readouterr().out
+    assert "| 5 | 2 |" in report and "| draw |" in report
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["in"]
+
+
+def test_an_image_that_the_demo_cannot_read_ends_the_measurement(tmp_path):
+    (tmp_path / "damaged.png").write_text("no image")
+    with pytest.raises(SystemExit, match="damaged.png"):
+        benchmark.main(["--config-file", TINY, "--demo", str(tmp_path), "--device", "cpu"])
+
+
 def test_models_stages_are_those_that_the_profile_names(make_model):
     model = make_model()
-    assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark_report.STAGES)
+    assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark_profile.STAGES)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +215,8 @@ def test_models_stages_are_those_that_the_profile_names(make_model):
         (["--config-file", TINY, "--json", "no/such/folder/out.json"], "no/such/folder"),
         (["--config-file", TINY, "--plot", "no/such/plot.png"], "no/such"),
         (["--config-file", TINY, "--train", "--plot", "plot.png"], "--plot"),
+        (["--config-file", TINY, "--text", "--profile"], "--profile"),
+        (["--config-file", TINY, "--demo", "no/such/photos"], "no/such/photos"),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(arguments, message):
