@@ -122,17 +122,24 @@ def test_report_and_json(tmp_path, capsys, text):
         assert picture.format == "PNG" and picture.width > picture.height > 300
 
 
-def test_a_training_step_is_measured_beside_the_encoder(tmp_path, capsys):
+def test_a_training_step_is_measured_and_profiled_beside_the_encoder(tmp_path, capsys):
     out = tmp_path / "figures.json"
     arguments = ["--config-file", TINY, "--size", "64", "96", "--vocabulary-sizes", "10"]
     arguments += ["--train", "--batch", "3", "--repeats", "1", "--device", "cpu"]
     rows = []
     for policy in ("none", "all"):
-        opts = ["--opts", "MODEL.CLIP.TRAIN_IMAGE", policy, "MODEL.CLIP.TRAIN_TEXT", "none"]
+        opts = ["--profile"] * (policy == "all")
+        opts += ["--opts", "MODEL.CLIP.TRAIN_IMAGE", policy, "MODEL.CLIP.TRAIN_TEXT", "none"]
         benchmark.main([*arguments, "--json", str(out), *opts])
         (result,) = json.loads(out.read_text())["results"]
         rows.append(result["training"])
-        assert "| 3 | 10 | 10 |" in capsys.readouterr().out
+        report = capsys.readouterr().out
+        assert "| 3 | 10 | 10 |" in report
+    stages = result["profile"]["stages"]
+    assert {*benchmark_profile.STAGES, "criterion", "backward", "optimiser"} < set(stages)
+    assert all(stages[stage]["ms"] > 0 for stage in ("fine_decoder", "criterion", "backward"))
+    assert "aten::convolution_backward" in result["profile"]["operators"]
+    assert "| backward |" in report
     frozen, trained = rows
     assert (frozen["batch"], frozen["vocabulary"], frozen["proposals"]) == (3, 10, 10)
     assert frozen["step_flops"] > frozen["encoder_flops"] == trained["encoder_flops"] > 0
@@ -143,19 +150,6 @@ def test_a_training_step_is_measured_beside_the_encoder(tmp_path, capsys):
     assert frozen["beyond_ratio"] == pytest.approx(
         frozen["step_seconds"] / frozen["encoder_seconds"] - 1
     )
-
-
-def test_a_training_steps_profile_has_its_parts(tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    arguments = ["--config-file", TINY, "--size", "64", "64", "--vocabulary-sizes", "10"]
-    arguments += ["--train", "--profile", "--batch", "1", "--repeats", "1", "--device", "cpu"]
-    benchmark.main([*arguments, "--json", str(out)])
-    (result,) = json.loads(out.read_text())["results"]
-    stages = result["profile"]["stages"]
-    assert {*benchmark_profile.STAGES, "criterion", "backward", "optimiser"} < set(stages)
-    assert all(stages[stage]["ms"] > 0 for stage in ("fine_decoder", "criterion", "backward"))
-    assert "aten::convolution_backward" in result["profile"]["operators"]
-    assert "| backward |" in capsys.readouterr().out
 
 
 def test_text_is_measured_with_its_second_start(tmp_path, capsys):
