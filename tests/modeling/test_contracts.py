@@ -159,35 +159,42 @@ def test_5_an_image_does_not_see_its_neighbours(models, make_image, clip, sizes,
     assert [x["sem_seg"].image_size for x in together[1:]] == sizes[1:]
 
 
-# ---- the same where stage 1 ranks on few vectors, into which it merges the positions
+# ---- the same where stage 1 ranks on few vectors, into which it merges the positions, and where
+# stage 5 renames
+
+OTHERWISE = {
+    "merged": {"MODEL.DCP_CLIP.PROPOSAL.NUM_POSITIONS": 3},
+    "renaming": {"MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME": "RenamingRefinement"},
+}
 
 
-@pytest.fixture(scope="module", params=CLIPS)
-def merging(models, request):
-    return models(request.param, {"MODEL.DCP_CLIP.PROPOSAL.NUM_POSITIONS": 3})
+@pytest.fixture(scope="module", params=[(clip, kind) for clip in CLIPS for kind in OTHERWISE])
+def otherwise(models, request):
+    clip, kind = request.param
+    return models(clip, OTHERWISE[kind])
 
 
 @FEW
 @given(data=st.data())
-def test_2_and_3_on_merged_positions(merging, make_image, data):
+def test_2_and_3_otherwise(otherwise, make_image, data):
     image = make_image(*data.draw(SIZES), seed=data.draw(st.integers(0, 5)))
-    maps, scores, _ = run(merging, image, POOL)
-    assert_same(run(merging, image, data.draw(st.permutations(POOL))), (maps, scores))
+    maps, scores, _ = run(otherwise, image, POOL)
+    assert_same(run(otherwise, image, data.draw(st.permutations(POOL))), (maps, scores))
     kept = [name for name in POOL if name[0] in maps]
     others = [name for name in POOL if name[0] not in maps]
     kept += data.draw(st.lists(st.sampled_from(others), unique_by=tuple))
-    fewer = run(merging, image, [name for name in POOL if name in kept])
+    fewer = run(otherwise, image, [name for name in POOL if name in kept])
     assert_same(fewer, (maps, scores), exact=True)
 
 
 @FEW
 @given(sizes=st.lists(SIZES, min_size=2, max_size=4), seed=st.integers(0, 9))
-def test_5_on_merged_positions(merging, make_image, sizes, seed):
+def test_5_otherwise(otherwise, make_image, sizes, seed):
     images = [make_image(*size, seed=seed + i) for i, size in enumerate(sizes)]
     inputs = [{"image": image, "vocabulary": Vocabulary(POOL)} for image in images]
     with torch.no_grad():
-        together = merging(inputs)
-        alone = [merging([x])[0] for x in inputs]
+        together = otherwise(inputs)
+        alone = [otherwise([x])[0] for x in inputs]
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a["proposals"]["ids"], b["proposals"]["ids"])
 
