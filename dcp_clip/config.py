@@ -81,8 +81,9 @@ def _add_stages(cfg: CN) -> None:
     # Synonyms: "mean" of their features, "max" (the best synonym speaks for the category), or
     # "first" (the main name alone).
     cfg.MODEL.DCP_CLIP.VOCABULARY.SYNONYMS = "mean"
-    # Prompts encoded at once; bounds memory. Short chunks are filled up, so that a name's features
-    # are the same to the last bit in every vocabulary.
+    # Prompts encoded at once; bounds memory. A chunk holds prompts of about one length, and short
+    # chunks are filled up, so that a name's features are the same to the last bit in every
+    # vocabulary.
     cfg.MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE = 32
     # Folder where text features of frozen towers are kept; "" keeps them in memory only.
     cfg.MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR = "~/.cache/dcp_clip/text"

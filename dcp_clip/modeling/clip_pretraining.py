@@ -7,13 +7,13 @@ import math
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clip_backbone import CLIPBackbone
 from .clip_loading import load_clip, share_clip
 from .losses import ranking_loss
+from .text_tower import encode_tokens, needed_lengths
 from .tokenizer import build_tokenizer
 
 __all__ = ["CLIPPretraining", "contrastive_loss"]
@@ -30,13 +30,11 @@ class CLIPPretraining(nn.Module):
     """
 
     @configurable
-    def __init__(
-        self, *, backbone: CLIPBackbone, text: TextTransformer, tokenizer, dense_weight: float
-    ):
+    def __init__(self, *, backbone: CLIPBackbone, text: nn.Module, tokenizer, dense_weight: float):
         """
         Args:
             backbone: the image tower.
-            text: the text tower, causal, read at its end of text.
+            text: the text tower.
             tokenizer: of the text tower.
             dense_weight: of the loss of the positions, beside 1 for that of the whole picture.
         """
@@ -86,20 +84,13 @@ class CLIPPretraining(nn.Module):
     def encode_text(self, captions: list[str]) -> Tensor:
         """(T, D) unit-length features of T captions; padding behind the longest is not computed."""
         tokens = self.tokenizer(captions).to(self.logit_scale.device)
-        ends = tokens.argmax(1)
-        order = ends.argsort()
+        lengths = needed_lengths(self.text_encoder, tokens)
+        order = lengths.argsort()
         parts = []
         for rows in order.chunk(3):  # short captions apart from long ones
-            part = tokens[rows, : int(ends[rows].max()) + 1]
-            parts.append(self._encode_tokens(part))
+            part = tokens[rows, : int(lengths[rows].max())]
+            parts.append(encode_tokens(self.text_encoder, part))
         return F.normalize(torch.cat(parts)[order.argsort()], dim=1)
-
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        text, length = self.text_encoder, tokens.shape[1]
-        x = text.token_embedding(tokens) + text.positional_embedding[:length]
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
-        x = text_global_pool(text.ln_final(x), tokens, pool_type=text.pool_type)
-        return x @ text.text_projection
 
     def clip_state(self) -> dict[str, Tensor]:
         """The weights as open_clip names them."""

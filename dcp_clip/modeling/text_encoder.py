@@ -16,16 +16,18 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from ..image_io import atomic_write
-from ..prompts import build_prompts, load_templates
+from ..prompts import load_templates
 from ..vocabulary import Vocabulary
 from .clip_loading import load_clip
-from .tokenizer import build_tokenizer
+from .text_tower import encode_tokens, needed_lengths, rounded_lengths
+from .tokenizer import build_tokenizer, tokenize
 
 __all__ = ["TextEncoder", "TextFeatures"]
 
 logger = logging.getLogger(__name__)
 _SYNONYM_RULES = ("mean", "max", "first")
 _CACHED_VOCABULARIES = 8  # in memory: 20,000 names are 60 MB
+_BLOCK_CHUNKS = 64  # prompts are grouped by length within so many chunks; bounds memory
 _PROGRESS_FROM = 2000  # prompts; below it encoding is a matter of seconds
 
 
@@ -172,30 +174,40 @@ class TextEncoder(nn.Module):
         names = [name for group in groups for name in group]
         tokens = self._tokenize(vocabulary, names)
         num_templates = len(self.templates)
-        per_chunk = max(self.chunk_size // num_templates, 1)
-        chunks = []
+        block = max(_BLOCK_CHUNKS * self.chunk_size // num_templates, 1) * num_templates
+        features = []
         bar = tqdm(
-            total=len(names),
+            total=len(tokens),
             desc="Encoding names",
-            unit="name",
+            unit="prompt",
             disable=len(tokens) < _PROGRESS_FROM,
         )
         with bar:
-            for start in range(0, len(names), per_chunk):
-                part = tokens[start * num_templates : (start + per_chunk) * num_templates]
-                part = part.to(self.device)
+            for part in tokens.split(block):
+                out = F.normalize(self._encode_prompts(part.to(self.device), bar).float(), dim=-1)
+                out = out.unflatten(0, (-1, num_templates)).mean(1)
+                features.append(F.normalize(out, dim=-1))
+        return self._group(torch.cat(features), [len(group) for group in groups])
+
+    def _encode_prompts(self, tokens: Tensor, bar: tqdm) -> Tensor:
+        """Token ids (N, L) to features (N, D), in chunks of prompts of about the same length."""
+        lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
+        rows, parts = [], []
+        for length in lengths.unique().tolist():
+            for chunk in (lengths == length).nonzero()[:, 0].split(self.chunk_size):
+                part = tokens[chunk, :length]
                 if not self.trains:
                     # The shape of a matrix product can change its last bits: with chunks of one
-                    # size a name's features do not depend on how many names there are.
-                    out = self.text(_padded(part, per_chunk * num_templates))[: len(part)]
-                elif len(names) > per_chunk:
-                    out = checkpoint(self.text, part, use_reentrant=False)
+                    # size a length a name's features do not depend on the other names.
+                    out = encode_tokens(self.text, _padded(part, self.chunk_size))[: len(part)]
+                elif len(tokens) > self.chunk_size:
+                    out = checkpoint(encode_tokens, self.text, part, use_reentrant=False)
                 else:
-                    out = self.text(part)
-                out = F.normalize(out.float(), dim=-1).unflatten(0, (-1, num_templates)).mean(1)
-                chunks.append(F.normalize(out, dim=-1))
-                bar.update(len(out))
-        return self._group(torch.cat(chunks), [len(group) for group in groups])
+                    out = encode_tokens(self.text, part)
+                rows.append(chunk)
+                parts.append(out)
+                bar.update(len(part))
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _group(self, embeddings: Tensor, counts: list[int]) -> TextFeatures:
         """Rows a category from rows a name, as the synonym rule says."""
@@ -214,25 +226,11 @@ class TextEncoder(nn.Module):
         return TextFeatures(mean, own_row)
 
     def _tokenize(self, vocabulary: Vocabulary, names: list[str]) -> Tensor:
+        if not self.trains:
+            return tokenize(self.tokenizer, names, self.templates)
         key = vocabulary.fingerprint()
         if key not in self._tokens:
-            prompts = build_prompts(names, self.templates)
-            tokens = self.tokenizer(prompts)
-            end = getattr(self.tokenizer, "eot_token_id", None)
-            context = tokens.shape[1]
-            if end is not None:
-                # A sequence that fills the context may have been cut; only those are looked at
-                # twice.
-                for i in (tokens[:, -1] == end).nonzero()[:, 0].tolist():
-                    length = len(self.tokenizer.encode(prompts[i])) + 2
-                    if length > context:
-                        name = names[i // len(self.templates)]
-                        raise ValueError(
-                            f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} "
-                            f"characters) needs {length} tokens in the prompt, CLIP's context "
-                            f"holds {context}; shorten it."
-                        )
-            self._tokens = {key: tokens}
+            self._tokens = {key: tokenize(self.tokenizer, names, self.templates)}
         return self._tokens[key]
 
     def _cache_key(self, vocabulary: Vocabulary) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import open_clip
 from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
 
-__all__ = ["PrefixTokenizer", "build_tokenizer"]
+from ..prompts import build_prompts
+
+__all__ = ["PrefixTokenizer", "build_tokenizer", "tokenize"]
 
 
 class PrefixTokenizer(SimpleTokenizer):
@@ -47,3 +52,27 @@ def build_tokenizer(model_name: str, vocab_size: int):
     if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
         return PrefixTokenizer(vocab_size, context_length=tokenizer.context_length)
     return tokenizer
+
+
+def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Token ids (N * T, L) of N names in T templates, ordered as :func:`build_prompts` does.
+
+    Raises:
+        ValueError: when a name does not fit the context; the message quotes it.
+    """
+    prompts = build_prompts(names, templates)
+    tokens = tokenizer(prompts)
+    end = getattr(tokenizer, "eot_token_id", None)
+    if end is None:
+        return tokens
+    context = tokens.shape[1]
+    # A sequence that fills the context may have been cut; only those are looked at twice.
+    for i in (tokens[:, -1] == end).nonzero()[:, 0].tolist():
+        length = len(tokenizer.encode(prompts[i])) + 2
+        if length > context:
+            name = names[i // len(templates)]
+            raise ValueError(
+                f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} characters) "
+                f"needs {length} tokens in the prompt, CLIP's context holds {context}; shorten it."
+            )
+    return tokens
