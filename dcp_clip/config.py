@@ -64,6 +64,9 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.BF16 = False
     # Keep convolutions in channels-last memory format; pays on CPUs and tensor cores.
     cfg.MODEL.DCP_CLIP.CHANNELS_LAST = False
+    # Run CLIP's image tower through torch.compile, unless it trains. The first image takes longer,
+    # as do a few of other sizes until sizes are dynamic; where compiling fails a warning says so.
+    cfg.MODEL.DCP_CLIP.COMPILE = False
 
     # The maps that are the answer: "last", or an earlier stage's, "fine" or "coarse".
     cfg.MODEL.DCP_CLIP.OUTPUT = "last"

@@ -11,6 +11,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .clip_loading import clip_pixel_stats, load_clip
+from .compilation import Compiled
 from .layers import resize_to
 from .vit_dense import DENSE_READINGS, dense_tokens, run_vit
 from .windows import encode_in_windows
@@ -56,6 +57,7 @@ class CLIPBackbone(Backbone):
         resample: bool = True,
         window: int = 0,
         window_stride: int = 0,
+        compile_tower: bool = False,
     ):
         """
         Args:
@@ -72,6 +74,7 @@ class CLIPBackbone(Backbone):
                 channels first, since a 1x1 projection and bilinear resizing commute.
             window: side of the windows in pixels; 0 for none.
             window_stride: pixels from one window to the next.
+            compile_tower: run the tower through torch.compile unless it trains.
 
         Raises:
             ValueError: for a tower of another kind, an unknown reading, or windows that do not fit
@@ -89,6 +92,9 @@ class CLIPBackbone(Backbone):
         self.dense, self.residual, self.neighbour_std = dense, residual, neighbour_std
         self.resample = resample
         self.window, self.window_stride = window, window_stride
+        self._compiled = None
+        if compile_tower:
+            self._compiled = Compiled(CLIPBackbone._encode, "CLIP's image tower")
         if isinstance(visual, VisionTransformer):
             self._init_vit(visual)
         elif isinstance(visual, TimmModel) and hasattr(visual.trunk, "stages"):
@@ -115,6 +121,7 @@ class CLIPBackbone(Backbone):
             "resample": cfg.MODEL.CLIP.RESAMPLE,
             "window": cfg.MODEL.CLIP.WINDOW,
             "window_stride": cfg.MODEL.CLIP.WINDOW_STRIDE,
+            "compile_tower": cfg.MODEL.DCP_CLIP.COMPILE,
         }
 
     def _init_timm(self, visual: TimmModel) -> None:
@@ -202,16 +209,22 @@ class CLIPBackbone(Backbone):
                 f"needs multiples of {divisor}; pad it first."
             )
         if self.window and max(images.shape[-2:]) > self.window:
-            out = encode_in_windows(self._encode, images, self.window, self.window_stride)
+            out = encode_in_windows(self._run, images, self.window, self.window_stride)
             out["pooled"] = self._pooled(images)
         else:
-            out = self._encode(images)
+            out = self._run(images)
         if isinstance(self.visual, VisionTransformer) and self.resample:
             height, width = images.shape[-2:]
             for key, stride in zip(("res2", "res3", "res4"), _STRIDES, strict=False):
                 out[key] = resize_to(out[key], (-(-height // stride), -(-width // stride)))
         out["image"] = images
         return out
+
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
+        # Of a tower that trains: drop path and gradients stay what the recipes were made with.
+        if self._compiled is None or self.visual.training:
+            return self._encode(images)
+        return self._compiled(self, images)
 
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         """All outputs but the images, each on the grid that the tower computes it on."""
