@@ -96,7 +96,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.model_name, self.templates, self.synonyms = model_name, templates, synonyms
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
-        self._tokens: dict[str, Tensor] = {}
+        self._tokens: dict[str, tuple[Tensor, list[int]]] = {}
         self._cache: OrderedDict[str, TextFeatures] = OrderedDict()
         self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
@@ -172,7 +172,7 @@ class TextEncoder(nn.Module):
         if self.synonyms == "first":
             groups = tuple(group[:1] for group in groups)
         names = [name for group in groups for name in group]
-        tokens = self._tokenize(vocabulary, names)
+        tokens, lengths = self._tokenize(vocabulary, names)
         num_templates = len(self.templates)
         block = max(_BLOCK_CHUNKS * self.chunk_size // num_templates, 1) * num_templates
         features = []
@@ -183,19 +183,22 @@ class TextEncoder(nn.Module):
             disable=len(tokens) < _PROGRESS_FROM,
         )
         with bar:
-            for part in tokens.split(block):
-                out = F.normalize(self._encode_prompts(part.to(self.device), bar).float(), dim=-1)
+            for start in range(0, len(tokens), block):
+                rows = slice(start, start + block)
+                out = self._encode_prompts(tokens[rows].to(self.device), lengths[rows], bar)
+                out = F.normalize(out.float(), dim=-1)
                 out = out.unflatten(0, (-1, num_templates)).mean(1)
                 features.append(F.normalize(out, dim=-1))
         return self._group(torch.cat(features), [len(group) for group in groups])
 
-    def _encode_prompts(self, tokens: Tensor, bar: tqdm) -> Tensor:
-        """Token ids (N, L) to features (N, D), in chunks of prompts of about the same length."""
-        lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
+    def _encode_prompts(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
+        """Token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
         rows, parts = [], []
-        for length in lengths.unique().tolist():
-            for chunk in (lengths == length).nonzero()[:, 0].split(self.chunk_size):
-                part = tokens[chunk, :length]
+        for length in sorted(set(lengths)):
+            members = [i for i, other in enumerate(lengths) if other == length]
+            for start in range(0, len(members), self.chunk_size):
+                chunk = members[start : start + self.chunk_size]
+                part = tokens[torch.tensor(chunk, device=tokens.device), :length]
                 if not self.trains:
                     # The shape of a matrix product can change its last bits: with chunks of one
                     # size a length a name's features do not depend on the other names.
@@ -204,10 +207,11 @@ class TextEncoder(nn.Module):
                     out = checkpoint(encode_tokens, self.text, part, use_reentrant=False)
                 else:
                     out = encode_tokens(self.text, part)
-                rows.append(chunk)
+                rows += chunk
                 parts.append(out)
                 bar.update(len(part))
-        return torch.cat(parts)[torch.cat(rows).argsort()]
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        return torch.cat(parts)[torch.tensor(order, device=tokens.device)]
 
     def _group(self, embeddings: Tensor, counts: list[int]) -> TextFeatures:
         """Rows a category from rows a name, as the synonym rule says."""
@@ -225,13 +229,16 @@ class TextEncoder(nn.Module):
         own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
         return TextFeatures(mean, own_row)
 
-    def _tokenize(self, vocabulary: Vocabulary, names: list[str]) -> Tensor:
-        if not self.trains:
-            return tokenize(self.tokenizer, names, self.templates)
+    def _tokenize(self, vocabulary: Vocabulary, names: list[str]) -> tuple[Tensor, list[int]]:
+        """Token ids (N, L), and how many of them to encode; kept while the tower trains."""
         key = vocabulary.fingerprint()
-        if key not in self._tokens:
-            self._tokens = {key: tokenize(self.tokenizer, names, self.templates)}
-        return self._tokens[key]
+        if key in self._tokens:
+            return self._tokens[key]
+        tokens = tokenize(self.tokenizer, names, self.templates)
+        lengths = needed_lengths(self.text, tokens.to(self.device))
+        found = tokens, rounded_lengths(lengths, tokens.shape[1]).tolist()
+        self._tokens = {key: found} if self.trains else {}
+        return found
 
     def _cache_key(self, vocabulary: Vocabulary) -> str:
         parts = (

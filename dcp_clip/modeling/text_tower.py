@@ -49,7 +49,7 @@ def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
     L is at least the largest of :func:`needed_lengths`; below the tower's context length only for
     towers that can be cut.
     """
-    if not can_be_cut(text):
+    if type(text) is not TextTransformer or tokens.shape[1] >= text.context_length:
         return text(tokens)
     length, dtype = tokens.shape[1], text.transformer.get_cast_dtype()
     x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
