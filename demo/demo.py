@@ -76,6 +76,11 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def shipped_weights(config_file: str, opts: Sequence[str]) -> Path | None:
+    """The weights that the repository has for the config, unless `opts` names some."""
+    return None if "MODEL.WEIGHTS" in opts else SHIPPED_WEIGHTS.get(Path(config_file).resolve())
+
+
 def read_ahead(
     jobs: Iterable[Job], max_pixels: int
 ) -> Iterator[tuple[Job, "Future[tuple[np.ndarray, tuple[int, int]]]"]]:
@@ -191,8 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryFile(dir=output):
             pass  # a folder that cannot be written to should show now, not after the first image
         weights = args.weights
-        if weights is None and "MODEL.WEIGHTS" not in args.opts:
-            weights = SHIPPED_WEIGHTS.get(Path(args.config_file).resolve())
+        if weights is None:
+            weights = shipped_weights(args.config_file, args.opts)
         predictor = Predictor.from_config_file(
             args.config_file, weights, args.opts, vocabulary=args.vocabulary
         )

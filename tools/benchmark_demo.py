@@ -40,9 +40,7 @@ def load_predictor(
     Raises:
         as `Predictor.from_config_file`.
     """
-    weights = None
-    if "MODEL.WEIGHTS" not in opts:
-        weights = demo.SHIPPED_WEIGHTS.get(Path(config_file).resolve())
+    weights = demo.shipped_weights(config_file, opts)
     opts = ["MODEL.DEVICE", device, *opts]
     return Predictor.from_config_file(config_file, weights, opts, vocabulary=vocabulary)
 

@@ -71,6 +71,8 @@ class MaskPooledRefinement(nn.Module):
     `temperature` softens the masks that are pooled, until they see what lies around them.
     """
 
+    _verdicts = 1  # numbers that the network says of a mask: the logit of its name's presence
+
     @configurable
     def __init__(
         self,
@@ -107,7 +109,7 @@ class MaskPooledRefinement(nn.Module):
         if learned:
             self.scale = nn.Parameter(torch.tensor(float(scale)))
             self.judge = nn.Sequential(
-                nn.Linear(6, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, 1)
+                nn.Linear(6, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, self._verdicts)
             )
             # Starts by believing every proposal: log-sigmoid of 3 is nearly zero.
             nn.init.zeros_(self.judge[-1].weight)
@@ -209,6 +211,8 @@ class RenamingRefinement(MaskPooledRefinement):
     rim they show its surroundings.
     """
 
+    _verdicts = 2  # presence, and the head start of the mask's own name
+
     @configurable
     def __init__(self, **kwargs):
         """
@@ -224,10 +228,6 @@ class RenamingRefinement(MaskPooledRefinement):
                 "MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED is False, but RenamingRefinement learns; "
                 "use MaskPooledRefinement."
             )
-        hidden = self.judge[0].out_features
-        self.judge[2] = nn.Linear(hidden, 2)  # presence, and the head start of the mask's own name
-        nn.init.zeros_(self.judge[2].weight)
-        nn.init.constant_(self.judge[2].bias, 3.0)
 
     def _judge(self, fine, dense, text, scores, valid, mask) -> Refinement:
         shares = self._shares(fine, dense, valid, mask)

@@ -235,8 +235,8 @@ class TextEncoder(nn.Module):
         if key in self._tokens:
             return self._tokens[key]
         tokens = tokenize(self.tokenizer, names, self.templates)
-        lengths = needed_lengths(self.text, tokens.to(self.device))
-        found = tokens, rounded_lengths(lengths, tokens.shape[1]).tolist()
+        lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
+        found = tokens, lengths.tolist()
         self._tokens = {key: found} if self.trains else {}
         return found
 
