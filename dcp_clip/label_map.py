@@ -91,9 +91,18 @@ class RowResizer:
         above, below, down = _neighbours(start, stop, self._step, self.grid[0])
         first, last = int(above[0]), int(below[-1])
         needed = maps[:, first - first_row : last + 1 - first_row].float()
-        wide = torch.lerp(needed[:, :, self._left], needed[:, :, self._right], self._across)
+        # Names innermost: what is gathered are then runs of K numbers, and so is what is compared
+        # for the winner.
+        needed = needed.permute(1, 2, 0).contiguous()
+        wide = _blend(needed, 1, self._left, self._right, self._across[:, None])
         above, below, down = (x.to(maps.device) for x in (above - first, below - first, down))
-        return torch.lerp(wide[:, above], wide[:, below], down[:, None])
+        return _blend(wide, 0, above, below, down[:, None, None]).permute(2, 0, 1)
+
+
+def _blend(values: Tensor, dim: int, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """What is at `first` and at `second` along `dim`, mixed by the weight of the second."""
+    start = values.index_select(dim, first)
+    return start.addcmul_(values.index_select(dim, second).sub_(start), weight)
 
 
 def _neighbours(start: int, stop: int, step: float, length: int) -> tuple[Tensor, Tensor, Tensor]:

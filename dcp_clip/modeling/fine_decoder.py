@@ -30,7 +30,7 @@ def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) 
         padding=kernel_size // 2,
         bias=norm == "",
         norm=get_norm(norm, out_channels) if norm != "GN" else nn.GroupNorm(4, out_channels),
-        activation=F.relu,
+        activation=F.relu_,
     )
 
 
@@ -58,10 +58,11 @@ class _CategoryStep(nn.Module):
         """maps (B*K, C, h', w'), image (B, G, h, w), text (B, K, d) to (B*K, C, h, w)."""
         maps = resize_to(self.mix(maps), image.shape[-2:]).unflatten(0, text.shape[:2])
         gate = 1 + self.gate(text)[..., None, None]
-        maps = torch.addcmul(maps, gate, self.guide(image)[:, None]).flatten(0, 1)
+        # In place: at stride 4 a map of all categories is the largest tensor of the model.
+        maps = maps.addcmul_(gate, self.guide(image)[:, None]).flatten(0, 1)
         if self.norm is None:
-            return F.relu(maps)
-        maps = F.relu(self.norm(maps))
+            return F.relu_(maps)
+        maps = F.relu_(self.norm(maps))
         return maps + self.refine(maps)
 
 
