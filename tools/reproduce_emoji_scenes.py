@@ -4,10 +4,11 @@
     python tools/reproduce_emoji_scenes.py --list                   # every command, nothing is run
     python tools/reproduce_emoji_scenes.py
     python tools/reproduce_emoji_scenes.py --variants default,static_guidance --seeds 1 --split val
+    python tools/reproduce_emoji_scenes.py --clip dcp_clip/weights/clip_tiny_emoji.pth
     python tools/reproduce_emoji_scenes.py --iterations 500 --output output/quick --jobs 2
 
-Prepares the data, pre-trains the tiny CLIP, trains every row of configs/emoji_scenes/ablation.yaml
-with every seed, and evaluates it:
+Prepares the data, pre-trains the tiny CLIP (or takes that of --clip), trains every row of
+configs/emoji_scenes/ablation.yaml with every seed, and evaluates it:
 
     <output>/clip/                            the CLIP
     <output>/<row>/seed<N>/                   a training
@@ -45,6 +46,7 @@ from summarize_runs import METRIC, MILLISECONDS, SummaryError, summarize, to_mar
 from tabulate import tabulate
 
 from dcp_clip.arguments import positive
+from dcp_clip.data.emoji_scenes.subsets import SPLITS as BASE_SPLITS
 from dcp_clip.data.prepare_program import available_cpus
 from dcp_clip.data.register import datasets_root
 from dcp_clip.image_io import atomic_write
@@ -99,7 +101,15 @@ def reproduce(args: argparse.Namespace) -> None:
     """
     plan, data = load_plan(args.plan), datasets_root().resolve()
     rows = plan.choose(args.variants)
-    planner = Planner(plan, args.output.resolve(), data, args.split, args.iterations)
+    planner = Planner(
+        plan,
+        args.output.resolve(),
+        data,
+        split=args.split,
+        iterations=args.iterations,
+        clip=args.clip,
+        base_split=args.base_split,
+    )
     steps = planner.steps(rows, args.seeds or plan.seeds)
     if args.list:
         print(describe_steps(steps))
@@ -137,7 +147,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--variants", type=names, metavar="A,B", help="rows by name (default: all of the plan)")
     add("--seeds", type=numbers, metavar="1,2", help="of the trainings (default: the plan's)")
     add("--iterations", type=positive, metavar="N", help="of a training (default: its config's)")
+    add("--clip", type=Path, metavar="FILE", help="weights of CLIP (default: pre-train one)")
     add("--split", choices=SPLITS, default="test", help="scenes to evaluate (default: test)")
+    add("--base-split", type=int, choices=BASE_SPLITS, default=0, help="which names are base")
     add("--jobs", type=positive, default=1, metavar="N", help="steps at a time (default: 1)")
     add("--list", "--dry-run", action="store_true", help="print the commands; run nothing")
     return parser

@@ -11,7 +11,7 @@ from typing import Any
 from reproduce_plan import Plan, PlanError, Row
 
 from dcp_clip.data.emoji_scenes.register import FOLDER, PREFIX, scene_list
-from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS
+from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, subset_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBSETS = ("base", "unseen", "unseen_style", "all")
@@ -62,14 +62,15 @@ def finished_evaluation(path: Path, datasets: Sequence[str], weights: Path | Non
     return set(datasets) <= set(_read_json(path, "results"))
 
 
-def finished_scenes(root: Path) -> bool:
-    """Is the whole benchmark prepared? The list of a subset's scenes is written after them.
+def finished_scenes(root: Path, base_split: int = 0) -> bool:
+    """Is the benchmark prepared, all its subsets? A subset's list is written after its scenes.
 
     Raises:
         PlanError: if such a list is damaged.
     """
-    lists = {scene_list(root / FOLDER, name): count for name, count in SCENE_COUNTS.items()}
-    return all(path.is_file() and _read_json(path, "count") == n for path, n in lists.items())
+    lists = [scene_list(root / FOLDER, name) for name in subset_names(base_split)]
+    counts = SCENE_COUNTS.values()
+    return all(path.is_file() and _read_json(path, "count") == n for path, n in zip(lists, counts))
 
 
 def _read_json(path: Path, key: str) -> Any:
@@ -89,6 +90,8 @@ class Planner:
         data: folder of all data sets.
         split: which scenes are evaluated, one of :data:`SPLITS`.
         iterations: of each head's training; None for the config's own.
+        clip: the weights of CLIP; None to pre-train one.
+        base_split: which names are base, one of EmojiScenes' splits.
     """
 
     plan: Plan
@@ -96,10 +99,12 @@ class Planner:
     data: Path
     split: str = "test"
     iterations: int | None = None
+    clip: Path | None = None
+    base_split: int = 0
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        return tuple(f"{PREFIX}{subset}_{self.split}" for subset in SUBSETS)
+        return tuple(self._dataset(f"{subset}_{self.split}") for subset in SUBSETS)
 
     @property
     def results(self) -> Path:
@@ -111,10 +116,14 @@ class Planner:
         first, so that the table is whole early.
 
         Raises:
-            PlanError: for a config file that does not exist.
+            PlanError: for a config file, or weights of CLIP, that do not exist.
         """
         by_name = {row.name: row for row in self.plan.rows}
-        steps = [self._data(), self._clip()]
+        steps = [self._data()]
+        if self.clip is None:
+            steps.append(self._clip())
+        elif not self.clip.is_file():
+            raise PlanError(f"the weights of CLIP, {self.clip}, do not exist.")
         steps += [self._evaluation(row, None) for row in rows if not row.weights_of]
         for seed in seeds:
             for row in rows:
@@ -124,12 +133,13 @@ class Planner:
         return list({step.name: step for step in steps}.values())
 
     def _data(self) -> Step:
+        split = ("--split", str(self.base_split)) if self.base_split else ()
         return Step(
             "data",
             self.output / "data",
-            ("datasets/prepare_emoji_scenes.py",),
+            ("datasets/prepare_emoji_scenes.py", *split),
             f"the scenes in {self.data / FOLDER}",
-            partial(finished_scenes, self.data),
+            partial(finished_scenes, self.data, self.base_split),
         )
 
     def _clip(self) -> Step:
@@ -147,6 +157,8 @@ class Planner:
     def _training(self, row: Row, seed: int) -> Step:
         folder = self._run(self.output, row.name, seed)
         options = ("DATASETS.TEST", "()", "SEED", str(seed), "OUTPUT_DIR", _show(folder))
+        if self.base_split:
+            options += ("DATASETS.TRAIN", repr((self._dataset("base_train"),)))
         if self.iterations is not None:
             options += ("SOLVER.MAX_ITER", str(self.iterations))
         return Step(
@@ -156,11 +168,11 @@ class Planner:
             + (*self._pretrained(), *options, *row.overrides),
             f"model_final.pth in {folder}",
             partial(finished_training, folder),
-            ("data", "clip"),
+            self._preparations,
         )
 
     def _evaluation(self, row: Row, seed: int | None) -> Step:
-        folder, needs = self._run(self.results, row.name, seed), ("data", "clip")
+        folder, needs = self._run(self.results, row.name, seed), self._preparations
         weights = None
         options = ("DATASETS.TEST", repr(self.datasets).replace(" ", ""))
         options += ("OUTPUT_DIR", _show(folder))
@@ -178,8 +190,18 @@ class Planner:
             needs,
         )
 
+    def _dataset(self, subset: str) -> str:
+        """The registered name of a subset in this base split."""
+        return PREFIX + dict(zip(SCENE_COUNTS, subset_names(self.base_split)))[subset]
+
+    @property
+    def _preparations(self) -> tuple[str, ...]:
+        """Names of the steps that all rows need."""
+        return ("data", "clip") if self.clip is None else ("data",)
+
     def _pretrained(self) -> tuple[str, str]:
-        return "MODEL.CLIP.PRETRAINED", _show(self.output / "clip" / self.plan.clip_weights)
+        clip = self.clip or self.output / "clip" / self.plan.clip_weights
+        return "MODEL.CLIP.PRETRAINED", _show(clip)
 
     @staticmethod
     def _config(path: str) -> tuple[str, str]:

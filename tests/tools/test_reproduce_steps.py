@@ -135,6 +135,29 @@ def test_an_evaluation_brings_the_training_that_it_reads(plan, tmp_path):
     assert list(steps) == ["data", "clip", "train default, seed 2", "evaluate coarse, seed 2"]
 
 
+def test_given_weights_of_clip_stand_for_its_pre_training(plan, tmp_path):
+    clip = tmp_path / "given.pth"
+    with pytest.raises(reproduce_plan.PlanError, match=r"given\.pth, do not exist"):
+        make_steps(plan, tmp_path, clip=clip)
+    clip.touch()
+    steps = make_steps(plan, tmp_path, clip=clip)
+    assert "clip" not in steps
+    for name, step in steps.items():
+        assert set(step.needs) <= set(steps)
+        if name != "data":
+            assert config_of(step)[1].MODEL.CLIP.PRETRAINED == "given.pth"
+
+
+def test_the_second_base_split(plan, tmp_path):
+    steps = make_steps(plan, tmp_path, base_split=1)
+    assert steps["data"].command[-2:] == ("--split", "1")
+    _, cfg = config_of(steps["train default, seed 1"])
+    assert cfg.DATASETS.TRAIN == ("emoji_scenes_split1_base_train",)
+    _, cfg = config_of(steps["evaluate free"])
+    names = ("base", "unseen", "unseen_style", "all")
+    assert cfg.DATASETS.TEST == tuple(f"emoji_scenes_split1_{name}_test" for name in names)
+
+
 def test_what_cannot_be_chosen(plan, tmp_path):
     with pytest.raises(reproduce_plan.PlanError, match="no row 'plane'; there are: default, plain"):
         plan.choose(["default", "plane"])
