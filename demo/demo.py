@@ -25,9 +25,9 @@ import numpy as np
 from demo_inputs import Job, find_samples, plan_jobs, result_files
 from tqdm import tqdm
 
-from dcp_clip.image_io import ImageReadError, atomic_write, read_image_and_size
+from dcp_clip.image_io import ImageReadError, atomic_write, read_image_and_size, write_png
 from dcp_clip.predictor import Prediction, Predictor
-from dcp_clip.visualization import save_label_map, save_overlay
+from dcp_clip.visualization import save_label_map
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, WEIGHTS = ROOT / "configs", ROOT / "dcp_clip" / "weights"
@@ -105,7 +105,7 @@ def write_results(
     overlay_file, labels_file = result_files(output, job.stem)
     overlay_file.parent.mkdir(parents=True, exist_ok=True)
     save_label_map(labels_file, prediction.label_map, prediction.vocabulary)
-    save_overlay(overlay_file, prediction.overlay(image))
+    write_png(overlay_file, prediction.overlay(image), quick=True)
     height, width = prediction.label_map.shape
     return {
         "file": str(job.image),

@@ -1,4 +1,4 @@
-"""Reading images of every kind, finding them, and writing results safely."""
+"""Reading images of every kind, and writing results safely."""
 
 import os
 import struct
@@ -13,7 +13,6 @@ from PIL import Image
 from dcp_clip.image_io import (
     ImageReadError,
     atomic_write,
-    list_images,
     read_image,
     read_image_and_size,
     write_png,
@@ -203,45 +202,6 @@ def test_damaged_exif_does_not_matter(tmp_path):
     assert _close(read_image(tmp_path / "a.jpg"), _photo())
 
 
-def test_list_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in [
-        "b/10.jpg",
-        "b/2.JPG",
-        "b/c/1.png",
-        "b/notes.txt",
-        "b/.hidden.jpg",
-        ".x/1.jpg",
-        "a[1].dat",
-    ]:
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    inside = [Path("b/2.JPG"), Path("b/10.jpg"), Path("b/c/1.png")]
-    assert list_images(["."]) == inside
-    assert list_images(["b/10.jpg", "b", "./b/2.JPG", str(tmp_path / "b")]) == [
-        inside[1],
-        inside[0],
-        inside[2],
-    ]
-    assert list_images(["a[1].dat"]) == [Path("a[1].dat")]
-    assert list_images(["b/*"]) == inside
-    assert list_images(["b/*.jpg"]) == [inside[1]]
-    assert list_images(["b/*.txt"]) == [Path("b/notes.txt")]
-    assert list_images(["**/*.png"]) == [inside[2]]
-
-
-@pytest.mark.parametrize("given", ["absent.jpg", "absent/*.png", "empty"])
-def test_list_images_names_the_input_without_images(tmp_path, monkeypatch, given):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.jpg").touch()
-    with pytest.raises(ImageReadError, match=given.replace("*", r"\*")):
-        list_images(["a.jpg", given])
-    with pytest.raises(ImageReadError, match="no input"):
-        list_images([])
-
-
 def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
     path = tmp_path / ("ü" * 120 + ".txt")  # 244 bytes: hardly room for a longer temporary name
     with atomic_write(path, "w") as f:
@@ -270,3 +230,17 @@ def test_write_png(tmp_path):
         write_png(tmp_path / "bad.png", labels.astype(np.float32))
     with pytest.raises(ValueError, match="256 colours"):
         write_png(tmp_path / "bad.png", deep, palette=colours)
+
+
+def test_a_quickly_written_png_holds_every_pixel(tmp_path):
+    rng = np.random.default_rng(2)
+    colour = rng.integers(0, 256, (30, 40, 3), np.uint8)
+    grey = rng.integers(0, 65536, (30, 40), np.uint16)
+    for array, mode in ((colour, "RGB"), (grey, "I;16")):
+        path = tmp_path / f"ü {array.ndim}.png"
+        write_png(path, array, quick=True)
+        with Image.open(path) as image:
+            assert image.mode == mode
+            np.testing.assert_array_equal(np.asarray(image), array)
+    with pytest.raises(ValueError, match="palette"):
+        write_png(tmp_path / "bad.png", colour[:, :, 0], palette=[(0, 0, 0)] * 256, quick=True)

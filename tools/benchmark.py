@@ -156,8 +156,8 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
         text = f"{heading}, median of {args.repeats}.\n\n{format_train_table(row)}"
         figures |= {"training": row}
         if args.profile is not None:
-            profile = profile_training(subject, args.batch, make_vocabulary(row["vocabulary"]))
-            text, figures = f"{text}\n\n{format_profile(profile)}", figures | {"profile": profile}
+            vocabulary = make_vocabulary(row["vocabulary"])
+            figures |= {"profile": profile_training(subject, args.batch, vocabulary)}
         return text, figures
     if args.text:
         rows = [measure_text(subject, size) for size in args.vocabulary_sizes]
@@ -172,9 +172,8 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     ]
     figures |= {"rows": rows}
     if args.profile is not None:
-        profile = profile_forward(subject, make_vocabulary(args.vocabulary_sizes[-1]))
-        text.append(format_profile(profile))
-        figures |= {"profile": profile}
+        vocabulary = make_vocabulary(args.vocabulary_sizes[-1])
+        figures |= {"profile": profile_forward(subject, vocabulary)}
     return "\n\n".join(text), figures
 
 
@@ -230,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("--plot draws the forward's cost: leave out --train, --text and --demo.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit("--device cuda: PyTorch sees no GPU; `python -m dcp_clip.check_env` says why.")
-    figures = []
+    figures, profiles = [], []
     for config_file in args.config_file:
         try:
             with torch.no_grad():
@@ -244,15 +243,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{max(args.vocabulary_sizes):,} names need more memory than there is; choose less."
             )
         print(text, end="\n\n", flush=True)
+        if "profile" in measured:
+            profile = format_profile(measured["profile"])
+            print(profile, end="\n\n", flush=True)
+            profiles.append(f"## {config_file}\n\n{profile}\n")
         figures.append(measured)
     environment = environment_summary()
     print("Environment: " + "; ".join(f"{name} {value}" for name, value in environment.items()))
     if args.plot:
         save_plot(args.plot, figures)
     if args.profile:
-        tables = [f"## {x['config']}\n\n{format_profile(x['profile'])}\n" for x in figures]
         with atomic_write(args.profile, "w") as file:
-            file.write("\n".join(tables))
+            file.write("\n".join(profiles))
     if args.json:
         with atomic_write(args.json, "w") as file:
             content = {"environment": environment, "settings": vars(args), "results": figures}
