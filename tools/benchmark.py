@@ -13,7 +13,8 @@ Prints one Markdown table a config, batch 1, in evaluation:
 - ms: median wall-clock time with the text features in the cache. Encoder and whole forward take
   turns, so that a disturbance of the machine hits both. The encoder is CLIPBackbone's forward: what
   encode_image does, with the pyramid and the dense map on the way. The whole ends with the category
-  of every pixel.
+  of every pixel. The rest is the whole with the encoder's answer given: on a noisy machine it tells
+  more about what comes on top than the difference of two long times.
 - peak MiB: the most memory that tensors take at one time in a forward, output included, weights and
   text features not. "beyond" is the whole forward's peak less the encoder's own.
 
@@ -83,9 +84,12 @@ def measure(subject: Subject, sizes: Sequence[int], repeats: int, random_text: b
     times = alternate(subject, turns, repeats)
     encoder_times = [t for part in times[::2] for t in part]
     encoder = statistics.median(encoder_times)
-    for row, whole_times in zip(rows, times[1::2]):
+    with subject.replaying():
+        rest_times = alternate(subject, wholes, repeats)
+    for row, whole_times, rest in zip(rows, times[1::2], rest_times):
         whole = statistics.median(whole_times)
         row |= {"encoder_seconds": encoder, "whole_seconds": whole, "ratio": whole / encoder}
+        row |= {"rest_seconds": statistics.median(rest), "rest_seconds_all": rest}
         row |= {"encoder_seconds_all": encoder_times, "whole_seconds_all": whole_times}
     return rows
 

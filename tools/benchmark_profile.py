@@ -1,10 +1,9 @@
 """Where the time and the memory of a forward or of a training step go, by stage and operator."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from benchmark_meters import Spent, profile_calls
-from benchmark_subject import Replay, Subject
+from benchmark_subject import Subject
 from torch import nn
 from torch.profiler import record_function
 
@@ -26,7 +25,7 @@ def profile_forward(subject: Subject, vocabulary: Vocabulary) -> dict[str, dict]
     whole = subject.whole(vocabulary)
     spent = _profile_stages(subject, whole, STAGES)
     stages = _stage_figures(spent, STAGES, "normalising, similarity, output")
-    with _replaying(subject):
+    with subject.replaying():
         operators = profile_calls(whole, subject.device)
     return {"stages": stages, "operators": {name: _own(x) for name, x in operators.items()}}
 
@@ -77,14 +76,3 @@ def _stage_figures(spent: dict[str, Spent], names: Sequence[str], rest: str) -> 
     figures = {name: {"ms": x.ms, "bytes": x.bytes} for name, x in scopes.items()}
     named = [sum(x[key] for x in figures.values()) for key in ("ms", "bytes")]
     return figures | {rest: {"ms": whole.ms - named[0], "bytes": whole.bytes - named[1]}}
-
-
-@contextmanager
-def _replaying(subject: Subject) -> Iterator[None]:
-    """The encoder answers with features computed before."""
-    model, backbone = subject.model, subject.model.backbone
-    model.backbone = Replay(backbone, subject.encoder())
-    try:
-        yield
-    finally:
-        model.backbone = backbone

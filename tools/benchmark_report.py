@@ -20,14 +20,16 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def format_table(rows: Sequence[dict], text_is_estimated: bool) -> str:
     """Cost by size of the vocabulary."""
-    head = "names|K|GFLOPs encoder|GFLOPs rest|ms encoder|ms whole|ratio"
+    head = "names|K|GFLOPs encoder|GFLOPs rest|ms encoder|ms rest|ms whole|ratio"
     head += "|peak MiB encoder|peak MiB whole|peak MiB beyond|text, once (s)"
     body = []
     for r in rows:
         peaks = r["encoder_peak_bytes"] / MIB, r["whole_peak_bytes"] / MIB
         cells = [f"{r['vocabulary']:,}", f"{r['proposals']:,}"]
         cells += [f"{r[key] / 1e9:.1f}" for key in ("encoder_flops", "rest_flops")]
-        cells += [f"{1e3 * r[key]:.1f}" for key in ("encoder_seconds", "whole_seconds")]
+        cells += [
+            f"{1e3 * r[key]:.1f}" for key in ("encoder_seconds", "rest_seconds", "whole_seconds")
+        ]
         cells += [f"{r['ratio']:.2f}", *(f"{x:.0f}" for x in (*peaks, peaks[1] - peaks[0]))]
         body.append([*cells, f"{'about ' * text_is_estimated}{r['text_seconds']:.3g}"])
     return markdown(head.split("|"), body)
@@ -98,14 +100,19 @@ def format_profile(profile: dict, top: int = 12) -> str:
 
 
 def save_plot(path: str | Path, results: Sequence[dict]) -> None:
-    """Whole forward / encoder alone against the size of the vocabulary, a line a config, as PNG."""
+    """Draw cost against the size of the vocabulary, relative to the encoder alone, as PNG.
+
+    A line a config shows encoder and rest, measured apart, and dots the whole.
+    """
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     for result in results:
         rows = result["rows"]
         sizes = [row["vocabulary"] for row in rows]
-        axes.plot(sizes, [row["ratio"] for row in rows], marker="o", label=result["clip"])
+        rest = [1 + row["rest_seconds"] / row["encoder_seconds"] for row in rows]
+        (line,) = axes.plot(sizes, rest, label=result["clip"])
+        axes.plot(sizes, [row["ratio"] for row in rows], "o", color=line.get_color())
     axes.axhline(1, color="grey", linestyle="--", linewidth=1, label="the encoder alone")
     axes.set(xscale="log", ylim=(0, None), xlabel="names in the vocabulary")
     axes.set(ylabel="time, relative to the encoder")

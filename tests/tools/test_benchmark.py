@@ -104,6 +104,7 @@ def test_report_and_json(tmp_path, capsys, text):
     for row in rows:
         assert f"| {row['vocabulary']} | {row['proposals']} |" in report
         assert row["ratio"] == row["whole_seconds"] / row["encoder_seconds"]
+        assert f"| {1e3 * row['rest_seconds']:.1f} |" in report
         assert row["rest_flops"] > 0 and row["whole_peak_bytes"] > row["encoder_peak_bytes"] > 0
     # What is added to the vocabulary costs one similarity a name and position (2 x 3), no more.
     added = rows[2]["rest_flops"] - rows[1]["rest_flops"]
