@@ -19,6 +19,7 @@ from dcp_clip.modeling.text_encoder import TextFeatures
 from dcp_clip.vocabulary import Vocabulary
 
 SYLLABLES = [c + v for c, v in product("bdfgklmnprstvz", "aeiou")]
+LABELLED = 16  # categories of a training image; most of COCO-Stuff have fewer
 SAMPLE_NAMES = 32  # encoded to estimate the text tower's time a name
 
 
@@ -108,14 +109,15 @@ class Subject:
             self.model.backbone = backbone
 
     def train_step(self, batch: int, vocabulary: Vocabulary) -> Callable[[], None]:
-        """A training step on `batch` images of random pixels and labels in patches of 32 pixels."""
+        """A training step on `batch` images of random pixels, with labels in patches of 32 pixels:
+        LABELLED categories at most, as each of them is proposed."""
         optimizer = Trainer.build_optimizer(self.cfg, self.model)
         height, width = self.input["image"].shape[-2:]
         generator = torch.Generator().manual_seed(0)
         patches = (-(-height // 32), -(-width // 32))
         records = []
         for _ in range(batch):
-            labels = torch.randint(0, len(vocabulary), patches, generator=generator)
+            labels = torch.randint(0, min(len(vocabulary), LABELLED), patches, generator=generator)
             labels = labels.repeat_interleave(32, 0).repeat_interleave(32, 1)[:height, :width]
             image = self.input["image"].roll(len(records), dims=2)
             records.append({"image": image, "sem_seg": labels, "vocabulary": vocabulary})

@@ -58,11 +58,14 @@ class _CategoryStep(nn.Module):
         """maps (B*K, C, h', w'), image (B, G, h, w), text (B, K, d) to (B*K, C, h, w)."""
         maps = resize_to(self.mix(maps), image.shape[-2:]).unflatten(0, text.shape[:2])
         gate = 1 + self.gate(text)[..., None, None]
-        # In place: at stride 4 a map of all categories is the largest tensor of the model.
-        maps = maps.addcmul_(gate, self.guide(image)[:, None]).flatten(0, 1)
+        guide = self.guide(image)[:, None]
+        # A map of all categories at stride 4 is the model's largest tensor: changed in place, but
+        # where autograd would copy the view.
+        add = torch.addcmul if maps.requires_grad else Tensor.addcmul_
+        maps = add(maps, gate, guide)
         if self.norm is None:
-            return F.relu_(maps)
-        maps = F.relu_(self.norm(maps))
+            return F.relu_(maps).flatten(0, 1)
+        maps = F.relu_(self.norm(maps.flatten(0, 1)))
         return maps + self.refine(maps)
 
 
