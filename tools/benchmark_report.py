@@ -114,7 +114,7 @@ def save_plot(path: str | Path, results: Sequence[dict]) -> None:
         (line,) = axes.plot(sizes, rest, label=result["clip"])
         axes.plot(sizes, [row["ratio"] for row in rows], "o", color=line.get_color())
     axes.axhline(1, color="grey", linestyle="--", linewidth=1, label="the encoder alone")
-    axes.set(xscale="log", ylim=(0, None), xlabel="names in the vocabulary")
+    axes.set(xscale="log", ylim=(0, 1.2 * axes.dataLim.y1), xlabel="names in the vocabulary")
     axes.set(ylabel="time, relative to the encoder")
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
