@@ -23,7 +23,7 @@ from dcp_clip.data.emoji_scenes.prepare import (
     prepare_emoji_scenes,
     scene_source,
 )
-from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_names
+from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_name
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.prepare_program import make_parser, run_program
 from dcp_clip.data.register import datasets_root
@@ -85,8 +85,7 @@ def run(args: argparse.Namespace) -> None:
         only=args.styles,
         art=args.art,
     )
-    chosen = dict(zip(SCENE_COUNTS, subset_names(args.split)))
-    subsets = [chosen[name] for name in args.subsets]
+    subsets = [subset_name(plain, args.split) for plain in args.subsets]
     if args.contact_sheet is None:
         prepare_emoji_scenes(settings, subsets, scenes=args.scenes, workers=args.workers)
         return

@@ -215,9 +215,8 @@ def write_png(
         raise ValueError(f"{path}: no PNG can be made of an array {array.shape} {array.dtype}")
     if quick:
         # OpenCV's own settings: one row filter and run lengths. Pillow tries every filter on a row.
-        _, content = cv2.imencode(
-            ".png", cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if colour else array
-        )
+        in_its_order = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if colour else array
+        _, content = cv2.imencode(".png", in_its_order)
         with atomic_write(path) as f:
             f.write(content)
         return

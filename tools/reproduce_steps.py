@@ -11,7 +11,7 @@ from typing import Any
 from reproduce_plan import Plan, PlanError, Row
 
 from dcp_clip.data.emoji_scenes.register import FOLDER, PREFIX, scene_list
-from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, subset_names
+from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, subset_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBSETS = ("base", "unseen", "unseen_style", "all")
@@ -62,15 +62,17 @@ def finished_evaluation(path: Path, datasets: Sequence[str], weights: Path | Non
     return set(datasets) <= set(_read_json(path, "results"))
 
 
-def finished_scenes(root: Path, base_split: int = 0) -> bool:
+def finished_scenes(root: Path, base_split: int) -> bool:
     """Is the benchmark prepared, all its subsets? A subset's list is written after its scenes.
 
     Raises:
         PlanError: if such a list is damaged.
     """
-    lists = [scene_list(root / FOLDER, name) for name in subset_names(base_split)]
-    counts = SCENE_COUNTS.values()
-    return all(path.is_file() and _read_json(path, "count") == n for path, n in zip(lists, counts))
+    counts = {
+        scene_list(root / FOLDER, subset_name(plain, base_split)): count
+        for plain, count in SCENE_COUNTS.items()
+    }
+    return all(path.is_file() and _read_json(path, "count") == n for path, n in counts.items())
 
 
 def _read_json(path: Path, key: str) -> Any:
@@ -123,7 +125,7 @@ class Planner:
         if self.clip is None:
             steps.append(self._clip())
         elif not self.clip.is_file():
-            raise PlanError(f"the weights of CLIP, {self.clip}, do not exist.")
+            raise PlanError(f"the weights of CLIP, {self.clip}, do not exist: mend --clip.")
         steps += [self._evaluation(row, None) for row in rows if not row.weights_of]
         for seed in seeds:
             for row in rows:
@@ -192,7 +194,7 @@ class Planner:
 
     def _dataset(self, subset: str) -> str:
         """The registered name of a subset in this base split."""
-        return PREFIX + dict(zip(SCENE_COUNTS, subset_names(self.base_split)))[subset]
+        return PREFIX + subset_name(subset, self.base_split)
 
     @property
     def _preparations(self) -> tuple[str, ...]:

@@ -72,10 +72,14 @@ class Subset:
         return int(np.iinfo(self.label_type).max)
 
 
+def subset_name(plain: str, split: int = 0) -> str:
+    """The name of a subset, one of :data:`SCENE_COUNTS`, in a base split."""
+    return f"split{split}_{plain}" if split else plain
+
+
 def subset_names(split: int = 0) -> tuple[str, ...]:
     """The subsets of a base split, in the order of :data:`SCENE_COUNTS`."""
-    prefix = f"split{split}_" if split else ""
-    return tuple(prefix + name for name in SCENE_COUNTS)
+    return tuple(subset_name(plain, split) for plain in SCENE_COUNTS)
 
 
 def get_subset(names: NameList, name: str) -> Subset:
