@@ -74,9 +74,14 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     x = x.T if tall else x
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = _QUINTIC
+    # All steps multiply by polynomials of x x^T, so they are taken on it, which is the smaller.
+    gram, total = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        total = step @ total
+        gram = step @ gram @ step
+    x = total @ x
     return (x.T if tall else x).to(matrix.dtype)
 
 
