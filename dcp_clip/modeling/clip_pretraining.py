@@ -41,6 +41,7 @@ class CLIPPretraining(nn.Module):
         super().__init__()
         self.backbone, self.text_encoder, self.tokenizer = backbone, text, tokenizer
         self.dense_weight = dense_weight
+        self._tokens: dict[str, Tensor] = {}  # of the captions seen so far, which come again
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         for name, value in (("mean", backbone.pixel_mean), ("std", backbone.pixel_std)):
             self.register_buffer(f"pixel_{name}", torch.tensor(value).view(-1, 1, 1), False)
@@ -83,7 +84,10 @@ class CLIPPretraining(nn.Module):
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """(T, D) unit-length features of T captions; padding behind the longest is not computed."""
-        tokens = self.tokenizer(captions).to(self.logit_scale.device)
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._tokens]
+        if new:
+            self._tokens.update(zip(new, self.tokenizer(new), strict=True))
+        tokens = torch.stack([self._tokens[c] for c in captions]).to(self.logit_scale.device)
         lengths = needed_lengths(self.text_encoder, tokens)
         order = lengths.argsort()
         parts = []
