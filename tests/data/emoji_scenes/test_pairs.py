@@ -50,6 +50,12 @@ def test_scenes_tell_things_and_stuff_and_what_is_not_there(source, names, meani
     assert (~told.any(0)).sum() == 20
 
 
+def test_a_small_batch_need_not_have_a_picture_of_the_most_things(source):
+    for number in range(20):  # about one in two has none
+        batch = source.scenes(number, 32, 2)
+        assert batch.images.shape == (2, 3, 32, 32) and batch.images.isfinite().all()
+
+
 def test_a_number_fixes_its_batch_and_no_other(source):
     for draw in (lambda i: source.singles(i, 32, 8), lambda i: source.scenes(i, 32, 8)):
         first, again, other = draw(5), draw(5), draw(6)
