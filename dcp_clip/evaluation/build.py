@@ -46,6 +46,7 @@ def build_sem_seg_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator
         distributed=True,
         output_dir=folder if cfg.TEST.SAVE_PREDICTIONS else None,
         boundary_iou=cfg.TEST.BOUNDARY_IOU,
+        true_masks=cfg.TEST.TRUE_MASKS,
     )
     return DatasetEvaluators([mean_iou, ProposalRecallEvaluator(dataset_name)])
 

@@ -24,7 +24,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
-__all__ = ["CONVENTIONS", "Scores", "count_pairs", "probe_detectron2", "score", "silent_upstream"]
+__all__ = [
+    "CONVENTIONS",
+    "Scores",
+    "count_pairs",
+    "name_true_masks",
+    "probe_detectron2",
+    "score",
+    "silent_upstream",
+]
 
 # What the sum of IoU is divided by, in words for reports.
 CONVENTIONS = {
@@ -48,6 +56,21 @@ def count_pairs(prediction: np.ndarray, labels: np.ndarray, num_categories: int)
     n = num_categories + 1
     pairs = n * prediction.reshape(-1).astype(np.int64) + labels.reshape(-1).astype(np.int64)
     return np.bincount(pairs, minlength=n * n).reshape(n, n)
+
+
+def name_true_masks(pairs: np.ndarray) -> np.ndarray:
+    """What :func:`count_pairs` would count, had each mask of the ground truth one name throughout.
+
+    Args:
+        pairs: (C + 1, C + 1) of one image: rows are predictions, columns labels.
+
+    Returns:
+        the same shape: all pixels of a label go to the prediction that most of them had (the first
+        of several as frequent).
+    """
+    named = np.zeros_like(pairs)
+    named[pairs.argmax(axis=0), np.arange(pairs.shape[1])] = pairs.sum(axis=0)
+    return named
 
 
 @dataclass(frozen=True)

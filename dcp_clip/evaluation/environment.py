@@ -51,7 +51,8 @@ def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     """
     return {
         "dcp_clip": f"{__version__}, {source_commit()}",
-        "model": f"{cfg.MODEL.META_ARCHITECTURE}, maps: {cfg.MODEL.DCP_CLIP.OUTPUT}",
+        "model": f"{cfg.MODEL.META_ARCHITECTURE}, maps: {cfg.MODEL.DCP_CLIP.OUTPUT}"
+        + (", named by vote within the true masks (an oracle)" if cfg.TEST.TRUE_MASKS else ""),
         "CLIP": f"{cfg.MODEL.CLIP.NAME}, weights: {cfg.MODEL.CLIP.PRETRAINED or 'none'}",
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS or "none",
         "weights fingerprint": weights_fingerprint(model),

@@ -16,7 +16,7 @@ from PIL import Image
 from ..image_io import atomic_write
 from .boundary import boundary_iou as iou_of_boundaries
 from .boundary import count_boundary_pairs, require_opencv
-from .confusion import count_pairs, score, silent_upstream
+from .confusion import count_pairs, name_true_masks, score, silent_upstream
 from .groups import category_groups
 
 __all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
@@ -47,6 +47,7 @@ class MeanIoUEvaluator(SemSegEvaluator):
         output_dir: str | None = None,
         *,
         boundary_iou: bool = False,
+        true_masks: bool = False,
     ):
         """
         Args:
@@ -55,16 +56,24 @@ class MeanIoUEvaluator(SemSegEvaluator):
             output_dir: folder for ``sem_seg_predictions.json`` (COCO's run-length encoding) and
                 ``sem_seg_evaluation.pth``; None writes neither.
             boundary_iou: compute it too.
+            true_masks: an oracle for measuring where the error is: score the names alone, see
+                :func:`dcp_clip.evaluation.confusion.name_true_masks`.
 
         Raises:
             ImportError: for boundary IoU without OpenCV.
-            ValueError: see :func:`category_groups`.
+            ValueError: when true masks are asked for together with their boundaries or files of
+                predictions, which are the model's own; also see :func:`category_groups`.
         """
+        if true_masks and (boundary_iou or output_dir):
+            raise ValueError(
+                "TEST.TRUE_MASKS scores names within the true masks; the model's own masks have no "
+                "part in it: set TEST.BOUNDARY_IOU and TEST.SAVE_PREDICTIONS False."
+            )
         if boundary_iou:
             require_opencv()
         super().__init__(dataset_name, distributed, output_dir)
         self._compute_boundary_iou = False  # upstream's
-        self._boundary_iou = boundary_iou
+        self._boundary_iou, self._true_masks = boundary_iou, true_masks
         self._groups = category_groups(dataset_name)
 
     def reset(self) -> None:
@@ -83,7 +92,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
         for x, output in zip(inputs, outputs, strict=True):
             prediction = self.decide(output["sem_seg"].argmax(dim=0).cpu().numpy())
             labels = self._read_labels(x["file_name"], prediction.shape)
-            self._conf_matrix += count_pairs(prediction, labels, self._num_classes)
+            pairs = count_pairs(prediction, labels, self._num_classes)
+            self._conf_matrix += name_true_masks(pairs) if self._true_masks else pairs
             if self._boundary_iou:
                 self._boundary_matrix += count_boundary_pairs(prediction, labels, self._num_classes)
             if self._output_dir:

@@ -104,6 +104,14 @@ def test_one_data_set_is_returned_as_detectron2_does(config, datasets, model, tm
     assert json.loads((folder / "sem_seg_predictions.json").read_text())
 
 
+def test_an_oracle_is_called_one_in_the_report(config, datasets, model, tmp_path):
+    plain = Trainer.test(config(SMALL, LARGE), model)
+    oracle = Trainer.test(config(SMALL, LARGE, **{"TEST.TRUE_MASKS": True}), model)
+    assert oracle[SMALL]["sem_seg"]["pACC"] != plain[SMALL]["sem_seg"]["pACC"]
+    assert oracle[SMALL]["proposals"] == plain[SMALL]["proposals"]
+    assert "within the true masks (an oracle)" in report(tmp_path)[1]
+
+
 def test_finished_data_sets_survive_an_interruption(config, datasets, model, tmp_path, monkeypatch):
     build = Trainer.build_test_loader
 

@@ -12,7 +12,12 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from dcp_clip.evaluation import confusion
-from dcp_clip.evaluation.confusion import count_pairs, probe_detectron2, score
+from dcp_clip.evaluation.confusion import (
+    count_pairs,
+    name_true_masks,
+    probe_detectron2,
+    score,
+)
 
 
 @st.composite
@@ -70,6 +75,17 @@ def test_against_scikit_learn(pair):
     assert scores.pixel_accuracy == pytest.approx((true == guessed).mean())
     recall = matrix.diagonal()[present] / matrix.sum(1)[present]
     assert scores.mean_accuracy == pytest.approx(recall.mean())
+
+
+@given(label_pairs())
+def test_a_true_mask_has_the_name_of_most_of_its_pixels(pair):
+    prediction, labels, c = pair
+    named = prediction.copy()
+    for label in set(labels):
+        mask = labels == label
+        named[mask] = np.bincount(prediction[mask]).argmax()
+    counts = name_true_masks(count_pairs(prediction, labels, c))
+    assert (counts == count_pairs(named, labels, c)).all()
 
 
 def test_counts_of_several_images_add_up():

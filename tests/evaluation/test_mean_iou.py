@@ -165,6 +165,24 @@ def test_predictions_are_written_and_encoded_on_request_only(
     evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1]]], 2)
 
 
+def test_true_masks_are_named_image_by_image(register, evaluate):
+    """In the first image most of each category is right, in the second category 1 is called 2."""
+    records = register(NAME, [[[0, 0, 0, 1, 1, 255]], [[0, 0, 1, 1, 1, 1]]], 3)
+    predictions = [[[0, 0, 1, 1, 1, 1]], [[0, 0, 0, 2, 2, 1]]]
+    results = evaluate(MeanIoUEvaluator(NAME, true_masks=True), records, predictions, 3)
+    result = results["sem_seg"]
+    assert result["IoU-class0"] == 100
+    assert result["IoU-class1"] == pytest.approx(100 * 2 / 6)
+    assert results["classes"]["seen"] == 3
+
+
+@pytest.mark.parametrize("other", [{"boundary_iou": True}, {"output_dir": "predictions"}])
+def test_true_masks_are_nobodys_prediction(register, other):
+    register(NAME, [[[0]]], 3)
+    with pytest.raises(ValueError, match="TEST.TRUE_MASKS .* TEST.SAVE_PREDICTIONS False"):
+        MeanIoUEvaluator(NAME, true_masks=True, **other)
+
+
 def test_background(register, evaluate):
     """Three foreground categories of five prompted names; label 3 is background."""
     labels = [[[0, 0, 1, 3, 3, 255]]]
