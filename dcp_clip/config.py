@@ -79,7 +79,8 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.STRIDE = 0
 
     cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
-    # Prompt templates: "single", "imagenet80", "vild14", or the path of a text file.
+    # Prompt templates: "single", "imagenet80", "vild14", "captions" (as the drawings of EmojiScenes
+    # are captioned), or the path of a text file.
     cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
     # Synonyms: "mean" of their features, "max" (the best synonym speaks for the category), or
     # "first" (the main name alone).

@@ -13,8 +13,9 @@ def load_templates(spec: str | Path) -> tuple[str, ...]:
 
     Args:
         spec: ``"single"``, ``"imagenet80"`` (the 80 of CLIP's ImageNet notebook), ``"vild14"``
-            (the 14 of ViLD that OVSeg, SAN and FC-CLIP use), or the path of a UTF-8 text file with
-            one template a line; blank lines and lines that start with '#' are skipped.
+            (the 14 of ViLD that OVSeg, SAN and FC-CLIP use), ``"captions"`` (as the drawings of
+            EmojiScenes are captioned), or the path of a UTF-8 text file with one template a line;
+            blank lines and lines that start with '#' are skipped.
 
     Raises:
         VocabularyError: if there is no such set or file, or a line (named) has not exactly one

@@ -28,6 +28,7 @@ class Row:
         overrides: KEY VALUE KEY VALUE ...
         weights_of: the row whose weights it reads; its own name where it is trained, "" for none.
         note: for the reader.
+        on_request: takes so long that it is made only where it is named.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Row:
     overrides: tuple[str, ...] = ()
     weights_of: str = ""
     note: str = ""
+    on_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Plan:
     clip_weights: str
 
     def choose(self, names: Sequence[str] | None) -> list[Row]:
-        """Rows by name, in the plan's order; None for all.
+        """Rows by name, in the plan's order; None for all but those on request.
 
         Raises:
             PlanError: for a name that no row has.
@@ -56,7 +58,9 @@ class Plan:
         known = [row.name for row in self.rows]
         if unknown := [name for name in names or () if name not in known]:
             raise PlanError(f"there is no row '{unknown[0]}'; there are: {', '.join(known)}.")
-        return [row for row in self.rows if names is None or row.name in names]
+        if names is None:
+            return [row for row in self.rows if not row.on_request]
+        return [row for row in self.rows if row.name in names]
 
 
 def load_plan(path: Path) -> Plan:
@@ -95,7 +99,8 @@ def _inherit(row: Row, plan: Plan) -> Row:
 
 
 def _read_row(entry: dict, section: str, base: str) -> Row:
-    known = {"name", "note", "overrides", "weights_of" if section == REREAD else "config"}
+    known = {"name", "note", "overrides", "on_request"}
+    known.add("weights_of" if section == REREAD else "config")
     if unknown := set(entry) - known:
         raise ValueError(f"a row of {section} has the key '{min(unknown)}'.")
     overrides = (entry.get("overrides") or {}).items()
@@ -107,6 +112,7 @@ def _read_row(entry: dict, section: str, base: str) -> Row:
         overrides=tuple(str(part) for pair in overrides for part in pair),
         weights_of=entry["weights_of"] if section == REREAD else own,
         note=entry.get("note", ""),
+        on_request=bool(entry.get("on_request", False)),
     )
 
 

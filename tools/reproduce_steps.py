@@ -46,7 +46,7 @@ def finished_training(folder: Path, *files: str) -> bool:
     return ended and all((folder / name).is_file() for name in ("model_final.pth", *files))
 
 
-def finished_evaluation(path: Path, datasets: Sequence[str], weights: Path | None = None) -> bool:
+def finished_evaluation(path: Path, datasets: Sequence[str], weights: Path) -> bool:
     """Does a results.json, which grows with each data set, hold all of them, and is it of these
     weights: no older than the file?
 
@@ -55,9 +55,7 @@ def finished_evaluation(path: Path, datasets: Sequence[str], weights: Path | Non
     """
     if not path.is_file():
         return False
-    if weights is not None and not (
-        weights.is_file() and path.stat().st_mtime >= weights.stat().st_mtime
-    ):
+    if not weights.is_file() or path.stat().st_mtime < weights.stat().st_mtime:
         return False
     return set(datasets) <= set(_read_json(path, "results"))
 
@@ -175,7 +173,7 @@ class Planner:
 
     def _evaluation(self, row: Row, seed: int | None) -> Step:
         folder, needs = self._run(self.results, row.name, seed), self._preparations
-        weights = None
+        weights = self._clip_weights
         options = ("DATASETS.TEST", repr(self.datasets).replace(" ", ""))
         options += ("OUTPUT_DIR", _show(folder))
         if row.weights_of:
@@ -202,8 +200,11 @@ class Planner:
         return ("data", "clip") if self.clip is None else ("data",)
 
     def _pretrained(self) -> tuple[str, str]:
-        clip = self.clip or self.output / "clip" / self.plan.clip_weights
-        return "MODEL.CLIP.PRETRAINED", _show(clip)
+        return "MODEL.CLIP.PRETRAINED", _show(self._clip_weights)
+
+    @property
+    def _clip_weights(self) -> Path:
+        return self.clip or self.output / "clip" / self.plan.clip_weights
 
     @staticmethod
     def _config(path: str) -> tuple[str, str]:

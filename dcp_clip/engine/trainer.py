@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
@@ -25,6 +26,7 @@ from torch import nn
 from ..checkpoint import load_weights
 from ..data.augmentation import ResizeForTest, build_sem_seg_augmentations
 from ..data.mapper import SemSegMapper, VocabularyMapper
+from ..data.sampler import ResumableTrainingSampler, resume_sampler
 from ..evaluation import (
     EvaluationReport,
     SpeedEvaluator,
@@ -76,9 +78,15 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's, but MODEL.WEIGHTS that do not fit are an error."""
+        """As Detectron2's, but MODEL.WEIGHTS that do not fit are an error, and the order of the
+        images goes on, too."""
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
+            seen = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+            resume_sampler(self._trainer.data_loader, seen)
+            kind = self.cfg.DATALOADER.SAMPLER_TRAIN
+            if kind != "TrainingSampler":
+                logger.warning("DATALOADER.SAMPLER_TRAIN '%s' starts anew, not where it was.", kind)
         else:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
@@ -166,8 +174,14 @@ class Trainer(DefaultTrainer):
             )
         augmentations = build_sem_seg_augmentations(cfg)
         mapper = SemSegMapper.from_datasets(cfg, cfg.DATASETS.TRAIN, augmentations)
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        sampler = None  # Detectron2's, by name
+        if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
+            sampler = ResumableTrainingSampler(len(records))
         # Nothing is added to the records: the model's own vocabulary is that of DATASETS.TRAIN.
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=records, sampler=sampler)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

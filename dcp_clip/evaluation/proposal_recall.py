@@ -70,12 +70,11 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         found, present, proposed, images = (sum(parts) for parts in zip(*counts))
+        with np.errstate(invalid="ignore"):
+            shares = found / present
         result = {
-            "recall": float(100.0 * found[0] / max(present[0], 1)),
-            "per_image": proposed / max(images, 1),
+            f"recall_{group}" if group else "recall": 100.0 * float(share)
+            for group, share in zip(self._members, shares)
         }
-        for i, group in enumerate(self._members):
-            if group:
-                share = 100.0 * found[i] / present[i] if present[i] else float("nan")
-                result[f"recall_{group}"] = float(share)
+        result["per_image"] = proposed / max(images, 1)
         return OrderedDict(proposals=result)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
@@ -114,6 +115,28 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(config):
         torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
     a, b = (t.optimizer.param_groups[-1]["lr"] for t in (whole, resumed))
     assert a == pytest.approx(b)
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_resumed_training_goes_on_in_the_order_of_the_images(config, grouping):
+    options = {"DATALOADER.ASPECT_RATIO_GROUPING": grouping, "SEED": 3}
+
+    def files_from(start):
+        """Names of the images of the next four batches, by a new process."""
+        cfg = config(**options)
+        seed_all_rng(cfg.SEED)
+        trainer = Trainer(cfg)
+        if start:
+            trainer.iter = start - 1
+            trainer.checkpointer.save("model")
+        trainer.resume_or_load(resume=True)
+        assert trainer.start_iter == start
+        batches = iter(trainer._trainer.data_loader)
+        return [[x["file_name"] for x in next(batches)] for _ in range(4)]
+
+    first, third = files_from(0), files_from(2)
+    assert third[:2] == first[2:]
+    assert third != first
 
 
 def test_the_final_checkpoint_is_the_average(config, tmp_path):

@@ -1,5 +1,7 @@
 """Recall of the proposals, counted by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -49,11 +51,13 @@ def test_reset_forgets(records):
     assert evaluator.evaluate()["proposals"] == {"recall": 100, "per_image": 2}
 
 
-def test_nothing_to_find_is_no_division_by_zero(records):
+def test_nothing_to_find_has_no_recall(records):
     evaluator = ProposalRecallEvaluator(NAME)
-    assert evaluator.evaluate()["proposals"] == {"recall": 0, "per_image": 0}
+    assert evaluator.evaluate()["proposals"] == pytest.approx(
+        {"recall": float("nan"), "per_image": 0}, nan_ok=True
+    )
     evaluator.process(records[2:], [output(0)])
-    assert evaluator.evaluate()["proposals"]["recall"] == 0
+    assert math.isnan(evaluator.evaluate()["proposals"]["recall"])
 
 
 def test_background_is_not_to_be_found(records):

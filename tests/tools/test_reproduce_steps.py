@@ -135,6 +135,17 @@ def test_an_evaluation_brings_the_training_that_it_reads(plan, tmp_path):
     assert list(steps) == ["data", "clip", "train default, seed 2", "evaluate coarse, seed 2"]
 
 
+def test_what_takes_hours_is_made_on_request(plan, tmp_path):
+    text = SMALL.replace("weights_of: default,", "weights_of: default, on_request: true,")
+    (tmp_path / "plan.yaml").write_text(text)
+    slow = reproduce_plan.load_plan(tmp_path / "plan.yaml")
+    assert set(make_steps(plan, tmp_path)) - set(make_steps(slow, tmp_path)) == {
+        "evaluate coarse, seed 1",
+        "evaluate coarse, seed 2",
+    }
+    assert "evaluate coarse, seed 2" in make_steps(slow, tmp_path, ["coarse"])
+
+
 def test_given_weights_of_clip_stand_for_its_pre_training(plan, tmp_path):
     clip = tmp_path / "given.pth"
     with pytest.raises(reproduce_plan.PlanError, match=r"given\.pth, do not exist"):
@@ -214,8 +225,9 @@ def test_an_evaluation_is_done_once_it_has_all_data_sets_of_these_weights(plan, 
     steps = make_steps(plan, tmp_path)
     step, free = steps["evaluate default, seed 1"], steps["evaluate free"]
     weights = steps["train default, seed 1"].folder / "model_final.pth"
+    clip = steps["clip"].folder / "small.pth"
     results = {f"emoji_scenes_{name}_test": {} for name in ("base", "unseen", "unseen_style")}
-    for folder in (step.folder, free.folder, weights.parent):
+    for folder in (step.folder, free.folder, weights.parent, clip.parent):
         folder.mkdir(parents=True)
 
     def write():
@@ -224,6 +236,7 @@ def test_an_evaluation_is_done_once_it_has_all_data_sets_of_these_weights(plan, 
 
     write()
     weights.touch()
+    clip.touch()
     assert not step.is_done() and not free.is_done()
     results["emoji_scenes_all_test"] = {}
     write()
@@ -231,6 +244,9 @@ def test_an_evaluation_is_done_once_it_has_all_data_sets_of_these_weights(plan, 
     later = (step.folder / "results.json").stat().st_mtime + 60
     os.utime(weights, (later, later))  # trained anew
     assert not step.is_done() and free.is_done()
+    os.utime(clip, (later, later))  # and CLIP, which needs no training to be read
+    assert not free.is_done()
+    os.utime(clip, (0, 0))
     weights.unlink()
     assert not step.is_done()
     (free.folder / "results.json").write_text("{")
