@@ -10,6 +10,7 @@ weights in half precision, as open_clip names them: MODEL.CLIP.PRETRAINED takes 
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,15 @@ from dcp_clip import setup_cfg
 from dcp_clip.checkpoint import half_precision
 from dcp_clip.engine.clip_trainer import CLIPTrainer
 from dcp_clip.image_io import atomic_write
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Detectron2's arguments, but for those that need several processes."""
+    parser = default_argument_parser()
+    args = parser.parse_args(argv)
+    if args.num_gpus > 1 or args.num_machines > 1:
+        parser.error("this pre-training is one process: leave --num-gpus and --num-machines out.")
+    return args
 
 
 def main(args: argparse.Namespace) -> dict | None:
@@ -41,4 +51,4 @@ def main(args: argparse.Namespace) -> dict | None:
 
 
 if __name__ == "__main__":
-    main(default_argument_parser().parse_args())
+    main(parse_arguments())

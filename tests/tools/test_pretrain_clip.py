@@ -107,3 +107,10 @@ def test_without_sprites_it_says_what_to_run(run, tmp_path):
         path.unlink()
     with pytest.raises(DatasetError, match="prepare_emoji_scenes.py"):
         run()
+
+
+def test_several_processes_are_refused(tool, capsys):
+    with pytest.raises(SystemExit):
+        tool.parse_arguments(["--num-gpus", "2"])
+    assert "leave --num-gpus and --num-machines out" in capsys.readouterr().err
+    assert tool.parse_arguments(["--resume"]).resume
