@@ -235,7 +235,7 @@ def _add_evaluation(cfg: CN) -> None:
     # Boundary IoU as well (evaluation/boundary.py); slow.
     cfg.TEST.BOUNDARY_IOU = False
     # An oracle: the true mask of each category in an image gets the name that most of its pixels
-    # were given, so that masks cannot be wrong and what is missing is the fault of names.
+    # were given, so that outlines cannot be wrong.
     cfg.TEST.TRUE_MASKS = False
     # Write every prediction to OUTPUT_DIR/inference/<data set>/sem_seg_predictions.json (COCO's
     # run-length encoding); slow, and large.
