@@ -5,39 +5,34 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.common import ToIterableDataset
+from torch.utils.data import Sampler
 
-__all__ = ["ResumableTrainingSampler", "resume_sampler"]
-
-
-class ResumableTrainingSampler(TrainingSampler):
-    """Detectron2's endless shuffled order, which can be entered where a training stopped.
-
-    Upstream's begins anew with every process, so that a training that is often interrupted sees
-    some images again and again and others never.
-
-    Attributes:
-        start: indices of this process's share that are passed over.
-    """
-
-    start = 0
-
-    def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(super().__iter__(), self.start, None)
+__all__ = ["skip_images"]
 
 
-def resume_sampler(loader: Iterable, start: int) -> None:
-    """Let a loader that has not begun yet go on behind the first images of this process; one
-    without a :class:`ResumableTrainingSampler` is left as it is.
+def skip_images(loader: Iterable, count: int) -> None:
+    """Let a loader that has not begun yet go on where a training stopped.
+
+    Detectron2's endless samplers begin anew with every process, so that a training that is often
+    interrupted would see some images again and again and others never.
 
     Args:
-        loader: of ``build_detection_train_loader``.
-        start: images to pass over.
+        loader: of ``build_detection_train_loader``, with any sampler; others are left alone.
+        count: images to pass over, of this process's share.
     """
     part = loader
-    while part is not None:  # Detectron2 nests data sets, by configuration
-        sampler = getattr(part, "sampler", None)
-        if isinstance(sampler, ResumableTrainingSampler):
-            sampler.start = start
-            return
-        part = getattr(part, "dataset", None)
+    while part is not None and not isinstance(part, ToIterableDataset):
+        part = getattr(part, "dataset", None)  # nested, how deep depends on the config
+    if part is not None:
+        part.sampler = _Remainder(part.sampler, count)
+
+
+class _Remainder(Sampler):
+    """What another sampler yields behind its first `count` indices."""
+
+    def __init__(self, sampler: Sampler, count: int):
+        self.sampler, self.count = sampler, count
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self.sampler, self.count, None)

@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
-    get_detection_dataset_dicts,
 )
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
@@ -26,7 +25,7 @@ from torch import nn
 from ..checkpoint import load_weights
 from ..data.augmentation import ResizeForTest, build_sem_seg_augmentations
 from ..data.mapper import SemSegMapper, VocabularyMapper
-from ..data.sampler import ResumableTrainingSampler, resume_sampler
+from ..data.sampler import skip_images
 from ..evaluation import (
     EvaluationReport,
     SpeedEvaluator,
@@ -83,10 +82,7 @@ class Trainer(DefaultTrainer):
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
             seen = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-            resume_sampler(self._trainer.data_loader, seen)
-            kind = self.cfg.DATALOADER.SAMPLER_TRAIN
-            if kind != "TrainingSampler":
-                logger.warning("DATALOADER.SAMPLER_TRAIN '%s' starts anew, not where it was.", kind)
+            skip_images(self._trainer.data_loader, seen)
         else:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
@@ -174,14 +170,8 @@ class Trainer(DefaultTrainer):
             )
         augmentations = build_sem_seg_augmentations(cfg)
         mapper = SemSegMapper.from_datasets(cfg, cfg.DATASETS.TRAIN, augmentations)
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-        sampler = None  # Detectron2's, by name
-        if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
-            sampler = ResumableTrainingSampler(len(records))
         # Nothing is added to the records: the model's own vocabulary is that of DATASETS.TRAIN.
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=records, sampler=sampler)
+        return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

@@ -146,9 +146,10 @@ class PairSource:
         canvas, present = self._stage(rng, size, count)
         low, high = o.scene_things
         amount = rng.integers(low, high + 1, count)
+        most = amount.max()  # in a small batch perhaps less than `high`
         owner = torch.full((count, 1, size, size), -1)  # which of the dealt things is uppermost
         dealt = np.stack([rng.choice(self.things, high, replace=False) for _ in range(count)])
-        for k in range(amount.max()):  # `high` may be dealt to none of a small batch
+        for k in range(most):
             rows = np.nonzero(amount > k)[0]
             things = dealt[rows, k]
             sides = uniform(rng, *o.scene_size, len(rows))
@@ -162,7 +163,7 @@ class PairSource:
             canvas[index] = drawn[:, :3] + ground * (1 - alpha)
             owner[index] = torch.where(alpha > 0.5, k, owner[index])
         # What later things hid almost wholly is not told.
-        for k in range(amount.max()):
+        for k in range(most):
             seen = (owner == k).flatten(1).float().mean(1).numpy() > 0.008
             rows = np.nonzero(seen)[0]
             present[rows, dealt[rows, k]] = 1
