@@ -7,6 +7,7 @@ Examples::
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --resume
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only \
         MODEL.WEIGHTS output/model_final.pth
+    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only --resume
     python train_net.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml --eval-only \
         MODEL.WEIGHTS output/model_final.pth \
         DATASETS.TEST "('ade20k_150_sem_seg_val','pascal_context_59_sem_seg_val')"
@@ -15,18 +16,23 @@ Examples::
 Every evaluation leaves OUTPUT_DIR/results.md and results.json, see docs/benchmarks.md.
 """
 
+import logging
 import sys
 from argparse import Namespace
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from dcp_clip import setup_cfg
 from dcp_clip.checkpoint import load_weights
 from dcp_clip.engine import Trainer
+
+logger = logging.getLogger("dcp_clip.train_net")
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -38,14 +44,42 @@ def setup(args: Namespace) -> CfgNode:
     return cfg
 
 
+def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
+    """The file to evaluate: with ``--resume`` the last checkpoint in OUTPUT_DIR, as in Detectron2.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or the config names no weights at all.
+    """
+    if resume:
+        checkpointer = DetectionCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
+        if not checkpointer.has_checkpoint():
+            raise ValueError(
+                f"--resume asks for the last checkpoint in OUTPUT_DIR, but '{cfg.OUTPUT_DIR}' has "
+                "none; name a file as MODEL.WEIGHTS."
+            )
+        return checkpointer.get_checkpoint_file()
+    if not (cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED):
+        raise ValueError(
+            "the config names no weights to evaluate: give MODEL.WEIGHTS, or --resume for the last "
+            "checkpoint in OUTPUT_DIR."
+        )
+    return cfg.MODEL.WEIGHTS
+
+
 def main(args: Namespace) -> dict:
     """Train, or evaluate with ``--eval-only``; one process of the launch."""
     cfg = setup(args)
     if args.eval_only:
         if not cfg.DATASETS.TEST:
             raise ValueError("DATASETS.TEST is empty: name the data sets to evaluate.")
+        weights = weights_to_evaluate(cfg, args.resume)
         model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        load_weights(model, weights)
+        if not weights and any(parameter.requires_grad for parameter in model.parameters()):
+            logger.warning(
+                "MODEL.WEIGHTS is empty: what this config trains is evaluated as it is before "
+                "training."
+            )
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

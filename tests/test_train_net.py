@@ -150,10 +150,28 @@ def test_several_data_sets_alone_and_in_two_processes(workspace, trained):
     assert shared["environment"][key] == alone["environment"][key]
 
 
-def test_nothing_to_evaluate_is_an_error(make_cfg, monkeypatch):
+@pytest.fixture(scope="module")
+def program():
+    """train_net.py as a module."""
     spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_evaluated(program, make_cfg, tmp_path):
+    """MODEL.WEIGHTS, or with --resume the last checkpoint, as in Detectron2; never nothing."""
+    cfg = make_cfg(opts={"MODEL.WEIGHTS": "given.pth", "OUTPUT_DIR": str(tmp_path)})
+    assert program.weights_to_evaluate(cfg, resume=False) == "given.pth"
+    with pytest.raises(ValueError, match=f"'{tmp_path}' has none"):
+        program.weights_to_evaluate(cfg, resume=True)
+    (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
+    assert program.weights_to_evaluate(cfg, resume=True) == str(tmp_path / "model_0000099.pth")
+    with pytest.raises(ValueError, match="names no weights .* MODEL.WEIGHTS"):
+        program.weights_to_evaluate(make_cfg(opts={"MODEL.WEIGHTS": ""}), resume=False)
+
+
+def test_nothing_to_evaluate_is_an_error(program, make_cfg, monkeypatch):
     monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts={"DATASETS.TEST": ()}))
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
         program.main(Namespace(eval_only=True))
