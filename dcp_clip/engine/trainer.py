@@ -7,6 +7,7 @@ import contextlib
 import logging
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -38,6 +39,8 @@ from ..vocabulary import Vocabulary
 from .solver import EMAHook, build_optimizer
 
 __all__ = ["Trainer"]
+
+_FINAL = "model_final"  # as Detectron2 calls it
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +111,15 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def train(self) -> dict | None:
-        """As Detectron2's, once all of DATASETS.TEST is known to be there."""
+        """As Detectron2's, once all of DATASETS.TEST is known to be there.
+
+        A training that was stopped between its last checkpoint and ``model_final.pth`` has no step
+        left that would write the latter, so it is written here.
+        """
         build_test_evaluators(self.cfg, self.build_evaluator)
+        nothing_left = 0 < self.start_iter == self.max_iter
+        if nothing_left and Path(self.checkpointer.get_checkpoint_file()).stem != _FINAL:
+            self.checkpointer.save(_FINAL, iteration=self.max_iter - 1)
         return super().train()
 
     @classmethod

@@ -139,6 +139,22 @@ def test_a_resumed_training_goes_on_in_the_order_of_the_images(config, grouping)
     assert third != first
 
 
+def test_a_training_stopped_before_its_final_checkpoint_gets_one(config, tmp_path):
+    """As when the disk was full, or the process killed, between the last two files."""
+    whole = run(config())
+    folder = tmp_path / "out"
+    last = f"model_{whole.max_iter - 1:07d}.pth"
+    assert (folder / last).is_file()
+    (folder / "model_final.pth").write_bytes(b"half of it")
+    (folder / "last_checkpoint").write_text(last)
+    resumed = run(config(), resume=True)
+    assert resumed.start_iter == whole.max_iter
+    saved = torch.load(folder / "model_final.pth", weights_only=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(saved["model"][name], value), name
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+
+
 def test_the_final_checkpoint_is_the_average(config, tmp_path):
     trainer = run(config())
     saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
