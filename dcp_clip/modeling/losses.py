@@ -100,6 +100,8 @@ class SegmentationCriterion(nn.Module):
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
         self.presence_weight, self.mask_class_weight = presence_weight, mask_class_weight
         self.map_weights = {"coarse": coarse_weight, "fine": 1.0, "final": final_weight}
+        if stride < 1:
+            raise ValueError(f"MODEL.DCP_CLIP.LOSS.STRIDE is {stride}; it must be 1 or more.")
         self.balance, self.stride = balance, stride
         self.proposal_weight, self.scale = proposal_weight, scale
 

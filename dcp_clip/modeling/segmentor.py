@@ -177,7 +177,9 @@ class OpenVocabularySegmentor(nn.Module):
         maps, proposals, refinement = self.segment(
             images.tensor, images.image_sizes, vocabulary, labels
         )
-        return self.criterion(maps, refinement, proposals, labels, len(vocabulary))
+        # In float32: sums over all positions overflow float16.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.criterion(maps, refinement, proposals, labels, len(vocabulary))
 
     def _inference(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
         results: list[dict] = [{} for _ in batched_inputs]
@@ -225,7 +227,12 @@ class OpenVocabularySegmentor(nn.Module):
             [self._normalise(image) for image in images], self.backbone.size_divisibility
         )
         maps, proposals, _ = self.segment(batch.tensor, batch.image_sizes, vocabulary, labels, ids)
-        logits = maps[self.output] if self.output in maps else list(maps.values())[-1]
+        if self.output != "last" and self.output not in maps:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.OUTPUT is '{self.output}', but this model's maps are "
+                f"{', '.join(maps)}; set it to 'last' or one of these."
+            )
+        logits = list(maps.values())[-1] if self.output == "last" else maps[self.output]
         covered = zip(images[0].shape[-2:], logits.shape[-2:], batch.tensor.shape[-2:])
         rows, columns = (side * cells / padded for side, cells, padded in covered)
         return logits, (rows, columns), proposals

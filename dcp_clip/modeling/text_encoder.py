@@ -95,6 +95,10 @@ class TextEncoder(nn.Module):
         self.text = text
         self.tokenizer = tokenizer
         self.model_name, self.templates, self.synonyms = model_name, templates, synonyms
+        if chunk_size < 1:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE is {chunk_size}; give 1 or more."
+            )
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
         self._tokens: dict[str, tuple[Tensor, list[int]]] = {}
         self._cache: OrderedDict[str, TextFeatures] = OrderedDict()

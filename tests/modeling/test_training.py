@@ -125,3 +125,35 @@ def test_7_in_training_too(make_model, make_image, size, count):
         found = gradients(model, losses)
         assert all(v.isfinite() for v in losses.values())
         assert found and all(g.isfinite().all() for g in found.values())
+
+
+def test_losses_are_summed_in_float32(trained, make_image):
+    """65,504 is the largest float16; an image has more positions than that."""
+
+    class Sum(torch.nn.Module):
+        def forward(self, maps, *_):
+            ones = torch.ones(1, 70_000, device=maps["fine"].device)
+            return {"loss": ones @ ones.mT}
+
+    criterion, trained.criterion = trained.criterion, Sum()
+    try:
+        with torch.autocast("cpu", torch.float16):
+            losses = losses_of(
+                trained, [make_image(32, 32)], torch.zeros(1, 32, 32, dtype=torch.long)
+            )
+    finally:
+        trained.criterion = criterion
+    assert losses["loss"].item() == 70_000
+
+
+def test_maps_that_the_model_has_not_are_refused(make_model, make_image):
+    model = make_model(opts={"MODEL.DCP_CLIP.OUTPUT": "coarse"})
+    model.output = "finest"
+    with pytest.raises(ValueError, match="OUTPUT is 'finest', .* coarse"):
+        model([{"image": make_image(32, 32), "height": 32, "width": 32}])
+
+
+@pytest.mark.parametrize("key", ["LOSS.STRIDE", "VOCABULARY.CHUNK_SIZE"])
+def test_strides_and_chunks_of_nothing_are_refused(make_model, key):
+    with pytest.raises(ValueError, match=f"{key} is 0"):
+        make_model(opts={"MODEL.DCP_CLIP." + key: 0})
