@@ -47,6 +47,9 @@ class CategoryProposal(nn.Module):
     proposed.
     """
 
+    # Whether scores decide what is proposed.
+    ranks = True
+
     @configurable
     def __init__(
         self,
@@ -61,19 +64,31 @@ class CategoryProposal(nn.Module):
     ):
         """
         Args:
-            num_proposals: K; all categories when the vocabulary is no larger.
+            num_proposals: K, at least 1; all categories when the vocabulary is no larger.
             pooled_weight: weight of the image-level evidence.
             dense_weight: weight of the dense evidence.
             random_ratio: in training, the chance of each category to be ranked at random.
             sharpness: of the soft maximum over the positions; 0 for the maximum itself.
             num_positions: vectors that stand for the positions in the ranking; 0 for all of them.
             grouping: what is learned; None for nothing.
+
+        Raises:
+            ValueError: naming the key whose value makes no sense.
         """
         super().__init__()
         if num_proposals < 1:
             raise ValueError(
                 f"MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS is {num_proposals}; it must be 1 or more."
             )
+        node = "MODEL.DCP_CLIP.PROPOSAL"
+        if self.ranks and not (pooled_weight or dense_weight):
+            raise ValueError(
+                f"{node}.NAME {type(self).__name__} has no evidence to rank names by: set "
+                f"{node}.POOLED_WEIGHT or DENSE_WEIGHT, whichever it uses, above 0."
+            )
+        for key, value in (("SHARPNESS", sharpness), ("NUM_POSITIONS", num_positions)):
+            if value < 0:
+                raise ValueError(f"{node}.{key} is {value}; it must be 0 or more.")
         self.num_proposals = num_proposals
         self.pooled_weight, self.dense_weight = pooled_weight, dense_weight
         self.random_ratio = random_ratio
@@ -218,6 +233,8 @@ class DenseProposal(CategoryProposal):
 class AllCategories(CategoryProposal):
     """Every category goes further, K = C: the model without a proposal stage."""
 
+    ranks = False
+
     def _choose(self, dense, pooled, text, rows, valid, present) -> Tensor:
         return torch.arange(len(rows), device=rows.device).expand(len(dense), -1)
 
@@ -231,6 +248,7 @@ class OracleProposal(CategoryProposal):
     MODEL.DCP_CLIP.PROPOSAL.NAME names a class with `needs_labels`.
     """
 
+    ranks = False
     needs_labels = True
 
     def forward(self, dense, pooled, text, rows, valid, present=None, ids=None) -> Proposals:

@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcp_clip.modeling.build import CATEGORY_PROPOSAL_REGISTRY
 from dcp_clip.modeling.proposal import CategoryProposal, DenseProposal, PooledProposal
 
 NODE = "MODEL.DCP_CLIP."
@@ -97,3 +98,19 @@ def test_many_names_are_ranked_in_chunks(make_cfg):
 def test_no_proposals_is_an_error(make_cfg):
     with pytest.raises(ValueError, match="NUM_PROPOSALS is 0"):
         build_model(make_cfg(opts={NODE + "PROPOSAL.NUM_PROPOSALS": 0}))
+
+
+@pytest.mark.parametrize("name", ["CategoryProposal", "PooledProposal", "DenseProposal"])
+def test_a_ranking_without_evidence_is_refused(make_cfg, name):
+    """All scores would be 0, and the first names of the vocabulary proposed whatever the image."""
+    opts = {NODE + "PROPOSAL." + key: 0.0 for key in ("POOLED_WEIGHT", "DENSE_WEIGHT")}
+    with pytest.raises(ValueError, match=f"{name} has no evidence .*POOLED_WEIGHT"):
+        CATEGORY_PROPOSAL_REGISTRY.get(name)(make_cfg(opts=opts), SHAPE)
+    for free in ("AllCategories", "OracleProposal"):
+        CATEGORY_PROPOSAL_REGISTRY.get(free)(make_cfg(opts=opts), SHAPE)
+
+
+@pytest.mark.parametrize(("key", "value"), [("SHARPNESS", -1.0), ("NUM_POSITIONS", -1)])
+def test_values_that_make_no_sense_are_refused(make_cfg, key, value):
+    with pytest.raises(ValueError, match=f"PROPOSAL.{key} is {value}"):
+        CategoryProposal(make_cfg(opts={f"{NODE}PROPOSAL.{key}": value}), SHAPE)
