@@ -114,9 +114,9 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.list:
         print(describe_steps(steps))
         return
-    with only_one(args.output):
+    with only_one(args.output) as lock:
         environment = step_environment(args.jobs, data)
-        run_steps(steps, jobs=args.jobs, environment=environment, tell=_print_now)
+        run_steps(steps, jobs=args.jobs, environment=environment, lock=lock, tell=_print_now)
         tables = describe_results(planner.results, plan.rows)
         with atomic_write(planner.results / "summary.md", "w") as file:
             file.write(tables)

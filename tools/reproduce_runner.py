@@ -88,8 +88,12 @@ def format_seconds(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[int]:
     """Within this context no other process may work in the folder.
+
+    Yields:
+        the lock's file descriptor: a child process that inherits it keeps the folder locked until
+        it ends, should this process be killed before.
 
     Raises:
         StepError: if another one does.
@@ -100,7 +104,7 @@ def only_one(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StepError(f"another run is at work in {folder}; wait for it.") from error
-        yield
+        yield file.fileno()
 
 
 @dataclass
@@ -113,7 +117,7 @@ class _Job:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, step: Step, environment: dict[str, str]) -> "_Job":
+    def start(cls, step: Step, environment: dict[str, str], lock: int | None) -> "_Job":
         step.folder.mkdir(parents=True, exist_ok=True)
         _write_record(step, read_record(step) or Record(list(step.command)))
         log = open(step.folder / LOG, "ab")
@@ -126,6 +130,7 @@ class _Job:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            pass_fds=() if lock is None else (lock,),
             start_new_session=True,  # Ctrl-C is for us, and handed on by _stop, workers included
         )
         return cls(step, process, log)
@@ -166,6 +171,7 @@ def run_steps(
     *,
     jobs: int = 1,
     environment: dict[str, str] | None = None,
+    lock: int | None = None,
     tell: Callable[[str], None] = print,
 ) -> None:
     """Run what is not done yet, each step after those that it needs.
@@ -174,6 +180,7 @@ def run_steps(
         steps: in the order in which they start; every one that is needed is among them.
         jobs: how many run at a time.
         environment: variables of the steps' processes; None for this one's.
+        lock: what :func:`only_one` gave, for the steps to hold as long as they run.
         tell: takes lines of progress.
 
     Raises:
@@ -197,7 +204,7 @@ def run_steps(
             for step in ready[: jobs - len(running)]:
                 waiting.remove(step)
                 tell(f"{place[step.name]}: log in {step.folder / LOG}")
-                running.append(_Job.start(step, environment or dict(os.environ)))
+                running.append(_Job.start(step, environment or dict(os.environ), lock))
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 spent = format_seconds(job.close())

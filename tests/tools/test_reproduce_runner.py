@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -223,6 +224,26 @@ def test_only_one_run_in_a_folder(tmp_path):
             with reproduce_runner.only_one(tmp_path / "out"):
                 pass
     with reproduce_runner.only_one(tmp_path / "out"):
+        pass
+
+
+def test_steps_that_outlive_a_killed_run_keep_the_folder(make, run, tmp_path):
+    with reproduce_runner.only_one(tmp_path) as lock:
+        # A step inherits the lock: it finds it open.
+        run(make("a", f"os.fstat({lock}); {LEAVE}"), lock=lock)
+        code = "print('up', flush=True); import time; time.sleep(60)"
+        orphan = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=(lock,), stdout=subprocess.PIPE
+        )
+        orphan.stdout.readline()
+    try:
+        with pytest.raises(StepError, match="another run is at work"):
+            with reproduce_runner.only_one(tmp_path):
+                pass
+    finally:
+        orphan.kill()
+        orphan.communicate()
+    with reproduce_runner.only_one(tmp_path):
         pass
 
 
