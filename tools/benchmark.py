@@ -56,6 +56,7 @@ from tqdm import tqdm
 
 from dcp_clip.arguments import positive, require_folders
 from dcp_clip.check_env import environment_summary
+from dcp_clip.checkpoint import WeightsError
 from dcp_clip.config import setup_cfg
 from dcp_clip.image_io import atomic_write
 from dcp_clip.modeling.clip_loading import CLIPWeightsError
@@ -156,7 +157,10 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     figures |= {"parameters": subject.parameters}
     heading = f"## {config_file}\n\n{subject.title}"
     if args.train:
-        row = measure_training(subject, args.batch, args.vocabulary_sizes[0], args.repeats)
+        try:
+            row = measure_training(subject, args.batch, args.vocabulary_sizes[0], args.repeats)
+        except ValueError as error:  # nothing of this config trains
+            sys.exit(f"{config_file}: {error}")
         text = f"{heading}, median of {args.repeats}.\n\n{format_train_table(row)}"
         figures |= {"training": row}
         if args.profile is not None:
@@ -186,7 +190,7 @@ def benchmark_demo(args: argparse.Namespace, config_file: str) -> tuple[str, dic
     try:
         predictor = load_predictor(config_file, args.vocabulary, args.opts, args.device)
         row = measure_demo(predictor, [args.demo], args.images)
-    except (OSError, KeyError, ValueError, AssertionError) as error:
+    except (OSError, KeyError, ValueError, AssertionError, CLIPWeightsError, WeightsError) as error:
         sys.exit(f"{config_file}: {error.args[0] if error.args else error}")
     return f"## {config_file}, the demo\n\n{format_demo_table(row)}", {
         "config": config_file,

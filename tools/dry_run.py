@@ -221,8 +221,8 @@ def load(args: argparse.Namespace) -> CfgNode:
     cfg = Trainer.auto_scale_workers(cfg, args.num_gpus)
     if cfg.MODEL.META_ARCHITECTURE not in ("DCPCLIP", "FPNBaseline"):
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', not this project's "
-            "DCPCLIP or FPNBaseline."
+            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}'; this program measures "
+            "DCPCLIP and FPNBaseline."
         )
     if cfg.SOLVER.IMS_PER_BATCH % args.num_gpus:
         raise ValueError(
