@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
                 f"MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE is {chunk_size}; give 1 or more."
             )
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
-        self._tokens: dict[str, tuple[Tensor, list[int]]] = {}
+        self._tokens: dict[tuple[str, ...], tuple[Tensor, list[int]]] = {}
         self._cache: OrderedDict[str, TextFeatures] = OrderedDict()
         self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
@@ -176,20 +176,20 @@ class TextEncoder(nn.Module):
         if self.synonyms == "first":
             groups = tuple(group[:1] for group in groups)
         names = [name for group in groups for name in group]
-        tokens, lengths = self._tokenize(vocabulary, names)
         num_templates = len(self.templates)
-        block = max(_BLOCK_CHUNKS * self.chunk_size // num_templates, 1) * num_templates
+        block = max(_BLOCK_CHUNKS * self.chunk_size // num_templates, 1)
         features = []
+        prompts = len(names) * num_templates
         bar = tqdm(
-            total=len(tokens),
-            desc="Encoding names",
-            unit="prompt",
-            disable=len(tokens) < _PROGRESS_FROM,
+            total=prompts, desc="Encoding names", unit="prompt", disable=prompts < _PROGRESS_FROM
         )
+        if tuple(names[:block]) not in self._tokens:
+            self._tokens.clear()  # another vocabulary's
         with bar:
-            for start in range(0, len(tokens), block):
-                rows = slice(start, start + block)
-                out = self._encode_prompts(tokens[rows].to(self.device), lengths[rows], bar)
+            # Tokenised a block at a time, too: a long list's tokens outweigh its features.
+            for start in range(0, len(names), block):
+                tokens, lengths = self._tokenize(names[start : start + block])
+                out = self._encode_prompts(tokens.to(self.device), lengths, bar)
                 out = F.normalize(out.float(), dim=-1)
                 out = out.unflatten(0, (-1, num_templates)).mean(1)
                 features.append(F.normalize(out, dim=-1))
@@ -233,15 +233,16 @@ class TextEncoder(nn.Module):
         own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
         return TextFeatures(mean, own_row)
 
-    def _tokenize(self, vocabulary: Vocabulary, names: list[str]) -> tuple[Tensor, list[int]]:
+    def _tokenize(self, names: list[str]) -> tuple[Tensor, list[int]]:
         """Token ids (N, L), and how many of them to encode; kept while the tower trains."""
-        key = vocabulary.fingerprint()
+        key = tuple(names)
         if key in self._tokens:
             return self._tokens[key]
         tokens = tokenize(self.tokenizer, names, self.templates)
         lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
         found = tokens, lengths.tolist()
-        self._tokens = {key: found} if self.trains else {}
+        if self.trains:
+            self._tokens[key] = found
         return found
 
     def _cache_key(self, vocabulary: Vocabulary) -> str:

@@ -277,6 +277,33 @@ def test_many_names_in_bounded_chunks(make_encoder, count_prompts):
     torch.testing.assert_close(few.embeddings, features.embeddings[1990:2010])
 
 
+class Counting:
+    """A tokenizer that notes how many prompts it was given at a time."""
+
+    def __init__(self, inner):
+        self.inner, self.sizes = inner, []
+
+    def __call__(self, prompts):
+        self.sizes.append(len(prompts))
+        return self.inner(prompts)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_many_names_are_tokenised_in_bounded_numbers(make_encoder, trains):
+    """20,000 names in 80 templates would be a gigabyte of tokens."""
+    vocabulary = Vocabulary([f"thing {i}" for i in range(100)])
+    opts = {KEY + "CHUNK_SIZE": 2, KEY + "TEMPLATES": "vild14"}
+    encoder = make_encoder(opts=opts, cache="").requires_grad_(trains).train(trains)
+    encoder.tokenizer = Counting(encoder.tokenizer)
+    for _ in range(2):
+        encoder.encode_vocabulary(vocabulary)
+    assert max(encoder.tokenizer.sizes) <= 64 * 2
+    assert sum(encoder.tokenizer.sizes) == 14 * 100  # once: a tower that trains keeps the tokens
+
+
 def test_more_templates_than_a_chunk_holds(make_encoder, count_prompts):
     encoder = make_encoder(opts={KEY + "CHUNK_SIZE": 5, KEY + "TEMPLATES": "vild14"})
     sizes = count_prompts(encoder)
