@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..structures import Proposals
 from ..vocabulary import Vocabulary
 from .segmentor import OpenVocabularySegmentor
+from .trainable import apply_tower_policy
 
 __all__ = ["FPNBaseline"]
 
@@ -49,6 +50,13 @@ class FPNBaseline(OpenVocabularySegmentor):
         if common["vocabulary"] is None:
             raise ValueError("FPNBaseline has a channel a category: set DATASETS.TRAIN.")
         bottom_up, dim = build_backbone(cfg), cfg.MODEL.FPN_BASELINE.DIM
+        missing = sorted(set(_LEVELS) - set(bottom_up.output_shape()))
+        if missing:
+            raise ValueError(
+                f"MODEL.CLIP.NAME is '{cfg.MODEL.CLIP.NAME}', whose image tower has no "
+                f"{', '.join(missing)}; FPNBaseline needs one of strides 4, 8, 16 and 32."
+            )
+        apply_tower_policy(cfg, "TRAIN_IMAGE", bottom_up)
         fpn = FPN(bottom_up, _LEVELS, dim, norm="BN")
         fpn.pixel_mean, fpn.pixel_std = bottom_up.pixel_mean, bottom_up.pixel_std
         shape = {

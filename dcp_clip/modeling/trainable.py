@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
-__all__ = ["POLICIES", "apply_freeze_policy", "part_of", "trainable_table"]
+__all__ = ["POLICIES", "apply_freeze_policy", "apply_tower_policy", "part_of", "trainable_table"]
 
 # Patterns over the parameter names inside a tower; a parameter trains if one of them is found in
 # it.
@@ -35,20 +35,29 @@ def apply_freeze_policy(cfg: CfgNode, backbone: nn.Module, text_encoder: nn.Modu
     Raises:
         ValueError: for an unknown policy, or one that matches no parameter of the tower.
     """
-    for key, module in (("TRAIN_IMAGE", backbone), ("TRAIN_TEXT", text_encoder)):
-        policy = cfg.MODEL.CLIP[key]
-        if policy not in POLICIES:
-            raise ValueError(f"MODEL.CLIP.{key} is '{policy}'; known are {', '.join(POLICIES)}.")
-        matched = False
-        for name, parameter in module.named_parameters():
-            wanted = any(re.search(pattern, name) for pattern in POLICIES[policy])
-            parameter.requires_grad_(wanted)
-            matched |= wanted
-        if policy != "none" and not matched:
-            raise ValueError(
-                f"MODEL.CLIP.{key} is '{policy}', which matches no parameter of "
-                f"{cfg.MODEL.CLIP.NAME}; use 'none' or 'all'."
-            )
+    apply_tower_policy(cfg, "TRAIN_IMAGE", backbone)
+    apply_tower_policy(cfg, "TRAIN_TEXT", text_encoder)
+
+
+def apply_tower_policy(cfg: CfgNode, key: str, tower: nn.Module) -> None:
+    """Set ``requires_grad`` in one tower as MODEL.CLIP.<key> says.
+
+    Raises:
+        ValueError: for an unknown policy, or one that matches no parameter of the tower.
+    """
+    policy = cfg.MODEL.CLIP[key]
+    if policy not in POLICIES:
+        raise ValueError(f"MODEL.CLIP.{key} is '{policy}'; known are {', '.join(POLICIES)}.")
+    matched = False
+    for name, parameter in tower.named_parameters():
+        wanted = any(re.search(pattern, name) for pattern in POLICIES[policy])
+        parameter.requires_grad_(wanted)
+        matched |= wanted
+    if policy != "none" and not matched:
+        raise ValueError(
+            f"MODEL.CLIP.{key} is '{policy}', which matches no parameter of "
+            f"{cfg.MODEL.CLIP.NAME}; use 'none' or 'all'."
+        )
 
 
 def part_of(name: str) -> str:

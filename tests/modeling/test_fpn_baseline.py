@@ -48,3 +48,16 @@ def test_fpn_baseline(make_cfg, make_image, named_data_set):
         model.set_vocabulary(Vocabulary(["unicorn", "ufo"]))
     with pytest.raises(ValueError, match="set DATASETS.TRAIN"):
         build_model(make_cfg("dcp-tiny-cnn", {**opts, "DATASETS.TRAIN": ()}))
+
+
+def test_its_tower_trains_as_the_config_says(make_cfg, named_data_set):
+    opts = {
+        "MODEL.META_ARCHITECTURE": "FPNBaseline",
+        "MODEL.CLIP.TRAIN_IMAGE": "none",
+        "DATASETS.TRAIN": (named_data_set,),
+    }
+    model = build_model(make_cfg("dcp-tiny-cnn", opts))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained and not any(".bottom_up." in name for name in trained)
+    with pytest.raises(ValueError, match="'dcp-tiny-cnn-s16', .* has no res5"):
+        build_model(make_cfg("dcp-tiny-cnn-s16", opts))
