@@ -23,8 +23,9 @@ def profile_forward(subject: Subject, vocabulary: Vocabulary) -> dict[str, dict]
         frees. Operators are those beyond the encoder.
     """
     whole = subject.whole(vocabulary)
-    spent = _profile_stages(subject, whole, STAGES)
-    stages = _stage_figures(spent, STAGES, "normalising, similarity, output")
+    names = _stages_of(subject)
+    spent = _profile_stages(subject, whole, names)
+    stages = _stage_figures(spent, names, "normalising, similarity, output")
     with subject.replaying():
         operators = profile_calls(whole, subject.device)
     return {"stages": stages, "operators": {name: _own(x) for name, x in operators.items()}}
@@ -38,9 +39,9 @@ def profile_training(subject: Subject, batch: int, vocabulary: Vocabulary) -> di
     """
     step = subject.train_step(batch, vocabulary)
     step()  # the optimiser allocates its state in its first step
-    spent = _profile_stages(subject, step, (*STAGES, "criterion"), repeats=2)
-    names = (*STAGES, "criterion", *STEP_SCOPES)
-    stages = _stage_figures(spent, names, "normalising, similarity")
+    names = (*_stages_of(subject), "criterion")
+    spent = _profile_stages(subject, step, names, repeats=2)
+    stages = _stage_figures(spent, (*names, *STEP_SCOPES), "normalising, similarity")
     encoder = profile_calls(subject.encoder_of(batch), subject.device, repeats=2)
     operators = {name: _own(x) for name, x in spent.items() if not name.startswith("stage: ")}
     for name, figures in operators.items():
@@ -48,6 +49,11 @@ def profile_training(subject: Subject, batch: int, vocabulary: Vocabulary) -> di
             for key, value in _own(encoder[name]).items():
                 figures[key] -= value
     return {"stages": stages, "operators": operators}
+
+
+def _stages_of(subject: Subject) -> tuple[str, ...]:
+    """Those of the stages that the model has: other methods' heads have none but the encoder."""
+    return tuple(name for name in STAGES if hasattr(subject.model, name))
 
 
 def _own(spent: Spent) -> dict[str, float]:

@@ -20,6 +20,8 @@ import benchmark_subject  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = str(ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml")
+TRAINING_FREE = str(ROOT / "configs" / "emoji_scenes" / "training_free.yaml")
+PIXEL_TEXT = str(ROOT / "configs" / "emoji_scenes" / "reference" / "pixel_text.yaml")
 MIB = 2**20
 
 
@@ -201,6 +203,16 @@ def test_models_stages_are_those_that_the_profile_names(make_model):
     assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark_profile.STAGES)
 
 
+def test_a_head_without_the_stages_is_profiled(tmp_path):
+    out = tmp_path / "figures.json"
+    arguments = ["--config-file", PIXEL_TEXT, "--size", "64", "64", "--vocabulary-sizes", "10"]
+    arguments += ["--repeats", "1", "--device", "cpu", "--profile", "--json", str(out)]
+    benchmark.main(arguments)
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["profile"]["stages"]["backbone"]["ms"] > 0
+    assert "proposal" not in result["profile"]["stages"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -212,6 +224,11 @@ def test_models_stages_are_those_that_the_profile_names(make_model):
         (["--config-file", TINY, "--train", "--plot", "plot.png"], "--plot"),
         (["--config-file", TINY, "--text", "--profile"], "--profile"),
         (["--config-file", TINY, "--demo", "no/such/photos"], "no/such/photos"),
+        (["--config-file", TRAINING_FREE, "--train", "--size", "64", "64"], "nothing"),
+        (
+            ["--config-file", TINY, "--demo", "datasets", "--opts", "MODEL.WEIGHTS", "no.pth"],
+            "'no.pth'",
+        ),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(arguments, message):
