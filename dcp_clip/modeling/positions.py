@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 __all__ = ["PositionGrouping", "merge_positions"]
 
+_MAX_LOGITS = 16_000_000  # an image's, at a time: 64 MB
+
 
 class PositionGrouping(nn.Module):
     """Lets each position borrow from those that look like parts of the same thing.
@@ -41,10 +43,19 @@ class PositionGrouping(nn.Module):
         rows = positions.transpose(1, 2)
         qk = self.query_key(rows * rows.shape[2] ** 0.5)
         query, key = qk.unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        logits = query @ key.mT * query.shape[-1] ** -0.5  # (B, heads, N, N)
+        # A large image's positions some at a time: all with all would be gigabytes.
+        step = max(1, _MAX_LOGITS // (self.num_heads * key.shape[2]))
+        borrowed = [
+            positions @ self._mixture(some, key, valid).mT for some in query.split(step, dim=2)
+        ]
+        return F.normalize(positions + torch.cat(borrowed, dim=2), dim=1)
+
+    def _mixture(self, query: Tensor, key: Tensor, valid: Tensor) -> Tensor:
+        """(B, n, N): what n of the positions, by their queries (B, heads, n, dim / heads), borrow
+        from each."""
+        logits = query @ key.mT * query.shape[-1] ** -0.5  # (B, heads, n, N)
         weight = logits.masked_fill(~valid[:, None, None], float("-inf")).softmax(3)
-        mixture = (weight * self.gate.tanh().view(1, -1, 1, 1)).sum(1)
-        return F.normalize(positions + positions @ mixture.mT, dim=1)
+        return (weight * self.gate.tanh().view(1, -1, 1, 1)).sum(1)
 
 
 def merge_positions(positions: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:

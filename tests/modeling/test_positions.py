@@ -56,3 +56,15 @@ def test_grouping_starts_as_the_identity_and_then_reads_valid_positions_only():
     other = positions.clone()
     other[1, :, 7:] = normalize(torch.randn(16, 5), dim=0)
     torch.testing.assert_close(grouping(other, valid)[1, :, :7], out[1, :, :7])
+
+
+def test_grouping_of_many_positions_some_at_a_time_is_the_same(monkeypatch):
+    torch.manual_seed(0)
+    grouping = PositionGrouping(16, 8, 2)
+    with torch.no_grad():
+        grouping.gate += 0.7
+    positions = normalize(torch.randn(2, 16, 50), dim=1)
+    valid = torch.arange(50).expand(2, -1) < torch.tensor([[50], [31]])
+    whole = grouping(positions, valid)
+    monkeypatch.setattr("dcp_clip.modeling.positions._MAX_LOGITS", 2 * 50 * 7)
+    torch.testing.assert_close(grouping(positions, valid), whole)
