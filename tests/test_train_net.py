@@ -174,7 +174,7 @@ def test_what_is_evaluated(program, make_cfg, tmp_path):
 def test_nothing_to_evaluate_is_an_error(program, make_cfg, monkeypatch):
     monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts={"DATASETS.TEST": ()}))
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
-        program.main(Namespace(eval_only=True))
+        program.main(Namespace(eval_only=True, resume=False))
 
 
 def test_two_processes_train_and_evaluate(workspace):
