@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from dcp_clip.engine import Trainer
-from dcp_clip.modeling.text_encoder import TextFeatures
+from dcp_clip.modeling.text_features import TextFeatures
 from dcp_clip.vocabulary import Vocabulary
 
 SYLLABLES = [c + v for c, v in product("bdfgklmnprstvz", "aeiou")]

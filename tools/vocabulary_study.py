@@ -48,7 +48,7 @@ from dcp_clip.engine import Trainer
 from dcp_clip.evaluation import build_sem_seg_evaluator, evaluation_environment
 from dcp_clip.image_io import atomic_write
 from dcp_clip.modeling.build import CATEGORY_PROPOSAL_REGISTRY
-from dcp_clip.modeling.text_encoder import TextFeatures
+from dcp_clip.modeling.text_features import TextFeatures
 from dcp_clip.structures import SemSegLabels
 from dcp_clip.vocabulary import Vocabulary
 

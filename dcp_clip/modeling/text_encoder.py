@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,38 +14,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from ..image_io import atomic_write
 from ..prompts import load_templates
 from ..vocabulary import Vocabulary
 from .clip_loading import load_clip
+from .text_features import TextFeatures, read_features, write_features
 from .text_tower import encode_tokens, needed_lengths, rounded_lengths
 from .tokenizer import build_tokenizer, tokenize
 
-__all__ = ["TextEncoder", "TextFeatures"]
+__all__ = ["TextEncoder"]
 
-logger = logging.getLogger(__name__)
 _SYNONYM_RULES = ("mean", "max", "first")
 _CACHED_VOCABULARIES = 8  # in memory: 20,000 names are 60 MB
 _BLOCK_CHUNKS = 64  # prompts are grouped by length within so many chunks; bounds memory
 _PROGRESS_FROM = 2000  # prompts; below it encoding is a matter of seconds
-
-
-@dataclass
-class TextFeatures:
-    """Text features of a vocabulary.
-
-    Attributes:
-        embeddings: (N, D), unit length; one row a category, or one a synonym.
-        rows: (C, S) int64, the rows that speak for each category; a category with fewer synonyms
-            repeats its first one.
-    """
-
-    embeddings: Tensor
-    rows: Tensor
-
-    @property
-    def num_categories(self) -> int:
-        return len(self.rows)
 
 
 class TextEncoder(nn.Module):
@@ -84,7 +64,7 @@ class TextEncoder(nn.Module):
             cache_dir: folder for features on disk; "" keeps them in memory only.
 
         Raises:
-            ValueError: for an unknown synonym rule.
+            ValueError: for an unknown synonym rule, or a chunk of nothing.
         """
         super().__init__()
         if synonyms not in _SYNONYM_RULES:
@@ -100,7 +80,7 @@ class TextEncoder(nn.Module):
                 f"MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE is {chunk_size}; give 1 or more."
             )
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
-        self._tokens: dict[tuple[str, ...], tuple[Tensor, list[int]]] = {}
+        self._tokens: dict[str, list[tuple[Tensor, list[int]]]] = {}
         self._cache: OrderedDict[str, TextFeatures] = OrderedDict()
         self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
@@ -157,10 +137,12 @@ class TextEncoder(nn.Module):
                 torch.no_grad(),
                 torch.autocast(self.device.type, enabled=False),
             ):
-                features = self._read(key, vocabulary)
+                path = self._path(key)
+                features = read_features(path, len(vocabulary), self.device) if path else None
                 if features is None:
                     features = self._encode(vocabulary)
-                    self._write(key, features)
+                    if path:
+                        write_features(path, features)
             self._cache[key] = features
             if len(self._cache) > _CACHED_VOCABULARIES:
                 self._cache.popitem(last=False)
@@ -183,12 +165,8 @@ class TextEncoder(nn.Module):
         bar = tqdm(
             total=prompts, desc="Encoding names", unit="prompt", disable=prompts < _PROGRESS_FROM
         )
-        if tuple(names[:block]) not in self._tokens:
-            self._tokens.clear()  # another vocabulary's
         with bar:
-            # Tokenised a block at a time, too: a long list's tokens outweigh its features.
-            for start in range(0, len(names), block):
-                tokens, lengths = self._tokenize(names[start : start + block])
+            for tokens, lengths in self._tokenized(vocabulary, names, block):
                 out = self._encode_prompts(tokens.to(self.device), lengths, bar)
                 out = F.normalize(out.float(), dim=-1)
                 out = out.unflatten(0, (-1, num_templates)).mean(1)
@@ -233,17 +211,25 @@ class TextEncoder(nn.Module):
         own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
         return TextFeatures(mean, own_row)
 
-    def _tokenize(self, names: list[str]) -> tuple[Tensor, list[int]]:
-        """Token ids (N, L), and how many of them to encode; kept while the tower trains."""
-        key = tuple(names)
+    def _tokenized(
+        self, vocabulary: Vocabulary, names: list[str], block: int
+    ) -> Iterable[tuple[Tensor, list[int]]]:
+        """Token ids (N, L) of `block` names at a time, and how many of them to encode.
+
+        Kept while the tower trains; else never there all at once, as a long list's tokens outweigh
+        its features.
+        """
+        key = vocabulary.fingerprint()
         if key in self._tokens:
             return self._tokens[key]
+        blocks = (self._tokenize(names[i : i + block]) for i in range(0, len(names), block))
+        self._tokens = {key: list(blocks)} if self.trains else {}
+        return self._tokens.get(key, blocks)
+
+    def _tokenize(self, names: list[str]) -> tuple[Tensor, list[int]]:
         tokens = tokenize(self.tokenizer, names, self.templates)
         lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
-        found = tokens, lengths.tolist()
-        if self.trains:
-            self._tokens[key] = found
-        return found
+        return tokens, lengths.tolist()
 
     def _cache_key(self, vocabulary: Vocabulary) -> str:
         parts = (
@@ -271,33 +257,6 @@ class TextEncoder(nn.Module):
 
     def _path(self, key: str) -> Path | None:
         return Path(self.cache_dir).expanduser() / f"{key}.pt" if self.cache_dir else None
-
-    def _read(self, key: str, vocabulary: Vocabulary) -> TextFeatures | None:
-        path = self._path(key)
-        if path is None or not path.is_file():
-            return None
-        try:
-            data = torch.load(path, map_location=self.device, weights_only=True)
-            features = TextFeatures(data["embeddings"], data["rows"])
-            num_rows = len(features.embeddings)
-            if len(features.rows) != len(vocabulary) or features.rows.max() >= num_rows:
-                raise ValueError("its parts do not fit each other")
-        except Exception as error:
-            logger.warning("Text cache file %s is unreadable (%s); encoding anew.", path, error)
-            return None
-        return features
-
-    def _write(self, key: str, features: TextFeatures) -> None:
-        path = self._path(key)
-        if path is None:
-            return
-        data = {"embeddings": features.embeddings.cpu(), "rows": features.rows.cpu()}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                torch.save(data, temporary)
-        except OSError as error:
-            logger.warning("Text features cannot be cached in %s (%s).", path.parent, error)
 
 
 def _padded(tokens: Tensor, length: int) -> Tensor:

@@ -1,7 +1,5 @@
 """TextEncoder: parity, any text, synonyms, and a cache that is never wrong."""
 
-import logging
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,31 +12,6 @@ from dcp_clip.vocabulary import Vocabulary
 KEY = "MODEL.DCP_CLIP.VOCABULARY."
 CLIPS = ["test-convnext", "test-vit-14-quickgelu"]
 NAMES = Vocabulary(["sky", "tall tree", ["car", "automobile", "motor car"], "Straße"])
-
-
-@pytest.fixture
-def make_encoder(make_cfg, randomize, tmp_path):
-    def make(clip="test-convnext", opts=None, cache="text"):
-        torch.manual_seed(0)
-        folder = str(tmp_path / cache) if cache else ""
-        encoder = TextEncoder(make_cfg(clip, {KEY + "CACHE_DIR": folder, **(opts or {})}))
-        return randomize(encoder).requires_grad_(False).eval()
-
-    return make
-
-
-@pytest.fixture
-def count_prompts():
-    """``count(encoder)``: list of the batch sizes that its tower encodes from now on."""
-
-    def count(encoder):
-        sizes = []
-        encoder.text.transformer.register_forward_pre_hook(
-            lambda _, args: sizes.append(len(args[0]))
-        )
-        return sizes
-
-    return count
 
 
 # ---- parity and prompts
@@ -133,23 +106,6 @@ def test_memory_hit(make_encoder, count_prompts, cache):
     assert len(sizes) == asked and again.embeddings is first.embeddings
 
 
-def test_disk_hit(make_encoder, count_prompts, tmp_path):
-    first = make_encoder().encode_vocabulary(NAMES)
-    assert len(list((tmp_path / "text").iterdir())) == 1
-    encoder = make_encoder()
-    sizes = count_prompts(encoder)
-    again = encoder.encode_vocabulary(NAMES)
-    assert not sizes
-    assert torch.equal(again.embeddings, first.embeddings) and torch.equal(again.rows, first.rows)
-    assert not again.embeddings.requires_grad
-
-
-def test_without_a_folder_nothing_is_written(make_encoder, home):
-    before = set(home.rglob("*"))
-    make_encoder(cache="").encode_vocabulary(NAMES)
-    assert set(home.rglob("*")) == before
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -216,35 +172,6 @@ def test_a_tower_that_trains_is_not_cached(make_encoder, count_prompts):
     assert sum(sizes) == 2 * 6  # each of the names, each time
     embeddings[:, 0].sum().backward()
     assert all(p.grad is not None for p in encoder.text.transformer.parameters())
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "dict", "list", "rows", "truncated"])
-def test_corrupt_cache_files_are_survived(make_encoder, tmp_path, caplog, content):
-    expected = make_encoder().encode_vocabulary(NAMES)
-    (path,) = (tmp_path / "text").iterdir()
-    if content == "truncated":
-        path.write_bytes(path.read_bytes()[:-200])
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        bad_rows = {"embeddings": expected.embeddings[:2], "rows": torch.full((4, 1), 9)}
-        torch.save({"dict": {}, "list": [1], "rows": bad_rows}[content], path)
-    with caplog.at_level(logging.WARNING):
-        features = make_encoder().encode_vocabulary(NAMES)
-    assert torch.equal(features.embeddings, expected.embeddings)
-    assert torch.equal(features.rows, expected.rows)
-    assert str(path) in caplog.text
-    caplog.clear()
-    make_encoder().encode_vocabulary(NAMES)
-    assert str(path) not in caplog.text  # it was replaced
-
-
-def test_a_cache_folder_that_cannot_be_written(make_encoder, tmp_path, caplog):
-    (tmp_path / "file").write_text("in the way")
-    encoder = make_encoder(cache="file/text")
-    with caplog.at_level(logging.WARNING):
-        assert len(encoder.encode_vocabulary(NAMES).embeddings) == 4
-    assert str(tmp_path / "file" / "text") in caplog.text
 
 
 def test_bf16_runs_do_not_leave_coarse_features_behind(make_encoder):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.modeling.clip_loading import load_clip
-from dcp_clip.modeling.text_encoder import TextFeatures
+from dcp_clip.modeling.text_features import TextFeatures
 from dcp_clip.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).parent))

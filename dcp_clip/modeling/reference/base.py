@@ -15,7 +15,8 @@ from ...vocabulary import Vocabulary
 from ..class_refinement import Refinement
 from ..layers import resize_to, valid_positions
 from ..segmentor import OpenVocabularySegmentor
-from ..text_encoder import TextEncoder, TextFeatures
+from ..text_encoder import TextEncoder
+from ..text_features import TextFeatures
 from ..towers import build_towers
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import MLP, resize_to
-from ..text_encoder import TextFeatures
+from ..text_features import TextFeatures
 from .base import ReferenceSegmentor, conv_norm_relu, cosines, on_stride
 
 __all__ = ["CostAggregationHead", "CostAggregationSegmentor"]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ...structures import Proposals
 from ...vocabulary import Vocabulary
 from ..layers import valid_positions
-from ..text_encoder import TextFeatures
+from ..text_features import TextFeatures
 from .base import ReferenceSegmentor, cosines
 from .mask_losses import MaskPredictions, MaskQueryCriterion
 from .mask_query_head import MaskQueryHead, mask_pool

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import resize_to, valid_positions
-from ..text_encoder import TextFeatures
+from ..text_features import TextFeatures
 from .base import Pyramid, cosines
 from .mask_losses import MaskPredictions
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import resize_to
-from ..text_encoder import TextFeatures
+from ..text_features import TextFeatures
 from .base import Pyramid, ReferenceSegmentor, conv_norm_relu, cosines
 
 __all__ = ["PixelTextHead", "PixelTextSegmentor"]
