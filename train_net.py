@@ -29,7 +29,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcp_clip import setup_cfg
-from dcp_clip.checkpoint import load_weights
+from dcp_clip.checkpoint import load_weights, names_weights
 from dcp_clip.engine import Trainer
 
 logger = logging.getLogger("dcp_clip.train_net")
@@ -58,7 +58,7 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
                 "none; name a file as MODEL.WEIGHTS."
             )
         return checkpointer.get_checkpoint_file()
-    if not (cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED):
+    if not names_weights(cfg):
         raise ValueError(
             "the config names no weights to evaluate: give MODEL.WEIGHTS, or --resume for the last "
             "checkpoint in OUTPUT_DIR."

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-__all__ = ["WeightsError", "half_precision", "load_weights"]
+__all__ = ["WeightsError", "half_precision", "load_weights", "names_weights"]
 
 
 class WeightsError(RuntimeError):
@@ -35,6 +36,11 @@ class _StrictCheckpointer(DetectionCheckpointer):
             problems.append(f"{name} has shape {tuple(found)}, the model's has {tuple(wanted)}")
         if problems:
             raise WeightsError("; ".join(problems))
+
+
+def names_weights(cfg: CfgNode) -> bool:
+    """Whether a config names weights at all, of the model or of CLIP: without, all is random."""
+    return bool(cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED)
 
 
 def load_weights(model: nn.Module, path: str) -> None:

@@ -231,7 +231,9 @@ class Predictor:
 
 
 def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
-    if not (cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED or allow_random_weights):
+    from dcp_clip.checkpoint import load_weights, names_weights
+
+    if not (allow_random_weights or names_weights(cfg)):
         raise ValueError(
             "the config names no weights: set MODEL.WEIGHTS to a trained model, or "
             "MODEL.CLIP.PRETRAINED to CLIP weights for the training-free mode"
@@ -241,10 +243,7 @@ def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
         logger.warning("MODEL.DEVICE is 'cuda', but there is no CUDA device: using the CPU")
         cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        from dcp_clip.checkpoint import load_weights
-
-        load_weights(model, cfg.MODEL.WEIGHTS)
+    load_weights(model, cfg.MODEL.WEIGHTS)
     return model
 
 

@@ -42,7 +42,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dcp_clip.arguments import positive, require_folders
-from dcp_clip.checkpoint import load_weights
+from dcp_clip.checkpoint import load_weights, names_weights
 from dcp_clip.config import setup_cfg
 from dcp_clip.engine import Trainer
 from dcp_clip.evaluation import build_sem_seg_evaluator, evaluation_environment
@@ -80,7 +80,7 @@ def load(cfg: CfgNode) -> nn.Module:
         StudyError: for a config without weights, or a model that this study says nothing about.
         WeightsError: for weights that do not fit.
     """
-    if not (cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED):
+    if not names_weights(cfg):
         raise StudyError("The config names no weights: add MODEL.WEIGHTS and a file.")
     proposal = CATEGORY_PROPOSAL_REGISTRY.get(cfg.MODEL.DCP_CLIP.PROPOSAL.NAME)
     if getattr(proposal, "needs_labels", False):
