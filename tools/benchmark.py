@@ -35,7 +35,8 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -143,10 +144,17 @@ def load(args: argparse.Namespace, config_file: str) -> Subject:
     opts = ["DATASETS.TRAIN", "()", "MODEL.CLIP.PRETRAINED", ""]
     opts += ["MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", "", "MODEL.DEVICE", args.device]
     opts += ["MODEL.DCP_CLIP.BF16", str(args.dtype == "bf16")]
-    try:
+    with _ending_in_a_sentence(config_file):
         cfg = setup_cfg(config_file, opts + args.opts)
         return Subject(cfg, args.size, args.output_size or args.size)
-    except (OSError, KeyError, ValueError, AssertionError, CLIPWeightsError) as error:
+
+
+@contextmanager
+def _ending_in_a_sentence(config_file: str) -> Iterator[None]:
+    """Within this context a config that cannot be measured ends the program, saying why."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, AssertionError, CLIPWeightsError, WeightsError) as error:
         sys.exit(f"{config_file}: {error.args[0] if error.args else error}")
 
 
@@ -157,10 +165,8 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     figures |= {"parameters": subject.parameters}
     heading = f"## {config_file}\n\n{subject.title}"
     if args.train:
-        try:
+        with _ending_in_a_sentence(config_file):  # as when nothing of this config trains
             row = measure_training(subject, args.batch, args.vocabulary_sizes[0], args.repeats)
-        except ValueError as error:  # nothing of this config trains
-            sys.exit(f"{config_file}: {error}")
         text = f"{heading}, median of {args.repeats}.\n\n{format_train_table(row)}"
         figures |= {"training": row}
         if args.profile is not None:
@@ -187,11 +193,9 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
 
 def benchmark_demo(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     """Measure the demo with one config; ends the program with one sentence where it cannot run."""
-    try:
+    with _ending_in_a_sentence(config_file):
         predictor = load_predictor(config_file, args.vocabulary, args.opts, args.device)
         row = measure_demo(predictor, [args.demo], args.images)
-    except (OSError, KeyError, ValueError, AssertionError, CLIPWeightsError, WeightsError) as error:
-        sys.exit(f"{config_file}: {error.args[0] if error.args else error}")
     return f"## {config_file}, the demo\n\n{format_demo_table(row)}", {
         "config": config_file,
         "demo": row,
