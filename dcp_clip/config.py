@@ -214,8 +214,7 @@ def _add_training(cfg: CN) -> None:
     # Of the schedule "WarmupPolyLR": its power, and the lowest factor of BASE_LR.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
-    # Exponential moving average of the weights, evaluated and saved as the final model (checkpoints
-    # before it hold the weights that train on); 0 for none.
+    # Moving average of the weights: what is evaluated, and saved as model_final only; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Your own data: a list of {name: ..., images: folder, labels: folder, names: ..., ignore: 255}
     # to be named in DATASETS.TRAIN and DATASETS.TEST (docs/custom_data.md).

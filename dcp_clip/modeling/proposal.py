@@ -76,19 +76,19 @@ class CategoryProposal(nn.Module):
             ValueError: naming the key whose value makes no sense.
         """
         super().__init__()
-        if num_proposals < 1:
-            raise ValueError(
-                f"MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS is {num_proposals}; it must be 1 or more."
-            )
         node = "MODEL.DCP_CLIP.PROPOSAL"
+        for key, value, least in (
+            ("NUM_PROPOSALS", num_proposals, 1),
+            ("SHARPNESS", sharpness, 0),
+            ("NUM_POSITIONS", num_positions, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{node}.{key} is {value}; it must be {least} or more.")
         if self.ranks and not (pooled_weight or dense_weight):
             raise ValueError(
                 f"{node}.NAME {type(self).__name__} has no evidence to rank names by: set "
                 f"{node}.POOLED_WEIGHT or DENSE_WEIGHT, whichever it uses, above 0."
             )
-        for key, value in (("SHARPNESS", sharpness), ("NUM_POSITIONS", num_positions)):
-            if value < 0:
-                raise ValueError(f"{node}.{key} is {value}; it must be 0 or more.")
         self.num_proposals = num_proposals
         self.pooled_weight, self.dense_weight = pooled_weight, dense_weight
         self.random_ratio = random_ratio

@@ -227,12 +227,13 @@ class OpenVocabularySegmentor(nn.Module):
             [self._normalise(image) for image in images], self.backbone.size_divisibility
         )
         maps, proposals, _ = self.segment(batch.tensor, batch.image_sizes, vocabulary, labels, ids)
-        if self.output != "last" and self.output not in maps:
+        output = list(maps)[-1] if self.output == "last" else self.output
+        if output not in maps:
             raise ValueError(
-                f"MODEL.DCP_CLIP.OUTPUT is '{self.output}', but this model's maps are "
+                f"MODEL.DCP_CLIP.OUTPUT is '{output}', but this model's maps are "
                 f"{', '.join(maps)}; set it to 'last' or one of these."
             )
-        logits = list(maps.values())[-1] if self.output == "last" else maps[self.output]
+        logits = maps[output]
         covered = zip(images[0].shape[-2:], logits.shape[-2:], batch.tensor.shape[-2:])
         rows, columns = (side * cells / padded for side, cells, padded in covered)
         return logits, (rows, columns), proposals
