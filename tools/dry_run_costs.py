@@ -197,7 +197,7 @@ def _text_encoder(model: nn.Module, vocabulary: Vocabulary) -> nn.Module | None:
     if encoder is None:
         return None
     if encoder.trains:
-        encoder._tokenize(vocabulary, [name for group in vocabulary.synonyms for name in group])
+        encoder.tokenize_vocabulary(vocabulary)
         return None
     text = RandomText(model.backbone.embed_dim, torch.device("cpu"))
     text.encode_vocabulary(vocabulary)

@@ -154,24 +154,26 @@ class TextEncoder(nn.Module):
         return cached
 
     def _encode(self, vocabulary: Vocabulary) -> TextFeatures:
-        groups = vocabulary.synonyms
-        if self.synonyms == "first":
-            groups = tuple(group[:1] for group in groups)
-        names = [name for group in groups for name in group]
+        counts = [len(names) for names in self._spoken(vocabulary)]
         num_templates = len(self.templates)
-        block = max(_BLOCK_CHUNKS * self.chunk_size // num_templates, 1)
         features = []
-        prompts = len(names) * num_templates
+        prompts = sum(counts) * num_templates
         bar = tqdm(
             total=prompts, desc="Encoding names", unit="prompt", disable=prompts < _PROGRESS_FROM
         )
         with bar:
-            for tokens, lengths in self._tokenized(vocabulary, names, block):
+            for tokens, lengths in self.tokenize_vocabulary(vocabulary):
                 out = self._encode_prompts(tokens.to(self.device), lengths, bar)
                 out = F.normalize(out.float(), dim=-1)
                 out = out.unflatten(0, (-1, num_templates)).mean(1)
                 features.append(F.normalize(out, dim=-1))
-        return self._group(torch.cat(features), [len(group) for group in groups])
+        return self._group(torch.cat(features), counts)
+
+    def _spoken(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        """Of each category the names that speak for it, as the synonym rule says."""
+        if self.synonyms == "first":
+            return tuple(names[:1] for names in vocabulary.synonyms)
+        return vocabulary.synonyms
 
     def _encode_prompts(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
         """Token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
@@ -211,18 +213,21 @@ class TextEncoder(nn.Module):
         own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
         return TextFeatures(mean, own_row)
 
-    def _tokenized(
-        self, vocabulary: Vocabulary, names: list[str], block: int
-    ) -> Iterable[tuple[Tensor, list[int]]]:
-        """Token ids (N, L) of `block` names at a time, and how many of them to encode.
+    def tokenize_vocabulary(self, vocabulary: Vocabulary) -> Iterable[tuple[Tensor, list[int]]]:
+        """Token ids (N, L) of the prompts, some names at a time, and how many of each to encode.
 
         Kept while the tower trains; else never there all at once, as a long list's tokens outweigh
         its features.
+
+        Raises:
+            ValueError: when a name does not fit CLIP's context; the message quotes it.
         """
         key = vocabulary.fingerprint()
         if key in self._tokens:
             return self._tokens[key]
-        blocks = (self._tokenize(names[i : i + block]) for i in range(0, len(names), block))
+        names = [name for group in self._spoken(vocabulary) for name in group]
+        some = max(_BLOCK_CHUNKS * self.chunk_size // len(self.templates), 1)
+        blocks = (self._tokenize(names[i : i + some]) for i in range(0, len(names), some))
         self._tokens = {key: list(blocks)} if self.trains else {}
         return self._tokens.get(key, blocks)
 
