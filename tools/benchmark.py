@@ -25,6 +25,13 @@ alone on decoded ones, with the weights that demo.py would take:
 
     python tools/benchmark.py --demo photos/ --config-file configs/camvid/dcp_clip_tiny.yaml
 
+With --bf16: the whole forward under bfloat16 autocast beside float32, in turns. With a folder of
+photographs also how many of their pixels get the same name, with the weights that demo.py would
+take:
+
+    python tools/benchmark.py --bf16 --vocabulary-sizes 150
+    python tools/benchmark.py --bf16 photos/ --config-file configs/camvid/dcp_clip_tiny.yaml
+
 Otherwise weights are random, whatever the config says, unless --opts MODEL.CLIP.PRETRAINED names
 some; so is the image. Neither changes the cost. Nor do the values of text features, which are
 random unit vectors unless --no-random-text is given: a large text tower needs minutes for thousands
@@ -43,9 +50,11 @@ from pathlib import Path
 import torch
 from benchmark_demo import load_predictor, measure_demo
 from benchmark_meters import count_flops, limit_memory, peak_bytes, seconds
+from benchmark_precision import compare_on_images, compare_on_noise
 from benchmark_profile import profile_forward, profile_training
 from benchmark_report import (
     format_demo_table,
+    format_precision_table,
     format_profile,
     format_table,
     format_text_table,
@@ -65,6 +74,7 @@ from dcp_clip.modeling.clip_loading import CLIPWeightsError
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = [f"{ROOT}/configs/coco_stuff/dcp_clip_{name}.yaml" for name in ("convnext_b", "vit_b16")]
 SIZES = [20, 150, 847, 3000, 20000]
+MODES = ("train", "text", "demo", "bf16")
 WARM_UPS = 2
 
 
@@ -176,6 +186,10 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     if args.text:
         rows = [measure_text(subject, size) for size in args.vocabulary_sizes]
         return f"{heading}.\n\n{format_text_table(rows)}", figures | {"text": rows}
+    if args.bf16 is not None:
+        rows = [compare_on_noise(subject, size, args.repeats) for size in args.vocabulary_sizes]
+        text = f"{heading}, median of {args.repeats}.\n\n{format_precision_table(rows)}"
+        return text, figures | {"precision": rows}
     rows = measure(subject, args.vocabulary_sizes, args.repeats, args.random_text)
     counts = [f"{key.replace('_', ' ')} {n / 1e6:.2f} M" for key, n in subject.parameters.items()]
     text = [
@@ -191,15 +205,18 @@ def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
     return "\n\n".join(text), figures
 
 
-def benchmark_demo(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
-    """Measure the demo with one config; ends the program with one sentence where it cannot run."""
+def benchmark_photographs(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
+    """Measure the demo or both precisions on a folder of photographs; ends the program with one
+    sentence where that cannot be done."""
     with _ending_in_a_sentence(config_file):
         predictor = load_predictor(config_file, args.vocabulary, args.opts, args.device)
-        row = measure_demo(predictor, [args.demo], args.images)
-    return f"## {config_file}, the demo\n\n{format_demo_table(row)}", {
-        "config": config_file,
-        "demo": row,
-    }
+        if args.demo:
+            row = measure_demo(predictor, [args.demo], args.images)
+            text = f"## {config_file}, the demo\n\n{format_demo_table(row)}"
+            return text, {"config": config_file, "demo": row}
+        row = compare_on_images(predictor, args.bf16, args.images)
+    text = f"## {config_file}, both precisions\n\n{format_precision_table([row])}"
+    return text, {"config": config_file, "precision": [row]}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -223,8 +240,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--batch", type=positive, default=2, metavar="B", help="images of a training step")
     add("--text", action="store_true", help="measure the encoding of the vocabularies")
     add("--demo", metavar="FOLDER", help="measure the demo on these photographs")
-    add("--images", type=positive, default=200, metavar="N", help="of the demo (default 200)")
-    add("--vocabulary", metavar="NAMES", help="of the demo, as demo.py takes it")
+    bf16_help = "compare bfloat16 autocast with float32; on these photographs if a folder is given"
+    add("--bf16", nargs="?", const="", metavar="FOLDER", help=bf16_help)
+    add("--images", type=positive, default=200, metavar="N", help="of a folder (default 200)")
+    add("--vocabulary", metavar="NAMES", help="for a folder, as demo.py takes it")
     add("--json", metavar="FILE", help="also write all figures there")
     add("--plot", metavar="PNG", help="also draw time against the size of the vocabulary")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
@@ -235,17 +254,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; a wrong argument or too little memory ends with one sentence."""
     args = get_parser().parse_args(argv)
     require_folders({"--json": args.json, "--plot": args.plot, "--profile": args.profile})
-    if args.profile is not None and (args.text or args.demo):
-        sys.exit("--profile shows a forward or a training step: leave out --text and --demo.")
-    if args.plot and (args.train or args.text or args.demo):
-        sys.exit("--plot draws the forward's cost: leave out --train, --text and --demo.")
+    modes = [f"--{name}" for name in MODES if getattr(args, name) not in (None, False)]
+    if len(modes) > 1:
+        sys.exit(f"{' and '.join(modes)} measure different things: choose one.")
+    if args.profile is not None and modes not in ([], ["--train"]):
+        sys.exit(f"--profile shows a forward or a training step: leave out {modes[0]}.")
+    if args.plot and modes:
+        sys.exit(f"--plot draws the forward's cost: leave out {modes[0]}.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit("--device cuda: PyTorch sees no GPU; `python -m dcp_clip.check_env` says why.")
     figures, profiles = [], []
     for config_file in args.config_file:
         try:
             with torch.no_grad():
-                measure_config = benchmark_demo if args.demo else benchmark
+                on_photographs = args.demo or args.bf16
+                measure_config = benchmark_photographs if on_photographs else benchmark
                 text, measured = measure_config(args, config_file)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "allocate" not in str(error):

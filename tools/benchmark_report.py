@@ -82,6 +82,18 @@ def format_demo_table(row: dict) -> str:
     )
 
 
+def format_precision_table(rows: Sequence[dict]) -> str:
+    """Time in both precisions, and the pixels on which their answers agree, where measured."""
+    head = "images|names|ms, fp32|ms, bf16|fp32 / bf16|pixels with the same name"
+    body = []
+    for r in rows:
+        cells = [f"{r[key]:,}" for key in ("images", "vocabulary")]
+        cells += [f"{1e3 * r[key]:.1f}" for key in ("fp32_seconds", "bf16_seconds")]
+        agreement = f"{r['agreement']:.2%}" if "agreement" in r else "not measured"
+        body.append([*cells, f"{r['speed_up']:.2f}", agreement])
+    return markdown(head.split("|"), body)
+
+
 def format_profile(profile: dict, top: int = 12) -> str:
     """Where time and memory go: by stage, and the top operators beyond the encoder."""
     stages = profile["stages"]

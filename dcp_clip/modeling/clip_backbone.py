@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from .clip_loading import clip_pixel_stats, load_clip
 from .compilation import Compiled
 from .layers import resize_to
+from .precision import AutocastWeights
 from .vit_dense import DENSE_READINGS, dense_tokens, run_vit
 from .windows import encode_in_windows
 
@@ -92,7 +95,7 @@ class CLIPBackbone(Backbone):
         self.dense, self.residual, self.neighbour_std = dense, residual, neighbour_std
         self.resample = resample
         self.window, self.window_stride = window, window_stride
-        self._compiled = None
+        self._autocast_weights, self._compiled = AutocastWeights(), None
         if compile_tower:
             self._compiled = Compiled(CLIPBackbone._encode, "CLIP's image tower")
         if isinstance(visual, VisionTransformer):
@@ -136,7 +139,7 @@ class CLIPBackbone(Backbone):
             raise ValueError(
                 "CLIPBackbone needs a tower that averages its last grid before projecting."
             )
-        embed_dim = self._project(torch.zeros(1, channels[-1], 1, 1)).shape[1]
+        embed_dim = _project(visual, torch.zeros(1, channels[-1], 1, 1)).shape[1]
         self._shapes = {
             f"res{i + 2}": ShapeSpec(channels=c, stride=s)
             for i, (c, s) in enumerate(zip(channels, strides, strict=True))
@@ -189,6 +192,7 @@ class CLIPBackbone(Backbone):
     def train(self, mode: bool = True) -> CLIPBackbone:
         """A frozen tower stays in evaluation mode: no drop path, no new batch norm statistics."""
         super().train(mode)
+        self._autocast_weights.clear()
         if not any(p.requires_grad for p in self.visual.parameters()):
             self.visual.eval()
         return self
@@ -208,11 +212,13 @@ class CLIPBackbone(Backbone):
                 f"image of {images.shape[-2]} x {images.shape[-1]} pixels given to an encoder that "
                 f"needs multiples of {divisor}; pad it first."
             )
+        visual = self._autocast_weights.of(self.visual)
+        run = partial(self._run, visual)
         if self.window and max(images.shape[-2:]) > self.window:
-            out = encode_in_windows(self._run, images, self.window, self.window_stride)
-            out["pooled"] = self._pooled(images)
+            out = encode_in_windows(run, images, self.window, self.window_stride)
+            out["pooled"] = _pooled(visual, images)
         else:
-            out = self._run(images)
+            out = run(images)
         if isinstance(self.visual, VisionTransformer) and self.resample:
             height, width = images.shape[-2:]
             for key, stride in zip(("res2", "res3", "res4"), _STRIDES, strict=False):
@@ -220,45 +226,45 @@ class CLIPBackbone(Backbone):
         out["image"] = images
         return out
 
-    def _run(self, images: Tensor) -> dict[str, Tensor]:
+    def _run(self, visual: nn.Module, images: Tensor) -> dict[str, Tensor]:
         # Of a tower that trains: drop path and gradients stay what the recipes were made with.
-        if self._compiled is None or self.visual.training:
-            return self._encode(images)
-        return self._compiled(self, images)
+        if self._compiled is None or visual.training:
+            return self._encode(visual, images)
+        return self._compiled(self, visual, images)
 
-    def _encode(self, images: Tensor) -> dict[str, Tensor]:
+    def _encode(self, visual: nn.Module, images: Tensor) -> dict[str, Tensor]:
         """All outputs but the images, each on the grid that the tower computes it on."""
-        if isinstance(self.visual, VisionTransformer):
-            vit = self.visual
-            tokens = run_vit(vit, images, self._indices)
+        if isinstance(visual, VisionTransformer):
+            tokens = run_vit(visual, images, self._indices)
             out = {f"res{i + 2}": tokens.patches(x) for i, x in enumerate(tokens.levels)}
             dense = dense_tokens(
-                vit.transformer.resblocks[-1],
+                visual.transformer.resblocks[-1],
                 tokens,
                 self.dense,
                 self.residual,
                 self.neighbour_std,
             )
-            out["dense"] = tokens.patches(vit.ln_post(dense) @ vit.proj)
-            out["pooled"] = vit.ln_post(tokens.last[:, 0]) @ vit.proj
+            out["dense"] = tokens.patches(visual.ln_post(dense) @ visual.proj)
+            out["pooled"] = visual.ln_post(tokens.last[:, 0]) @ visual.proj
             return out
-        trunk = self.visual.trunk
+        trunk = visual.trunk
         last, levels = trunk.forward_intermediates(images, indices=self._indices)
         out = {f"res{i + 2}": level for i, level in enumerate(levels)}
-        out["dense"] = self._project(last)
-        out["pooled"] = self.visual.head(trunk.forward_head(last))
+        out["dense"] = _project(visual, last)
+        out["pooled"] = visual.head(trunk.forward_head(last))
         return out
 
-    def _pooled(self, images: Tensor) -> Tensor:
-        """(B, D): what ``encode_image`` returns."""
-        if isinstance(self.visual, VisionTransformer):
-            vit = self.visual
-            return vit.ln_post(run_vit(vit, images, []).last[:, 0]) @ vit.proj
-        return self.visual(images)
 
-    def _project(self, x: Tensor) -> Tensor:
-        """Apply to each position what the tower applies to its average: (B,C,h,w) to (B,D,h,w)."""
-        head = self.visual.trunk.head
-        x = getattr(head, "norm", nn.Identity())(x).permute(0, 2, 3, 1)
-        x = getattr(head, "pre_logits", nn.Identity())(x)
-        return self.visual.head(head.fc(x)).permute(0, 3, 1, 2)
+def _pooled(visual: nn.Module, images: Tensor) -> Tensor:
+    """(B, D): what ``encode_image`` returns."""
+    if isinstance(visual, VisionTransformer):
+        return visual.ln_post(run_vit(visual, images, []).last[:, 0]) @ visual.proj
+    return visual(images)
+
+
+def _project(visual: TimmModel, x: Tensor) -> Tensor:
+    """Apply to each position what the tower applies to its average: (B,C,h,w) to (B,D,h,w)."""
+    head = visual.trunk.head
+    x = getattr(head, "norm", nn.Identity())(x).permute(0, 2, 3, 1)
+    x = getattr(head, "pre_logits", nn.Identity())(x)
+    return visual.head(head.fc(x)).permute(0, 3, 1, 2)
