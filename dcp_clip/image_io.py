@@ -71,9 +71,10 @@ def read_image_and_size(
     except ImageReadError:
         raise
     except UnidentifiedImageError as e:
-        raise ImageReadError(
-            f"cannot read {path}: it is not an image, or its header is damaged"
-        ) from e
+        reason = "it is not an image, or its header is damaged"
+        if path.suffix.lower() in (".heic", ".heif"):
+            reason = "HEIC is not among the formats read here; convert it to JPEG"
+        raise ImageReadError(f"cannot read {path}: {reason}") from e
     except Exception as e:  # on damaged files, Pillow's decoders raise nearly any kind of exception
         reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
         raise ImageReadError(f"cannot read {path}: {' '.join(reason.split())}") from e
@@ -112,6 +113,8 @@ def _decode(
     with suppress(Exception):  # a damaged EXIF block does not make the photograph unreadable
         # TIFF turns its pixels while loading; no orientation is left then, and the size is upright.
         rotated = image.getexif().get(0x0112) in (5, 6, 7, 8)
+    if image.mode.startswith("I;16"):  # in either order of bytes
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode not in _RESIZABLE or "transparency" in image.info:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if max_pixels is not None and image.width * image.height > max_pixels:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 from dcp_clip.image_io import ImageReadError
 
-# What `list_images` takes for an image inside a folder.
+# What `list_images` takes for an image inside a folder. HEIC, as telephones write it, cannot be
+# read: better a message than a photograph that is passed over.
 IMAGE_EXTENSIONS = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+    (
+        ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif "
+        ".tiff .webp"
+    ).split()
 )
 
 

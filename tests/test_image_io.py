@@ -39,12 +39,14 @@ def test_formats_and_unicode_names(tmp_path, name):
     assert _close(image, _photo())
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "I;16", "I;16B", "I", "F"])
 def test_modes_become_rgb(tmp_path, mode):
     photo = Image.fromarray(_photo())
     grey = np.asarray(photo.convert("L"))
-    if mode in ("I;16", "I"):
-        photo = Image.fromarray(grey.astype(np.uint16 if mode == "I;16" else np.int32) * 257)
+    if mode in ("I;16", "I;16B", "I"):
+        kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+        photo = Image.fromarray((grey.astype(np.int32) * 257).astype(kind))
+        assert photo.mode == mode
     elif mode == "F":
         photo = Image.fromarray(grey.astype(np.float32) / 100 - 1)
         low, high = grey.min(), grey.max()
@@ -244,3 +246,11 @@ def test_a_quickly_written_png_holds_every_pixel(tmp_path):
             np.testing.assert_array_equal(np.asarray(image), array)
     with pytest.raises(ValueError, match="palette"):
         write_png(tmp_path / "bad.png", colour[:, :, 0], palette=[(0, 0, 0)] * 256, quick=True)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".HEIF"])
+def test_a_telephones_format_is_named(tmp_path, suffix):
+    path = tmp_path / f"photo{suffix}"
+    path.write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64))
+    with pytest.raises(ImageReadError, match=f"photo{suffix}: HEIC .* convert it to JPEG"):
+        read_image(path)

@@ -45,3 +45,9 @@ def test_list_images_names_the_input_without_images(tmp_path, monkeypatch, given
         list_images(["a.jpg", given])
     with pytest.raises(ImageReadError, match="no input"):
         list_images([])
+
+
+def test_photographs_that_cannot_be_read_are_not_passed_over(tmp_path):
+    for name in ("a.heic", "b.jpg", "c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images([tmp_path])] == ["a.heic", "b.jpg"]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dcp_clip.categories import IGNORE_LABEL
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.image_io import read_image
 from dcp_clip.vocabulary import Vocabulary
 
 
@@ -89,7 +90,7 @@ class SemSegMapper:
                 that the dataset does not have.
         """
         record = dict(dataset_dict)
-        image = utils.read_image(record["file_name"], format=self.image_format)
+        image = self._read_photograph(record["file_name"])
         path = record.pop("sem_seg_file_name", None)
         if path is not None:
             image = self._as_labelled(image, record["file_name"], path)
@@ -104,6 +105,14 @@ class SemSegMapper:
         if meaning is not None:
             record["sem_seg"] = torch.as_tensor(meaning[inputs.sem_seg])
         return record
+
+    def _read_photograph(self, path: str | Path) -> np.ndarray:
+        with Image.open(path) as file:
+            deep = file.mode[0] in "IF"  # 16 or 32 bits, which Detectron2 cuts off at 255
+        if not deep:
+            return utils.read_image(path, format=self.image_format)
+        image = read_image(path)
+        return image[:, :, ::-1] if self.image_format == "BGR" else image
 
     def _as_labelled(
         self, image: np.ndarray, file_name: str | Path, label_file: str | Path

@@ -231,3 +231,17 @@ def test_a_photograph_is_turned_as_its_label_map_is(tmp_path, turned):
     record = mapper(record)
     assert (record["height"], record["width"]) == ((40, 20) if turned else (20, 40))
     assert ((record["image"][0] > 100) == (record["sem_seg"] == 1)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_grey_photographs_of_sixteen_bits_keep_their_greys(tmp_path, image_format, suffix):
+    """Detectron2's reader cuts them off at 255."""
+    grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 20
+    record = write_pair(tmp_path, np.zeros((3, 4), np.uint8))
+    record["file_name"] = str(tmp_path / f"deep{suffix}")
+    Image.fromarray(grey * 257).save(record["file_name"])
+    mapper = SemSegMapper((), image_format=image_format, num_labels=2, void_labels=(255,))
+    image = mapper(record)["image"]
+    assert image.dtype == torch.uint8
+    assert image.tolist() == [grey.tolist()] * 3
