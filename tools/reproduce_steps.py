@@ -157,8 +157,7 @@ class Planner:
     def _training(self, row: Row, seed: int) -> Step:
         folder = self._run(self.output, row.name, seed)
         options = ("DATASETS.TEST", "()", "SEED", str(seed), "OUTPUT_DIR", _show(folder))
-        if self.base_split:
-            options += ("DATASETS.TRAIN", repr((self._dataset("base_train"),)))
+        options += self._train_set()
         if self.iterations is not None:
             options += ("SOLVER.MAX_ITER", str(self.iterations))
         return Step(
@@ -175,7 +174,7 @@ class Planner:
         folder, needs = self._run(self.results, row.name, seed), self._preparations
         weights = self._clip_weights
         options = ("DATASETS.TEST", repr(self.datasets).replace(" ", ""))
-        options += ("OUTPUT_DIR", _show(folder))
+        options += (*self._train_set(), "OUTPUT_DIR", _show(folder))
         if row.weights_of:
             weights = self._run(self.output, row.weights_of, seed) / "model_final.pth"
             options = ("MODEL.WEIGHTS", _show(weights), *options)
@@ -189,6 +188,12 @@ class Planner:
             partial(finished_evaluation, folder / "results.json", self.datasets, weights),
             needs,
         )
+
+    def _train_set(self) -> tuple[str, ...]:
+        """The base split's training set as options; evaluation asks it which names were seen."""
+        if not self.base_split:
+            return ()
+        return "DATASETS.TRAIN", repr((self._dataset("base_train"),))
 
     def _dataset(self, subset: str) -> str:
         """The registered name of a subset in this base split."""

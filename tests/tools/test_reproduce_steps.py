@@ -165,6 +165,7 @@ def test_the_second_base_split(plan, tmp_path):
     _, cfg = config_of(steps["train default, seed 1"])
     assert cfg.DATASETS.TRAIN == ("emoji_scenes_split1_base_train",)
     _, cfg = config_of(steps["evaluate free"])
+    assert cfg.DATASETS.TRAIN == ("emoji_scenes_split1_base_train",)  # tells which names were seen
     names = ("base", "unseen", "unseen_style", "all")
     assert cfg.DATASETS.TEST == tuple(f"emoji_scenes_split1_{name}_test" for name in names)
 
