@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
@@ -271,7 +272,7 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     Raises:
         FileNotFoundError: naming the config file that does not exist.
         KeyError: naming a key that no config has.
-        ValueError: if an entry of DATASETS.SEM_SEG_FOLDERS is at fault.
+        ValueError: if the file is no YAML, or an entry of DATASETS.SEM_SEG_FOLDERS is at fault.
 
     MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" where there is no CUDA device. The
     datasets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names in DATASETS.TRAIN
@@ -284,6 +285,9 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     except (AssertionError, KeyError) as error:  # yacs asserts that the keys of `opts` exist
         message = error.args[0] if error.args else error
         raise KeyError(f"{message} (in '{config_file}' or the options {list(opts)})") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config file '{config_file}' cannot be read as YAML: {reason}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     data.register_config_folders(cfg)

@@ -6,6 +6,7 @@ a category's position in one :class:`Vocabulary` object is its id. Needs no torc
 
 import difflib
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from dcp_clip.colors import Color, check_color, default_color
 from dcp_clip.prompts import build_prompts, load_templates
 
 __all__ = ["Vocabulary", "VocabularyError", "build_prompts", "default_color", "load_templates"]
+
+logger = logging.getLogger(__name__)
 
 
 class Vocabulary:
@@ -198,6 +201,8 @@ class Vocabulary:
         if re.fullmatch(r"[\w-]+", text):  # one word: the catalog need not be asked for others
             if re.search(r"_sem_seg(_|$)", text) or _is_dataset(text):
                 return cls.from_dataset(text)
+            if "_" in text:
+                _warn_of_no_dataset(text)
         return cls.from_string(spec)
 
     # ---- use
@@ -280,6 +285,13 @@ def _is_dataset(name: str) -> bool:
     from dcp_clip.data import resolve_dataset_name
 
     return resolve_dataset_name(name) in DatasetCatalog
+
+
+def _warn_of_no_dataset(name: str) -> None:
+    from detectron2.data import DatasetCatalog
+
+    hint = _suggest(name, DatasetCatalog.list())
+    logger.warning("'%s' is no registered dataset: it is taken as a category's name.%s", name, hint)
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -107,6 +107,15 @@ def test_missing_config_file():
         setup_cfg("absent.yaml")
 
 
+@pytest.mark.parametrize("text", ["MODEL: [1, 2", "A: 1\n  B: 2", "A: \tx: y"])
+def test_a_file_that_is_no_yaml(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"broken\.yaml' cannot be read as YAML: .*line") as raised:
+        setup_cfg(path)
+    assert "\n" not in str(raised.value)
+
+
 def test_images_are_rgb_without_any_file():
     cfg = get_cfg()
     add_dcp_clip_config(cfg)

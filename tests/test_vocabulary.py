@@ -271,3 +271,17 @@ def test_needs_no_torch():
 
     folder = dcp_clip.vocabulary.__file__.rsplit("/", 1)[0]
     assert subprocess.run([sys.executable, "-c", code, folder]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "warning"),
+    [
+        ("emoji_scenes_unseen_tset", "Did you mean emoji_scenes_unseen_test"),
+        ("my_data", "is no registered dataset"),
+        ("sky", None),
+        ("traffic_light; sky", None),
+    ],
+)
+def test_a_mistyped_dataset_is_warned_of(caplog, spec, warning):
+    Vocabulary.parse(spec)
+    assert warning in caplog.text if warning else not caplog.text
