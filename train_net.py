@@ -16,7 +16,6 @@ Examples::
 Every evaluation leaves OUTPUT_DIR/results.md and results.json, see docs/benchmarks.md.
 """
 
-import logging
 import sys
 from argparse import Namespace
 
@@ -29,10 +28,8 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcp_clip import setup_cfg
-from dcp_clip.checkpoint import load_weights, names_weights
+from dcp_clip.checkpoint import load_weights, names_weights, warn_if_untrained
 from dcp_clip.engine import Trainer
-
-logger = logging.getLogger("dcp_clip.train_net")
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -75,11 +72,7 @@ def main(args: Namespace) -> dict:
         weights = weights_to_evaluate(cfg, args.resume)
         model = Trainer.build_model(cfg)
         load_weights(model, weights)
-        if not weights and any(parameter.requires_grad for parameter in model.parameters()):
-            logger.warning(
-                "MODEL.WEIGHTS is empty: what this config trains is evaluated as it is before "
-                "training."
-            )
+        warn_if_untrained(model, weights)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

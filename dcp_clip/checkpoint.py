@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-__all__ = ["WeightsError", "half_precision", "load_weights", "names_weights"]
+__all__ = ["WeightsError", "half_precision", "load_weights", "names_weights", "warn_if_untrained"]
+
+logger = logging.getLogger(__name__)
 
 
 class WeightsError(RuntimeError):
@@ -41,6 +44,19 @@ class _StrictCheckpointer(DetectionCheckpointer):
 def names_weights(cfg: CfgNode) -> bool:
     """Whether a config names weights at all, of the model or of CLIP: without, all is random."""
     return bool(cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED)
+
+
+def warn_if_untrained(model: nn.Module, weights: str) -> None:
+    """Warn of a model that learns, and whose own weights nobody named: CLIP's alone do not show it.
+
+    Args:
+        model: as it was built; what it trains requires gradients.
+        weights: where its weights come from, "" for nowhere.
+    """
+    if not weights and any(parameter.requires_grad for parameter in model.parameters()):
+        logger.warning(
+            "MODEL.WEIGHTS is empty: what this config trains is used as it is before training."
+        )
 
 
 def load_weights(model: nn.Module, path: str) -> None:

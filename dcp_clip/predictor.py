@@ -231,7 +231,7 @@ class Predictor:
 
 
 def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
-    from dcp_clip.checkpoint import load_weights, names_weights
+    from dcp_clip.checkpoint import load_weights, names_weights, warn_if_untrained
 
     if not (allow_random_weights or names_weights(cfg)):
         raise ValueError(
@@ -244,6 +244,7 @@ def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
         cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS)
+    warn_if_untrained(model, cfg.MODEL.WEIGHTS)
     return model
 
 

@@ -63,8 +63,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(
         "--vocabulary",
-        help="'sky; tree; car, automobile' (';' between categories, ',' between synonyms), a .txt "
-        "or .json file, or a registered dataset; default: the categories of the training set",
+        help="'sky; tree; car, automobile' (';' between categories, ',' between synonyms; without "
+        "any ';' also ',' is between categories), a .txt or .json file, or a registered dataset; "
+        "default: the categories of the training set",
     )
     add("--output", default="output/demo", help="folder of the results (default: %(default)s)")
     add("--config-file", default=str(DEFAULT_CONFIG), help="default: %(default)s")

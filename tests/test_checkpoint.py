@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
-from dcp_clip.checkpoint import WeightsError, load_weights
+from dcp_clip.checkpoint import WeightsError, load_weights, warn_if_untrained
 
 
 def small(width=3):
@@ -131,3 +131,11 @@ def test_logging_is_as_before(tmp_path):
     with pytest.raises(WeightsError):
         load_weights(small(), str(tmp_path / "absent.pth"))
     assert not logger.disabled
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("weights", ["", "model.pth"])
+def test_an_untrained_model_is_warned_of(caplog, learns, weights):
+    model = nn.Linear(2, 2).requires_grad_(learns)
+    warn_if_untrained(model, weights)
+    assert ("before training" in caplog.text) == (learns and not weights)

@@ -185,6 +185,14 @@ def test_random_weights_are_refused_unless_asked_for():
         Predictor.from_config_file(CONFIG, weights="")
 
 
+@pytest.mark.parametrize(("name", "warned"), [("dcp_clip_tiny", True), ("training_free", False)])
+def test_decoders_that_nobody_trained_are_warned_of(caplog, name, warned):
+    """CLIP's weights alone make a training-free model, and no trained one."""
+    config = CONFIG.parents[1] / "emoji_scenes" / f"{name}.yaml"
+    Predictor.from_config_file(config, "", CPU, vocabulary="sky; tree")
+    assert ("MODEL.WEIGHTS is empty" in caplog.text) == warned
+
+
 def test_tiny_model_uses_the_training_vocabulary(tiny):
     tiny.set_vocabulary("camvid_sem_seg_train")
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)

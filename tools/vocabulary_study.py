@@ -42,7 +42,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dcp_clip.arguments import positive, require_folders
-from dcp_clip.checkpoint import load_weights, names_weights
+from dcp_clip.checkpoint import load_weights, names_weights, warn_if_untrained
 from dcp_clip.config import setup_cfg
 from dcp_clip.engine import Trainer
 from dcp_clip.evaluation import build_sem_seg_evaluator, evaluation_environment
@@ -92,6 +92,7 @@ def load(cfg: CfgNode) -> nn.Module:
     if not hasattr(model, "text_encoder"):
         raise StudyError(f"{cfg.MODEL.META_ARCHITECTURE} has no vocabulary to vary.")
     load_weights(model, cfg.MODEL.WEIGHTS)
+    warn_if_untrained(model, cfg.MODEL.WEIGHTS)
     return model
 
 

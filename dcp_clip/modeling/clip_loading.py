@@ -119,7 +119,8 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
         raise CLIPWeightsError(
             f"The weights '{tag}' of '{name}' are neither cached nor downloadable here; fetch "
             f"'{where.rstrip('/')}' (open_clip_model.safetensors) on a machine with internet and "
-            f"set MODEL.CLIP.PRETRAINED to the file's path. ({_in_one_line(error)})"
+            "set MODEL.CLIP.PRETRAINED to the file's path (or to '' if MODEL.WEIGHTS is a trained "
+            f"model: it holds CLIP's). ({_in_one_line(error)})"
         ) from error
 
 
