@@ -130,4 +130,4 @@ def _ranks(model: nn.Module, source: PairSource, text: torch.Tensor, view: int) 
     images, ids = source.probe(_PROBE_SIZE, view)
     pooled = [model.encode_images(part)["pooled"] for part in images.split(128)]
     cosines = F.normalize(torch.cat(pooled), dim=1) @ text.T
-    return (cosines > cosines.gather(1, ids[:, None])).sum(1)
+    return (cosines > cosines.gather(1, ids[:, None].to(cosines.device))).sum(1)

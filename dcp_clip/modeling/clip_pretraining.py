@@ -67,14 +67,15 @@ class CLIPPretraining(nn.Module):
         """
         features = self.encode_images(batch.images)
         text = self.encode_text(batch.captions)
+        match = batch.match.to(text.device)
         scale = self.logit_scale.exp().clamp(max=100)
         pooled = F.normalize(features["pooled"], dim=1)
-        losses = {"loss_whole": contrastive_loss(scale * pooled @ text.T, batch.match)}
+        losses = {"loss_whole": contrastive_loss(scale * pooled @ text.T, match)}
         if self.dense_weight:
             dense = F.normalize(features["dense"], dim=1).flatten(2)
             cosines = torch.einsum("bdn,td->btn", dense, text)
             best = (scale * cosines).logsumexp(2) - math.log(dense.shape[2])
-            losses["loss_dense"] = self.dense_weight * contrastive_loss(best, batch.match)
+            losses["loss_dense"] = self.dense_weight * contrastive_loss(best, match)
         return losses
 
     def encode_images(self, images: Tensor) -> dict[str, Tensor]:

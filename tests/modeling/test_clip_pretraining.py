@@ -4,10 +4,12 @@ import open_clip
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.emoji_scenes.pairs import PairBatch
+from dcp_clip.modeling import clip_pretraining
 from dcp_clip.modeling.clip_loading import load_clip
 from dcp_clip.modeling.clip_pretraining import contrastive_loss
 
@@ -91,3 +93,20 @@ def test_both_losses_fall(model):
         optimizer.step()
     assert set(history[0]) == {"loss_whole", "loss_dense"}
     assert all(history[-1][name] < 0.7 * history[0][name] for name in history[0])
+
+
+def test_what_belongs_together_follows_the_model_to_its_device(model, monkeypatch):
+    """The loader leaves it on the CPU; without a GPU a fake one shows where they would meet."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        features = {
+            "pooled": torch.empty(4, 16, device="cuda"),
+            "dense": torch.empty(4, 16, 3, 3, device="cuda"),
+        }
+        monkeypatch.setattr(model, "encode_images", lambda images: features)
+        monkeypatch.setattr(model, "encode_text", lambda _: torch.empty(5, 16, device="cuda"))
+        # The loss itself chooses by value, which a fake tensor has not.
+        loss = lambda logits, match: (logits + match).sum()  # noqa: E731
+        monkeypatch.setattr(clip_pretraining, "contrastive_loss", loss)
+        batch = PairBatch(torch.empty(4, 3, 32, 32), ["a"] * 5, torch.empty(4, 5, dtype=torch.int8))
+        losses = model(batch)
+    assert {loss.device.type for loss in losses.values()} == {"cuda"}
