@@ -108,6 +108,16 @@ def read_prepared(path: Path) -> np.ndarray:
     return _read_pixels(path, ("L", "I;16"), "8-bit or 16-bit integers")
 
 
+def read_labels(path: str | Path) -> np.ndarray:
+    """Read a label map of any data set that can be trained or scored on: (H, W) integers.
+
+    Raises:
+        DatasetError: naming the file, if it cannot be read or holds colours.
+    """
+    kind = "a single channel of 8 or 16 bits that holds label numbers (see docs/custom_data.md)"
+    return _read_pixels(Path(path), ("L", "P", "I", "I;16", "I;16B"), kind)
+
+
 def read_ade_objects(path: Path) -> np.ndarray:
     """Read a ``*_seg.png`` of the full ADE20K: the object of each pixel, (H, W) uint16.
 
@@ -193,7 +203,9 @@ def _read_pixels(path: Path, modes: tuple[str, ...], kind: str) -> np.ndarray:
                     f"{path} is no label map: its pixels are {label.mode}, not {kind}."
                 )
             return np.array(label)
-    except (OSError, SyntaxError) as e:  # Pillow raises SyntaxError for some broken PNG files
+    except DatasetError:
+        raise
+    except Exception as e:  # Pillow's decoders raise nearly any kind
         raise DatasetError(f"The label map {path} cannot be read: {e}.") from e
 
 

@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from dcp_clip.categories import IGNORE_LABEL
+from dcp_clip.data.label_formats import read_labels
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.image_io import read_image
 from dcp_clip.vocabulary import Vocabulary
@@ -86,8 +87,8 @@ class SemSegMapper:
             categories.
 
         Raises:
-            DatasetError: naming the label map that differs from its image in size, or holds labels
-                that the dataset does not have.
+            DatasetError: naming the file that cannot be read, or the label map that differs from
+                its image in size, or holds labels that the dataset does not have.
         """
         record = dict(dataset_dict)
         image = self._read_photograph(record["file_name"])
@@ -107,11 +108,15 @@ class SemSegMapper:
         return record
 
     def _read_photograph(self, path: str | Path) -> np.ndarray:
-        with Image.open(path) as file:
-            deep = file.mode[0] in "IF"  # 16 or 32 bits, which Detectron2 cuts off at 255
-        if not deep:
-            return utils.read_image(path, format=self.image_format)
-        image = read_image(path)
+        try:
+            with Image.open(path) as file:
+                deep = file.mode[0] in "IF"  # 16 or 32 bits, which Detectron2 cuts off at 255
+            if not deep:
+                return utils.read_image(path, format=self.image_format)
+            image = read_image(path)
+        except Exception as e:  # Pillow's decoders raise nearly any kind, and do not name the file
+            reason = " ".join((str(e) or type(e).__name__).split())
+            raise DatasetError(f"The photograph {path} cannot be read: {reason}") from e
         return image[:, :, ::-1] if self.image_format == "BGR" else image
 
     def _as_labelled(
@@ -127,8 +132,7 @@ class SemSegMapper:
         return stored if stored.shape[:2] == size else image
 
     def _read_labels(self, path: str | Path, size: tuple[int, int]) -> np.ndarray:
-        with Image.open(path) as file:
-            labels = np.asarray(file)
+        labels = read_labels(path)
         if labels.shape != size:
             raise DatasetError(
                 f"The label map {path} has the shape {labels.shape}, but its image has the height "

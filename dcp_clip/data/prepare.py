@@ -126,7 +126,7 @@ def count_pixels(label_dir: Path, encoding: LabelEncoding, *, workers: int = 1) 
     Raises:
         DatasetError: if a label map holds a value that is neither a train id nor ignored.
     """
-    files = sorted(label_dir.glob(f"*{encoding.suffix}"))
+    files = sorted(label_dir.glob(f"[!.]*{encoding.suffix}"))  # not those that macOS leaves
     count = partial(_histogram, num_categories=len(encoding.names), ignore=encoding.ignore_label)
     histograms = run_parallel(count, files, workers=workers, description="count pixels")
     return np.sum(histograms, axis=0, dtype=np.int64)

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from dcp_clip.categories import IGNORE_LABEL, Category
+from dcp_clip.data.label_formats import read_labels
 from dcp_clip.data.pairing import DatasetError, pair_images_with_labels
 from dcp_clip.vocabulary import Vocabulary
 
@@ -124,7 +124,7 @@ def load_sem_seg(
         expected_count=expected_count,
         advice=advice,
     )
-    _check_single_channel(pairs[0][1])
+    read_labels(pairs[0][1])  # refuses what holds colours
     logger.info("%d images with label maps in %s", len(pairs), image_dir)
     return [
         {"file_name": str(image), "sem_seg_file_name": str(label), "image_id": image.stem}
@@ -137,16 +137,6 @@ def _call_with_advice(count: Callable[[], int], advice: str) -> int:
         return count()
     except DatasetError as e:
         raise DatasetError(f"{e} {advice}".rstrip()) from e
-
-
-def _check_single_channel(label: Path) -> None:
-    """Refuse label maps of colours; the values of a palette image are its indices."""
-    with Image.open(label) as image:
-        if image.mode not in ("L", "P", "I;16", "I;16B", "I"):
-            raise DatasetError(
-                f"The label map {label} has pixels of the kind {image.mode}: it must have a single "
-                "channel of 8 or 16 bits that holds label numbers (see docs/custom_data.md)."
-            )
 
 
 def _to_vocabulary(source: Vocabulary | Sequence[Category] | Sequence[str]) -> Vocabulary:

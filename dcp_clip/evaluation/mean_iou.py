@@ -11,8 +11,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from PIL import Image
 
+from ..data.label_formats import read_labels
 from ..image_io import atomic_write
 from .boundary import boundary_iou as iou_of_boundaries
 from .boundary import count_boundary_pairs, require_opencv
@@ -106,8 +106,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
     def _read_labels(self, file_name: str, size: tuple[int, int]) -> np.ndarray:
         """(H, W) int64 ids, C where void."""
         path = self.input_file_to_gt_file[file_name]
-        with Image.open(path) as file:  # not by upstream's loader, which early builds do not have
-            labels = np.array(file, dtype=np.int64)
+        # Not by upstream's loader, which early builds do not have.
+        labels = read_labels(path).astype(np.int64)
         if labels.shape != size:
             raise ValueError(
                 f"label map {path} has shape {labels.shape}, the prediction for {file_name} has "

@@ -8,8 +8,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from PIL import Image
 
+from ..data.label_formats import read_labels
 from .groups import category_groups
 
 __all__ = ["ProposalRecallEvaluator"]
@@ -53,7 +53,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for x, output in zip(inputs, outputs, strict=True):
-            labels = np.unique(np.asarray(Image.open(self._labels[x["file_name"]])))
+            labels = np.unique(read_labels(self._labels[x["file_name"]]))
             present = labels[(labels != self._ignore) & (labels < self._num_categories)]
             ids = output["proposals"]["ids"].cpu().numpy()
             counted = np.stack([member[present] for member in self._members.values()])

@@ -245,3 +245,21 @@ def test_grey_photographs_of_sixteen_bits_keep_their_greys(tmp_path, image_forma
     image = mapper(record)["image"]
     assert image.dtype == torch.uint8
     assert image.tolist() == [grey.tolist()] * 3
+
+
+@pytest.mark.parametrize("damaged", ["image.png", "label.png"])
+def test_a_damaged_file_is_named(tmp_path, damaged):
+    noise = np.random.default_rng(0).integers(0, 2, (64, 64)).astype(np.uint8)
+    record = write_pair(tmp_path, noise)
+    Image.fromarray(noise * 200).convert("RGB").save(tmp_path / "image.png")
+    content = (tmp_path / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError, match=f"{damaged} cannot be read"):
+        wide_mapper()(record)
+
+
+def test_a_label_map_of_one_bit_is_named(tmp_path):
+    record = write_pair(tmp_path, np.zeros((4, 4), np.uint8))
+    Image.new("1", (4, 4)).save(tmp_path / "label.png")
+    with pytest.raises(DatasetError, match="label.png is no label map"):
+        wide_mapper()(record)

@@ -4,10 +4,14 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from dcp_clip.categories import Category
+from dcp_clip.data.label_formats import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.prepare import run_parallel
+from dcp_clip.data.prepare import count_pixels, run_parallel
 
 
 def double(x):
@@ -44,3 +48,11 @@ def test_interrupt_ends_all_workers_soon(tmp_path):
     assert 10 < done < 1000
     time.sleep(0.1)
     assert len(list(tmp_path.iterdir())) == done
+
+
+def test_files_that_macos_leaves_are_not_counted(tmp_path):
+    sky, tree = (Category(name, (), i, i, None, name) for i, name in enumerate(["sky", "tree"]))
+    encoding = label_encoding([sky, tree], read_indices)
+    Image.fromarray(np.array([[0, 1, 1, 255]], np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"attributes")
+    assert count_pixels(tmp_path, encoding).tolist() == [1, 2, 1]

@@ -89,7 +89,7 @@ def test_ambiguous_stem(folders):
 def test_colours_are_no_labels(folders):
     images, labels = folders
     Image.new("RGB", (6, 4)).save(labels / "a.png")
-    with pytest.raises(DatasetError, match=r"a.png has pixels of the kind RGB.*single channel"):
+    with pytest.raises(DatasetError, match=r"a.png is no label map.*RGB.*single channel"):
         load_sem_seg(images, labels)
 
 

@@ -10,7 +10,12 @@ import torch
 from detectron2.evaluation import SemSegEvaluator
 from sklearn.metrics import jaccard_score
 
-from dcp_clip.evaluation import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.evaluation import (
+    BackgroundMeanIoUEvaluator,
+    MeanIoUEvaluator,
+    ProposalRecallEvaluator,
+)
 
 NAME = "test_mean_iou_sem_seg"
 
@@ -210,3 +215,13 @@ def test_background_needs_to_know_the_foreground(register, foreground):
     register(NAME, [[[0]]], 5, **metadata)
     with pytest.raises(ValueError, match=f"'{NAME}' needs num_foreground"):
         BackgroundMeanIoUEvaluator(NAME)
+
+
+@pytest.mark.parametrize("evaluator", [MeanIoUEvaluator, ProposalRecallEvaluator])
+def test_a_damaged_label_map_is_named(register, evaluate, evaluator):
+    labels = np.random.default_rng(0).integers(0, 3, (1, 64, 64))
+    records = register(NAME, labels, 3)
+    path = Path(records[0]["sem_seg_file_name"])
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DatasetError, match=f"{path.name} cannot be read"):
+        evaluate(evaluator(NAME), records, labels, 3)
