@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-__all__ = ["WeightsError", "half_precision", "load_weights", "names_weights", "warn_if_untrained"]
+__all__ = [
+    "WeightsError",
+    "half_precision",
+    "load_weights",
+    "names_weights",
+    "trained_weights",
+    "warn_if_untrained",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +27,30 @@ class WeightsError(RuntimeError):
     """A file of weights is absent, unreadable, or belongs to another model."""
 
 
+def trained_weights(checkpoint: Mapping[str, Any]) -> Any:
+    """The state dict that a checkpoint of ``train_net.py`` is evaluated by.
+
+    With SOLVER.EMA_DECAY it is the average, which training evaluates too. In ``model_final.pth``
+    that is the model itself; the checkpoints before it hold both.
+
+    Raises:
+        KeyError: when there is no "model".
+    """
+    state: Any = checkpoint
+    for key in ("trainer", "hooks", "EMAHook", "average"):
+        state = state.get(key) if isinstance(state, Mapping) else None
+    return checkpoint["model"] if state is None else state
+
+
 class _StrictCheckpointer(DetectionCheckpointer):
-    """Where Detectron2 logs weights that do not fit, and goes on, this raises."""
+    """Where Detectron2 logs weights that do not fit, and goes on, this raises; of an averaging
+    training the average is loaded."""
+
+    def _load_file(self, filename: str) -> Any:
+        checkpoint = super()._load_file(filename)
+        if isinstance(checkpoint, Mapping) and "model" in checkpoint:
+            checkpoint = {**checkpoint, "model": trained_weights(checkpoint)}
+        return checkpoint
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         problems = []
@@ -75,7 +105,12 @@ def load_weights(model: nn.Module, path: str) -> None:
     if not path:
         return
     checkpointer = _StrictCheckpointer(model)
-    if not checkpointer.path_manager.isfile(path):
+    try:
+        local = checkpointer.path_manager.get_local_path(path)
+    except Exception as error:  # each kind of address fails in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"'{path}' (MODEL.WEIGHTS) cannot be fetched: {reason}") from error
+    if not Path(local).is_file():
         raise WeightsError(
             f"MODEL.WEIGHTS names '{path}', which does not exist; give a checkpoint's path."
         )

@@ -8,9 +8,15 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from iopath.common.file_io import PathHandler
 from torch import nn
 
-from dcp_clip.checkpoint import WeightsError, load_weights, warn_if_untrained
+from dcp_clip.checkpoint import (
+    WeightsError,
+    load_weights,
+    trained_weights,
+    warn_if_untrained,
+)
 
 
 def small(width=3):
@@ -139,3 +145,49 @@ def test_an_untrained_model_is_warned_of(caplog, learns, weights):
     model = nn.Linear(2, 2).requires_grad_(learns)
     warn_if_untrained(model, weights)
     assert ("before training" in caplog.text) == (learns and not weights)
+
+
+class Fetching(PathHandler):
+    """Addresses whose files are elsewhere, as Detectron2's own handlers of https:// have them."""
+
+    def __init__(self, local):
+        self.local = local
+
+    def _get_supported_prefixes(self):
+        return ["test-weights://"]
+
+    def _get_local_path(self, path, force=False, **kwargs):
+        if self.local is None:
+            raise OSError("no route to it")
+        return str(self.local)
+
+
+@pytest.fixture
+def serve():
+    """``serve(file)``: what test-weights:// leads to from now on; None: nowhere."""
+    manager = DetectionCheckpointer(small()).path_manager
+
+    def register(file):
+        manager.register_handler(Fetching(file), allow_override=True)
+
+    yield register
+    manager._path_handlers.pop("test-weights://", None)
+
+
+def test_weights_at_an_address(tmp_path, serve):
+    source, target = small(), small()
+    torch.save(source.state_dict(), tmp_path / "model.pth")
+    serve(tmp_path / "model.pth")
+    load_weights(target, "test-weights://a/model.pth")
+    assert_same_weights(source, target)
+    serve(None)
+    with pytest.raises(WeightsError, match="test-weights://a/model.pth.*fetched: no route to it"):
+        load_weights(target, "test-weights://a/model.pth")
+
+
+def test_the_average_of_a_checkpoint_is_what_counts():
+    raw, average = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
+    assert trained_weights({"model": raw}) is raw
+    assert trained_weights({"model": raw, "trainer": {"hooks": {"Other": {}}}}) is raw
+    hooks = {"hooks": {"EMAHook": {"average": average, "n_averaged": 3}}}
+    assert trained_weights({"model": raw, "trainer": hooks}) is average

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dcp_clip.checkpoint import half_precision
+from dcp_clip.checkpoint import half_precision, trained_weights
 from dcp_clip.image_io import atomic_write
 
 
@@ -33,7 +33,7 @@ def export(source: Path, target: Path) -> tuple[int, int]:
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     if "model" not in checkpoint:
         raise SystemExit(f"{source} has no 'model' entry; give a checkpoint of train_net.py.")
-    weights = half_precision(checkpoint["model"])
+    weights = half_precision(trained_weights(checkpoint))
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as file:
         torch.save({"model": weights}, file)
