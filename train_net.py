@@ -70,6 +70,9 @@ def main(args: Namespace) -> dict:
         if not cfg.DATASETS.TEST:
             raise ValueError("DATASETS.TEST is empty: name the data sets to evaluate.")
         weights = weights_to_evaluate(cfg, args.resume)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = weights  # what the report is to name
         model = Trainer.build_model(cfg)
         load_weights(model, weights)
         warn_if_untrained(model, weights)

@@ -215,7 +215,8 @@ def _add_training(cfg: CN) -> None:
     # Of the schedule "WarmupPolyLR": its power, and the lowest factor of BASE_LR.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
-    # Moving average of the weights: what is evaluated, and saved as model_final only; 0 for none.
+    # Moving average of the weights: what is evaluated, whatever checkpoint it is read from; 0 for
+    # none.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Your own data: a list of {name: ..., images: folder, labels: folder, names: ..., ignore: 255}
     # to be named in DATASETS.TRAIN and DATASETS.TEST (docs/custom_data.md).
@@ -272,7 +273,8 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     Raises:
         FileNotFoundError: naming the config file that does not exist.
         KeyError: naming a key that no config has.
-        ValueError: if the file is no YAML, or an entry of DATASETS.SEM_SEG_FOLDERS is at fault.
+        ValueError: if the file is no YAML, INPUT.FORMAT is not "RGB", or an entry of
+            DATASETS.SEM_SEG_FOLDERS is at fault.
 
     MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" where there is no CUDA device. The
     datasets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names in DATASETS.TRAIN
@@ -290,6 +292,11 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
         raise ValueError(f"config file '{config_file}' cannot be read as YAML: {reason}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.INPUT.FORMAT != "RGB":
+        raise ValueError(
+            f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}', but CLIP's pixel statistics and filters are in "
+            "the order RGB: set it to 'RGB'."
+        )
     data.register_config_folders(cfg)
     cfg.DATASETS.TRAIN = data.resolve_dataset_names(cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = data.resolve_dataset_names(cfg.DATASETS.TEST)

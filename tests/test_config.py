@@ -116,6 +116,11 @@ def test_a_file_that_is_no_yaml(tmp_path, text):
     assert "\n" not in str(raised.value)
 
 
+def test_another_order_of_channels_is_refused():
+    with pytest.raises(ValueError, match="INPUT.FORMAT is 'BGR'"):
+        setup_cfg(opts=["INPUT.FORMAT", "BGR"])
+
+
 def test_images_are_rgb_without_any_file():
     cfg = get_cfg()
     add_dcp_clip_config(cfg)

@@ -171,6 +171,22 @@ def test_what_is_evaluated(program, make_cfg, tmp_path):
         program.weights_to_evaluate(make_cfg(opts={"MODEL.WEIGHTS": ""}), resume=False)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_report_names_the_weights_that_are_evaluated(
+    program, make_cfg, tmp_path, monkeypatch, resume
+):
+    opts = {"MODEL.WEIGHTS": "given.pth", "OUTPUT_DIR": str(tmp_path), "DATASETS.TEST": ("x",)}
+    monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts=opts))
+    (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
+    loaded, reported = [], []
+    monkeypatch.setattr(program, "load_weights", lambda model, path: loaded.append(path))
+    monkeypatch.setattr(
+        program.Trainer, "test", lambda cfg, model: reported.append(cfg.MODEL.WEIGHTS) or {}
+    )
+    program.main(Namespace(eval_only=True, resume=resume))
+    assert loaded == reported == [str(tmp_path / "model_0000099.pth") if resume else "given.pth"]
+
+
 def test_nothing_to_evaluate_is_an_error(program, make_cfg, monkeypatch):
     monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts={"DATASETS.TEST": ()}))
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):

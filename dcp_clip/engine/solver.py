@@ -24,11 +24,18 @@ _OPTIMIZERS = ("ADAMW", "MUON", "SGD")
 
 
 def rates_by_part(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """The highest learning rate of each part of the model, from SOLVER.BASE_LR and LR_FACTOR_*."""
-    return {
-        part: cfg.SOLVER.BASE_LR * _rate_factor(cfg, part)
-        for part in {part_of(name) for name, _ in model.named_parameters()}
-    }
+    """The highest learning rate of each part of the model, from SOLVER.BASE_LR, LR_FACTOR_* and,
+    for the matrices that Muon steps, MUON_LR_FACTOR."""
+    muon = cfg.SOLVER.OPTIMIZER == "MUON"
+    matrices = hidden_matrices(model) if muon else set()
+    rates: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        rate = cfg.SOLVER.BASE_LR * _rate_factor(cfg, part)
+        if parameter.requires_grad and parameter in matrices:
+            rate *= cfg.SOLVER.MUON_LR_FACTOR
+        rates[part] = max(rate, rates.get(part, 0.0))
+    return rates
 
 
 def _rate_factor(cfg: CfgNode, part: str) -> float:
@@ -51,7 +58,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     and class embeddings) decays as norms do.
 
     Raises:
-        ValueError: for an unknown SOLVER.OPTIMIZER, or when nothing trains.
+        ValueError: for an unknown SOLVER.OPTIMIZER, a BIAS_LR_FACTOR, or when nothing trains.
     """
     if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
         raise ValueError(
@@ -61,6 +68,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(
             "nothing in this model trains (MODEL.CLIP.TRAIN_* are 'none' and no stage has "
             "parameters); evaluate it with --eval-only."
+        )
+    if cfg.SOLVER.BIAS_LR_FACTOR != 1:
+        raise ValueError(
+            f"SOLVER.BIAS_LR_FACTOR is {cfg.SOLVER.BIAS_LR_FACTOR}, but biases learn at the rate "
+            "of their part here: set it to 1."
         )
     lr = cfg.SOLVER.BASE_LR
     logger.info("What trains:\n%s", trainable_table(model, rates_by_part(cfg, model)))
@@ -85,7 +97,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             params = _orthogonal_apart(params, model, cfg.SOLVER.MUON_LR_FACTOR)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        optimizer = _clip_full_model(optimizer, clip.CLIP_VALUE)
+        optimizer = _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
     else:
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer(params, lr=lr, **options)
@@ -122,7 +134,7 @@ def _decay_overrides(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, floa
 
 
 def _clip_full_model(
-    optimizer: type[torch.optim.Optimizer], max_norm: float
+    optimizer: type[torch.optim.Optimizer], max_norm: float, norm_type: float
 ) -> type[torch.optim.Optimizer]:
     """An optimiser class that first clips the norm of the whole model's gradient.
 
@@ -132,7 +144,7 @@ def _clip_full_model(
     class FullModelClipping(optimizer):
         def step(self, closure=None):
             parameters = [p for group in self.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, max_norm)
+            nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
             return super().step(closure)
 
     FullModelClipping.__name__ = f"{optimizer.__name__}WithFullModelClipping"

@@ -41,6 +41,9 @@ from .solver import EMAHook, build_optimizer
 __all__ = ["Trainer"]
 
 _FINAL = "model_final"  # as Detectron2 calls it
+# What a scheduler of Detectron2's DeepLab project would restore of the config of before, as if
+# SOLVER.MAX_ITER could not have been raised.
+_SCHEDULE = ("max_iters", "power", "constant_ending", "warmup_factor", "warmup_iters")
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +86,9 @@ class Trainer(DefaultTrainer):
         """As Detectron2's, but MODEL.WEIGHTS that do not fit are an error, and the order of the
         images goes on, too."""
         if resume and self.checkpointer.has_checkpoint():
+            schedule = {k: v for k, v in vars(self.scheduler).items() if k in _SCHEDULE}
             super().resume_or_load(resume=True)
+            vars(self.scheduler).update(schedule)
             seen = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
             skip_images(self._trainer.data_loader, seen)
         else:
@@ -91,23 +96,24 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; with SOLVER.EMA_DECAY the averaged weights are what is evaluated."""
-        default = super().build_hooks()
-        if self._ema is None:
-            return default
         result = []
-        for hook in default:
-            if isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook) and (
-                self._ema not in result
-            ):
+        for hook in super().build_hooks():
+            writes_or_tests = isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook)
+            if self._ema is not None and writes_or_tests and self._ema not in result:
                 result.append(self._ema)
             if isinstance(hook, hooks.EvalHook):
-                hook = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_averaged)
+                hook = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_trained)
             result.append(hook)
         return result
 
-    def _test_averaged(self) -> dict:
+    def _test_trained(self) -> dict:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        # What the report is to name: not the file that the training started from.
+        done = min(self.iter + 1, self.max_iter)
+        cfg.MODEL.WEIGHTS = f"those of this training after {done} iterations"
         with self._ema.averaged() if self._ema else contextlib.nullcontext():
-            self._last_eval_results = self.test(self.cfg, self.model)
+            self._last_eval_results = self.test(cfg, self.model)
         return self._last_eval_results
 
     def train(self) -> dict | None:
@@ -124,7 +130,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> dict:
         """As Detectron2's, with a report of all data sets in results.md and results.json.
 
@@ -143,6 +152,12 @@ class Trainer(DefaultTrainer):
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = build_test_evaluators(cfg, cls.build_evaluator)
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if len(evaluators) != len(names):
+            raise ValueError(
+                f"{len(evaluators)} evaluators for the {len(names)} data sets of DATASETS.TEST."
+            )
         if not names:
             return {}
         report, results = None, OrderedDict()

@@ -17,6 +17,7 @@ from torch import nn
 from .. import __version__
 from ..check_env import ROOT, environment_summary, installed_version
 from ..modeling import DCPCLIP
+from ..modeling.fpn_baseline import FPNBaseline
 from ..modeling.reference.base import ReferenceSegmentor
 from .confusion import CONVENTIONS, probe_detectron2
 
@@ -72,6 +73,8 @@ def _describe_switches(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         + (f"sliding window {_settings(window)}" if window.SIZE else "whole images"),
         "precision": "bfloat16 autocast" if node.BF16 else "as the weights",
     }
+    if isinstance(model, FPNBaseline):
+        return rows | {"head": _settings(cfg.MODEL.FPN_BASELINE)}
     if not isinstance(model, DCPCLIP | ReferenceSegmentor):  # what has no text encoder
         return rows
     rows["prompts"] = f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}"

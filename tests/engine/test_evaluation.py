@@ -11,6 +11,7 @@ from PIL import Image
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.register import register_sem_seg
 from dcp_clip.engine import Trainer
+from dcp_clip.evaluation import MeanIoUEvaluator
 from dcp_clip.vocabulary import VocabularyError
 
 SMALL, LARGE, BACKGROUND = (f"test_evaluation_{x}_sem_seg" for x in ("8", "16", "b"))
@@ -185,3 +186,13 @@ def test_training_does_not_start_towards_an_evaluation_that_cannot_be(
     trainer = Trainer(cfg)
     with pytest.raises(DatasetError, match=f"{SMALL}/images does not exist"):
         trainer.train()
+
+
+def test_one_evaluator_is_taken_as_detectron2_takes_it(config, datasets, model):
+    result = Trainer.test(config(SMALL), model, MeanIoUEvaluator(SMALL))
+    assert {"sem_seg", "classes", "speed"} == set(result)
+
+
+def test_another_number_of_evaluators_is_found_at_once(config, datasets, model, untouched):
+    with pytest.raises(ValueError, match="1 evaluators for the 2 data sets"):
+        Trainer.test(config(SMALL, LARGE), model, [MeanIoUEvaluator(SMALL)])

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from dcp_clip.engine.solver import EMAHook, build_optimizer
+from dcp_clip.engine.solver import EMAHook, build_optimizer, rates_by_part
 from dcp_clip.modeling.trainable import part_of
 
 SOLVER = {
@@ -215,3 +215,36 @@ def test_batch_statistics_are_taken_as_they_are():
     average = hook.state_dict()["average"]
     torch.testing.assert_close(average["running_mean"], model.running_mean)
     assert average["num_batches_tracked"] == 3
+
+
+def test_rates_by_part_are_the_highest_that_muon_takes(make_cfg):
+    opts = {**SOLVER, "SOLVER.OPTIMIZER": "MUON", "SOLVER.MUON_LR_FACTOR": 5.0}
+    opts |= {"MODEL.CLIP.TRAIN_TEXT": "none"}
+    cfg = make_cfg(opts=opts)
+    model = build_model(cfg)
+    told = rates_by_part(cfg, model)
+    highest: dict[str, float] = {}
+    for name, rate in settings_of(model, build_optimizer(cfg, model), "lr").items():
+        highest[part_of(name)] = max(rate, highest.get(part_of(name), 0.0))
+    assert max(highest.values()) == pytest.approx(0.05)
+    assert {part: told[part] for part in highest} == pytest.approx(highest)
+    assert told["text_encoder"] == pytest.approx(0.01 * 0.5)  # frozen
+
+
+def test_the_norm_of_clipping_is_the_configs(make_cfg):
+    clip = {"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 1.0, "NORM_TYPE": 1.0}
+    model, optimizer = build(
+        make_cfg,
+        **{f"SOLVER.CLIP_GRADIENTS.{key}": value for key, value in clip.items()},
+        **{"SOLVER.OPTIMIZER": "SGD"},
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    total = sum(p.grad.abs().sum() for p in model.parameters())
+    assert total == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_factor_for_biases_is_refused(make_cfg):
+    with pytest.raises(ValueError, match="BIAS_LR_FACTOR is 2.0"):
+        build(make_cfg, **{"SOLVER.BIAS_LR_FACTOR": 2.0})

@@ -8,6 +8,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from dcp_clip.checkpoint import load_weights
 from dcp_clip.data.register import register_sem_seg
 from dcp_clip.engine import Trainer
 from dcp_clip.vocabulary import Vocabulary
@@ -184,6 +185,42 @@ def test_evaluation_is_of_the_average(config, monkeypatch):
     without = run(config("without", **{"SOLVER.MAX_ITER": 9}), stop_at=5)
     for (n, a), b in zip(trainer.model.named_parameters(), without.model.parameters(), strict=True):
         assert torch.equal(a, b), n
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_report_in_training_names_the_iteration(config, monkeypatch, decay):
+    """Not the file that the training started from."""
+    named = []
+
+    def test(cls, cfg, model, evaluators=None):
+        named.append(cfg.MODEL.WEIGHTS)
+        return {}
+
+    monkeypatch.setattr(Repeating, "test", classmethod(test))
+    run(config(**{"TEST.EVAL_PERIOD": 2, "SOLVER.MAX_ITER": 4, "SOLVER.EMA_DECAY": decay}))
+    assert [int(text.split()[-2]) for text in named] == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR"])
+def test_a_finished_training_goes_on_to_a_later_end(config, name):
+    """Detectron2's WarmupPolyLR restores the old end, and fails behind it."""
+    schedule = {"SOLVER.LR_SCHEDULER_NAME": name}
+    run(config(**schedule, **{"SOLVER.MAX_ITER": 3}))
+    resumed = run(config(**schedule, **{"SOLVER.MAX_ITER": 8}), resume=True)
+    assert resumed.start_iter == 3
+    whole = run(config("whole", **schedule, **{"SOLVER.MAX_ITER": 8}))
+    a, b = (t.optimizer.param_groups[-1]["lr"] for t in (resumed, whole))
+    assert a == pytest.approx(b)
+
+
+def test_any_checkpoint_is_read_as_the_average(config, tmp_path):
+    """So that --eval-only gives the figures that the log gave at that iteration."""
+    trainer = run(config())
+    path = tmp_path / "out" / "model_0000002.pth"
+    average = torch.load(path, weights_only=True)["trainer"]["hooks"]["EMAHook"]["average"]
+    load_weights(trainer.model, str(path))
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, average[name]), name
 
 
 def test_losses_are_logged_by_name(config):
