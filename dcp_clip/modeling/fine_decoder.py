@@ -14,6 +14,7 @@ from .layers import resize_to
 __all__ = ["BilinearDecoder", "PyramidDecoder"]
 
 _LEVELS = (("res4", 16), ("res3", 8), ("res2", 4))
+_GROUPS = 4  # of group norm
 
 
 def _target_size(feature: Tensor, stride: int, target: int) -> tuple[int, int]:
@@ -29,7 +30,7 @@ def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) 
         kernel_size,
         padding=kernel_size // 2,
         bias=norm == "",
-        norm=get_norm(norm, out_channels) if norm != "GN" else nn.GroupNorm(4, out_channels),
+        norm=get_norm(norm, out_channels) if norm != "GN" else nn.GroupNorm(_GROUPS, out_channels),
         activation=F.relu_,
     )
 
@@ -50,7 +51,9 @@ class _CategoryStep(nn.Module):
         self.gate = nn.Linear(text_channels, channels)
         self.norm = self.refine = None
         if norm is not None:
-            norm_layer = nn.GroupNorm(4, channels) if norm == "GN" else get_norm(norm, channels)
+            norm_layer = (
+                nn.GroupNorm(_GROUPS, channels) if norm == "GN" else get_norm(norm, channels)
+            )
             self.norm = norm_layer or nn.Identity()
             self.refine = _conv(channels, channels, norm)
 
@@ -103,8 +106,17 @@ class PyramidDecoder(nn.Module):
             category_dim: channels of the category pathway.
             norm: "GN", "BN", "SyncBN", "LN" (over channels) or "".
             pixel_text: add the product of pixel and name features at stride 4.
+
+        Raises:
+            ValueError: for widths that "GN" cannot split into its groups.
         """
         super().__init__()
+        for key, width in (("IMAGE_DIM", image_dim), ("CATEGORY_DIM", category_dim)):
+            if norm == "GN" and width % _GROUPS:
+                raise ValueError(
+                    f"MODEL.DCP_CLIP.FINE_DECODER.{key} is {width}; with NORM 'GN' it must be a "
+                    f"multiple of {_GROUPS}."
+                )
         self.text_norm = nn.LayerNorm(text_channels)
         self.strides = {key: input_shape[key].stride for key, _ in _LEVELS}
         self.visual = nn.Conv2d(visual_channels, image_dim, 1)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["CrossAttention", "MLP", "masked_max", "resize_to", "valid_positions"]
+__all__ = [
+    "CrossAttention",
+    "MLP",
+    "check_heads",
+    "masked_max",
+    "resize_to",
+    "valid_positions",
+]
 
 
 class MLP(nn.Sequential):
@@ -33,8 +40,7 @@ class CrossAttention(nn.Module):
             bias_init: initial weight of the similarity bias, one learned scalar a head.
         """
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"attention width {dim} is not a multiple of {num_heads} heads.")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.norm_query = nn.LayerNorm(dim)
         self.norm_key = nn.LayerNorm(dim)
@@ -63,6 +69,15 @@ class CrossAttention(nn.Module):
         attn_bias = attn_bias.masked_fill(~key_mask[:, None, None], float("-inf"))
         out = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=attn_bias.to(qs.dtype))
         return self.out(out.transpose(1, 2).reshape(b, q, d))
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """Raise ValueError unless attention of this width can be split into so many heads."""
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(
+            f"attention width {dim} is not a multiple of {num_heads} heads (MODEL.DCP_CLIP.DIM and "
+            "NUM_HEADS)."
+        )
 
 
 def masked_max(values: Tensor, valid: Tensor) -> Tensor:

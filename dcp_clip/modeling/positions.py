@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import check_heads
+
 __all__ = ["PositionGrouping", "merge_positions"]
 
 _MAX_LOGITS = 16_000_000  # an image's, at a time: 64 MB
@@ -25,8 +27,12 @@ class PositionGrouping(nn.Module):
             embed_dim: D, CLIP's joint embedding width.
             dim: width of queries and keys.
             num_heads: heads, each with a mixture of its own, averaged; must divide `dim`.
+
+        Raises:
+            ValueError: if it does not.
         """
         super().__init__()
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.query_key = nn.Linear(embed_dim, 2 * dim)
         self.gate = nn.Parameter(torch.zeros(num_heads))

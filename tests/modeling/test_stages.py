@@ -172,9 +172,22 @@ def test_labels_in_evaluation_are_used_by_the_oracle_only(make_model, make_image
     assert torch.equal(with_labels["sem_seg"].logits, evaluate(model, [x])[0]["sem_seg"].logits)
 
 
-def test_heads_must_divide_the_width(make_cfg):
-    with pytest.raises(ValueError, match="32 is not a multiple of 5 heads"):
-        build_model(make_cfg(opts={NODE + "NUM_HEADS": 5}))
+@pytest.mark.parametrize("attention", [True, False])
+def test_heads_must_divide_the_width(make_cfg, attention):
+    opts = {NODE + "NUM_HEADS": 5}
+    if not attention:  # but that of stage 1
+        opts |= {NODE + "TEXT_GUIDANCE.NAME": "StaticGuidance"}
+        opts |= {NODE + "COARSE_DECODER.NAME": "CosineDecoder"}
+    with pytest.raises(ValueError, match="32 is not a multiple of 5 heads .*NUM_HEADS"):
+        build_model(make_cfg(opts=opts))
+
+
+@pytest.mark.parametrize("key", ["IMAGE_DIM", "CATEGORY_DIM"])
+def test_widths_that_group_norm_cannot_split_are_named(make_cfg, key):
+    opts = {f"{NODE}FINE_DECODER.{key}": 18}
+    with pytest.raises(ValueError, match=f"FINE_DECODER.{key} is 18; .* multiple of 4"):
+        build_model(make_cfg(opts=opts))
+    build_model(make_cfg(opts={**opts, f"{NODE}FINE_DECODER.NORM": "LN"}))
 
 
 # ---- options of the fine decoder and of the whole
