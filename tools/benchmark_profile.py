@@ -27,6 +27,7 @@ def profile_forward(subject: Subject, vocabulary: Vocabulary) -> dict[str, dict]
     spent = _profile_stages(subject, whole, names)
     stages = _stage_figures(spent, names, "normalising, similarity, output")
     with subject.replaying():
+        whole()
         operators = profile_calls(whole, subject.device)
     return {"stages": stages, "operators": {name: _own(x) for name, x in operators.items()}}
 

@@ -43,14 +43,19 @@ class RandomText(nn.Module):
 
 
 class Replay(nn.Module):
-    """Stands in for the backbone: answers with features computed before."""
+    """Stands in for the backbone: what it answers is computed once for each size of image, as
+    sliding windows have sizes of their own."""
 
-    def __init__(self, backbone: nn.Module, features: dict[str, Tensor]):
+    def __init__(self, backbone: nn.Module):
         super().__init__()
-        self.size_divisibility, self.features = backbone.size_divisibility, features
+        self.size_divisibility = backbone.size_divisibility
+        self._backbone = backbone
+        self._features: dict[torch.Size, dict[str, Tensor]] = {}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.features
+        if images.shape not in self._features:
+            self._features[images.shape] = self._backbone(images)
+        return self._features[images.shape]
 
 
 class Subject:
@@ -100,9 +105,9 @@ class Subject:
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """Within, the encoder costs nothing: it answers with features computed before."""
+        """Within, the encoder costs nothing from the second call on: it answers as at the first."""
         backbone = self.model.backbone
-        self.model.backbone = Replay(backbone, self.encoder())
+        self.model.backbone = Replay(backbone)
         try:
             yield
         finally:

@@ -240,6 +240,19 @@ def test_an_image_that_the_demo_cannot_read_ends_the_measurement(tmp_path):
         benchmark.main(["--config-file", TINY, "--demo", str(tmp_path), "--device", "cpu"])
 
 
+def test_what_is_replayed_has_the_size_of_what_is_asked(make_model):
+    """Sliding windows were given the features of the whole image."""
+    backbone, calls = make_model().backbone, []
+    backbone.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape[-2:]))
+    replay = benchmark_subject.Replay(backbone)
+    sizes = [(64, 64), (64, 96), (64, 64), (64, 96)]
+    with torch.no_grad():
+        answers = [replay(torch.rand(1, 3, *size)) for size in sizes]
+    assert calls == sizes[:2]
+    assert answers[0] is answers[2] and answers[1] is answers[3]
+    assert answers[1]["dense"].shape[-1] > answers[0]["dense"].shape[-1]
+
+
 def test_models_stages_are_those_that_the_profile_names(make_model):
     model = make_model()
     assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark_profile.STAGES)
