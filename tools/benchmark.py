@@ -42,14 +42,14 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from benchmark_demo import load_predictor, measure_demo
-from benchmark_meters import count_flops, limit_memory, peak_bytes, seconds
+from benchmark_meters import count_flops, limit_memory, peak_bytes
 from benchmark_precision import compare_on_images, compare_on_noise
 from benchmark_profile import profile_forward, profile_training
 from benchmark_report import (
@@ -61,8 +61,7 @@ from benchmark_report import (
     format_train_table,
     save_plot,
 )
-from benchmark_subject import Subject, make_vocabulary, time_text_cache
-from tqdm import tqdm
+from benchmark_subject import Subject, alternate, make_vocabulary, time_text_cache
 
 from dcp_clip.arguments import positive, require_folders
 from dcp_clip.check_env import environment_summary
@@ -75,7 +74,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = [f"{ROOT}/configs/coco_stuff/dcp_clip_{name}.yaml" for name in ("convnext_b", "vit_b16")]
 SIZES = [20, 150, 847, 3000, 20000]
 MODES = ("train", "text", "demo", "bf16")
-WARM_UPS = 2
 
 
 def measure(subject: Subject, sizes: Sequence[int], repeats: int, random_text: bool) -> list[dict]:
@@ -122,17 +120,6 @@ def measure_training(subject: Subject, batch: int, names: int, repeats: int) -> 
     row |= {"step_seconds": statistics.median(times[1])}
     beyond = row["step_seconds"] - row["encoder_seconds"]
     return row | {"beyond_ratio": beyond / row["encoder_seconds"]}
-
-
-def alternate(subject: Subject, functions: Sequence[Callable], repeats: int) -> list[list[float]]:
-    """Seconds of each function, called in turns after a warm-up."""
-    times: list[list[float]] = [[] for _ in functions]
-    for round_ in tqdm(range(WARM_UPS + repeats), desc=subject.name, unit="round"):
-        for function, kept in zip(functions, times):
-            spent = seconds(function, subject.device)
-            if round_ >= WARM_UPS:
-                kept.append(spent)
-    return times
 
 
 def measure_text(subject: Subject, names: int) -> dict:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 from benchmark_meters import seconds
-from benchmark_subject import Subject, make_vocabulary
+from benchmark_subject import WARM_UPS, Subject, alternate, make_vocabulary
 from torch import nn
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ from dcp_clip.image_io import read_image_and_size
 from dcp_clip.image_listing import list_images
 from dcp_clip.predictor import Predictor
 
-WARM_UPS = 2
+T = TypeVar("T")
 
 
 def compare_on_images(predictor: Predictor, folder: str | Path, count: int) -> dict:
@@ -34,18 +35,22 @@ def compare_on_images(predictor: Predictor, folder: str | Path, count: int) -> d
         ImageReadError: if there is no image, or one cannot be read.
     """
     images = list_images([str(folder)])[:count]
-    times: tuple[list[float], list[float]] = ([], [])
+    times: dict[bool, list[float]] = {False: [], True: []}
     same = pixels = 0
-    for i, path in enumerate(tqdm(images, desc="fp32 and bf16", unit="image")):
+    rounds = [*images[:1] * WARM_UPS, *images]
+    for round_, path in enumerate(tqdm(rounds, desc="fp32 and bf16", unit="image")):
         predict = partial(predictor, *read_image_and_size(path, predictor.max_input_pixels))
-        for _ in range(1 if i else 1 + WARM_UPS):
-            (fp32, bf16), spent = _run_both(predictor.model, predict)
-        for kept, value in zip(times, spent, strict=True):
-            kept.append(value)
-        same += int(np.count_nonzero(fp32.label_map == bf16.label_map))
-        pixels += fp32.label_map.size
+        answers = []
+        for bf16, kept in times.items():
+            answer, spent = _timed(partial(_run, predictor.model, bf16, predict), predictor)
+            answers.append(answer.label_map)
+            if round_ >= WARM_UPS:
+                kept.append(spent)
+        if round_ >= WARM_UPS:
+            same += int(np.count_nonzero(answers[0] == answers[1]))
+            pixels += answers[0].size
     row = {"vocabulary": len(predictor.vocabulary), "images": len(images)}
-    return row | _figures(times) | {"agreement": same / pixels}
+    return row | _figures(times[False], times[True]) | {"agreement": same / pixels}
 
 
 def compare_on_noise(subject: Subject, names: int, repeats: int) -> dict:
@@ -59,29 +64,27 @@ def compare_on_noise(subject: Subject, names: int, repeats: int) -> dict:
     vocabulary = make_vocabulary(names)
     subject.time_text([vocabulary], random=True)
     whole = subject.whole(vocabulary)
-    times: tuple[list[float], list[float]] = ([], [])
-    for round_ in tqdm(range(WARM_UPS + repeats), desc=subject.name, unit="round"):
-        _, spent = _run_both(subject.model, whole)
-        if round_ >= WARM_UPS:
-            for kept, value in zip(times, spent, strict=True):
-                kept.append(value)
-    return {"vocabulary": names, "images": 1} | _figures(times)
+    turns = [partial(_run, subject.model, bf16, whole) for bf16 in (False, True)]
+    fp32, bf16 = alternate(subject, turns, repeats)
+    return {"vocabulary": names, "images": 1} | _figures(fp32, bf16)
 
 
-def _run_both(model: nn.Module, run: Callable[[], object]) -> tuple[list, list[float]]:
-    """Answers and seconds of ``run()`` in float32 and in bfloat16; the model keeps its own."""
-    own, answers, spent = model.bf16, [], []
+def _run(model: nn.Module, bf16: bool, function: Callable[[], T]) -> T:
+    """``function()`` in one precision; the model keeps its own."""
+    own, model.bf16 = model.bf16, bf16
     try:
-        for bf16 in (False, True):
-            model.bf16 = bf16
-            spent.append(seconds(lambda: answers.append(run()), model.device))
+        return function()
     finally:
         model.bf16 = own
-    return answers, spent
 
 
-def _figures(times: tuple[list[float], list[float]]) -> dict:
-    fp32, bf16 = times
+def _timed(function: Callable[[], T], predictor: Predictor) -> tuple[T, float]:
+    result: list[T] = []
+    spent = seconds(lambda: result.append(function()), predictor.model.device)
+    return result[0], spent
+
+
+def _figures(fp32: list[float], bf16: list[float]) -> dict:
     return {
         "fp32_seconds": median(fp32),
         "bf16_seconds": median(bf16),

@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
+from tqdm import tqdm
 
 from dcp_clip.engine import Trainer
 from dcp_clip.modeling.text_features import TextFeatures
@@ -20,6 +21,7 @@ from dcp_clip.vocabulary import Vocabulary
 
 SYLLABLES = [c + v for c, v in product("bdfgklmnprstvz", "aeiou")]
 LABELLED = 16  # categories of a training image; most of COCO-Stuff have fewer
+WARM_UPS = 2
 SAMPLE_NAMES = 32  # encoded to estimate the text tower's time a name
 
 
@@ -160,6 +162,17 @@ class Subject:
         each = seconds(partial(encoder.encode_vocabulary, sample), device) / SAMPLE_NAMES
         self.model.text_encoder = RandomText(self.model.backbone.embed_dim, device)
         return [each * len(v) for v in vocabularies]
+
+
+def alternate(subject: Subject, functions: Sequence[Callable], repeats: int) -> list[list[float]]:
+    """Seconds of each function, called in turns after a warm-up."""
+    times: list[list[float]] = [[] for _ in functions]
+    for round_ in tqdm(range(WARM_UPS + repeats), desc=subject.name, unit="round"):
+        for function, kept in zip(functions, times):
+            spent = seconds(function, subject.device)
+            if round_ >= WARM_UPS:
+                kept.append(spent)
+    return times
 
 
 def time_text_cache(subject: Subject, vocabulary: Vocabulary) -> tuple[float, float]:

@@ -110,9 +110,9 @@ class SemSegMapper:
     def _read_photograph(self, path: str | Path) -> np.ndarray:
         try:
             with Image.open(path) as file:
-                deep = file.mode[0] in "IF"  # 16 or 32 bits, which Detectron2 cuts off at 255
-            if not deep:
-                return utils.read_image(path, format=self.image_format)
+                if file.mode[0] not in "IF":  # 16 or 32 bits, which Detectron2 cuts off at 255
+                    upright = utils._apply_exif_orientation(file)
+                    return utils.convert_PIL_to_numpy(upright, self.image_format)
             image = read_image(path)
         except Exception as e:  # Pillow's decoders raise nearly any kind, and do not name the file
             reason = " ".join((str(e) or type(e).__name__).split())

@@ -37,10 +37,11 @@ class AutocastWeights:
         """
         if module.training or torch.is_grad_enabled():
             return module
+        device = next(module.parameters()).device.type
+        if not torch.is_autocast_enabled(device):
+            return module
         weights = _converted_weights(module)
-        device = weights[0].device.type if weights else ""
-        # An inference tensor does not tell of changes.
-        if not device or not torch.is_autocast_enabled(device) or weights[0].is_inference():
+        if not weights or weights[0].is_inference():  # such a tensor does not tell of changes
             return module
         dtype = torch.get_autocast_dtype(device)
         state = [(id(w), w.device, w.dtype, w._version) for w in weights] + [(dtype,)]
