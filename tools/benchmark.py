@@ -40,6 +40,7 @@ of names on a CPU. Its time is then measured on a few names and scaled to all.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,9 @@ from dcp_clip.image_io import atomic_write
 from dcp_clip.modeling.clip_loading import CLIPWeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = [f"{ROOT}/configs/coco_stuff/dcp_clip_{name}.yaml" for name in ("convnext_b", "vit_b16")]
+# Relative, as headings and JSON name them.
+_FOLDER = os.path.relpath(ROOT / "configs" / "coco_stuff")
+CONFIGS = [f"{_FOLDER}/dcp_clip_{name}.yaml" for name in ("convnext_b", "vit_b16")]
 SIZES = [20, 150, 847, 3000, 20000]
 MODES = ("train", "text", "demo", "bf16")
 
