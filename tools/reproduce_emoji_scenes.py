@@ -42,7 +42,14 @@ from reproduce_runner import (
     run_steps,
 )
 from reproduce_steps import ROOT, Planner, Step
-from summarize_runs import METRIC, MILLISECONDS, SummaryError, summarize, to_markdown
+from summarize_runs import (
+    METRIC,
+    MILLISECONDS,
+    SummaryError,
+    differences,
+    summarize,
+    to_markdown,
+)
 from tabulate import tabulate
 
 from dcp_clip.arguments import positive
@@ -74,7 +81,8 @@ def describe_times(steps: Sequence[Step]) -> str:
 
 
 def describe_results(folder: Path, rows: Sequence[Row]) -> str:
-    """The tables of everything evaluated so far, with the rows' notes.
+    """The tables of everything evaluated so far, with the rows' notes, and seed by seed what the
+    first row of the plan has over the others.
 
     Raises:
         SummaryError: if nothing is.
@@ -82,7 +90,10 @@ def describe_results(folder: Path, rows: Sequence[Row]) -> str:
     values = summarize([folder], METRICS, [row.name for row in rows])
     notes = [(row.name, row.note) for row in rows if row.name in values]
     legend = tabulate(notes, ["run", "what it is"], tablefmt="github", disable_numparse=True)
-    return f"{to_markdown(values, METRICS)}\n{legend}\n"
+    tables, first = [to_markdown(values, METRICS)], rows[0].name
+    if first in values and len(values) > 1:
+        tables.append(to_markdown(differences(values, first), METRICS, first))
+    return "\n".join((*tables, legend)) + "\n"
 
 
 def step_environment(jobs: int, data: Path) -> dict[str, str]:

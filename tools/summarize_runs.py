@@ -4,6 +4,7 @@
     python tools/summarize_runs.py output/emoji_scenes/test
     python tools/summarize_runs.py output/emoji_scenes/test --metric mIoU_things \\
         --metric recall_things --milliseconds
+    python tools/summarize_runs.py output/emoji_scenes/val --against default
     python tools/summarize_runs.py output/emoji_scenes/test --json > summary.json
 
 Reads every results.json below the folders, as an evaluation leaves it in its OUTPUT_DIR. The run is
@@ -11,7 +12,12 @@ the folder's name, <run>/results.json; seeds of a run are in <run>/seed<N>/resul
 
 A cell is "mean ± sd (n)": over the n seeds that have the figure, sd with n - 1 in its denominator,
 none for one seed. A dash stands where no seed has it. Metrics are named as in results.json, and in
-percent; with --milliseconds there is also the time an image in the model, batch as evaluated.
+percent; with --milliseconds there is also the time an image in the model, batch as evaluated. The
+last column is each seed's mean over the data sets, where there are several and it has all of them.
+
+With --against RUN the cells are what that run has over each other one, seed by seed, as "mean ±
+standard error (n)": what both owe to the seed cancels out. A run without seeds is compared with
+every seed.
 """
 
 import argparse
@@ -32,6 +38,7 @@ MILLISECONDS = "milliseconds"
 _SPEED = ("speed", "model_images_per_second")
 _SEED = re.compile(r"seed(\d+)")
 _DASH = "–"
+MEAN = "mean"
 # Run, data set, metric: a value for each seed, None for a run without seeds.
 Values = dict[str, dict[str, dict[str, dict[int | None, float]]]]
 
@@ -164,35 +171,86 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), sd
 
 
-def format_cell(values: Sequence[float], digits: int = 1) -> str:
-    """ "mean ± sd (n)", a dash for no value."""
+def format_cell(values: Sequence[float], digits: int = 1, error_of_mean: bool = False) -> str:
+    """ "mean ± spread (n)", a dash for no value; the spread is the standard deviation, or the
+    standard error of the mean, and then the mean has a sign."""
     if not values:
         return _DASH
     mean, sd = mean_and_sd(values)
+    if error_of_mean and sd is not None:
+        sd /= len(values) ** 0.5
     spread = "" if sd is None else f" ± {sd:.{digits}f}"
-    return f"{mean:.{digits}f}{spread} ({len(values)})"
+    return f"{mean:{'+' if error_of_mean else ''}.{digits}f}{spread} ({len(values)})"
 
 
-def to_markdown(values: Values, metrics: Sequence[str]) -> str:
-    """A table a metric, one row a run, one column a data set."""
+def mean_over_datasets(found: Mapping[str, Mapping[str, dict]], metric: str, n: int) -> list[float]:
+    """Of one run, each seed's mean over its n data sets; seeds that lack one are left out."""
+    cells = [dataset[metric] for dataset in found.values()]
+    seeds = dict.fromkeys(seed for cell in cells for seed in cell)
+    rows = [[cell[seed] for cell in cells if seed in cell] for seed in seeds]
+    return [statistics.fmean(row) for row in rows if len(row) == n]
+
+
+def to_markdown(values: Values, metrics: Sequence[str], against: str | None = None) -> str:
+    """A table a metric, one row a run, one column a data set, and one of their mean.
+
+    Args:
+        values: see :func:`collect`, or :func:`differences` where `against` is given.
+        metrics: one or more of the values'.
+        against: the run that the differences are of.
+    """
     datasets = list(dict.fromkeys(name for run in values.values() for name in run))
-    names = short_names(datasets)
+    names, paired = short_names(datasets), against is not None
+    what = f"{against} less each, " if paired else ""
+    spread = "standard error" if paired else "standard deviation"
+    several = [MEAN] if len(datasets) > 1 else []
     tables = []
     for metric in metrics:
-        rows = [
-            [run, *(format_cell(list(found.get(d, {}).get(metric, {}).values())) for d in datasets)]
-            for run, found in values.items()
-        ]
-        align = ["left", *["right"] * len(datasets)]
+        rows = []
+        for run, found in values.items():
+            cells = [list(found.get(d, {}).get(metric, {}).values()) for d in datasets]
+            if several:
+                cells.append(mean_over_datasets(found, metric, len(datasets)))
+            rows.append([run, *(format_cell(cell, error_of_mean=paired) for cell in cells)])
         text = tabulate(
             [[cell.replace("|", r"\|") for cell in row] for row in rows],
-            ["run", *(names[d] for d in datasets)],
+            ["run", *(names[d] for d in datasets), *several],
             tablefmt="pipe",
-            colalign=align,
+            colalign=["left", *["right"] * len(datasets + several)],
             disable_numparse=True,
         )
-        tables.append(f"{metric}, mean ± standard deviation (seeds):\n\n{text}\n")
+        tables.append(f"{metric}, {what}mean ± {spread} (seeds):\n\n{text}\n")
     return "\n".join(tables)
+
+
+def differences(values: Values, against: str) -> Values:
+    """What one run has over each other run, by data set, metric and seed.
+
+    Raises:
+        SummaryError: if there is no such run.
+    """
+    if against not in values:
+        raise SummaryError(f"there is no run '{against}'; there are: {', '.join(values)}.")
+    return {
+        run: {
+            dataset: {
+                metric: _subtract(values[against].get(dataset, {}).get(metric, {}), cell)
+                for metric, cell in cells.items()
+            }
+            for dataset, cells in found.items()
+        }
+        for run, found in values.items()
+        if run != against
+    }
+
+
+def _subtract(ours: dict[int | None, float], theirs: dict[int | None, float]) -> dict:
+    """By seed; what has none stands for every seed of the other."""
+    if None in theirs:
+        return {seed: value - theirs[None] for seed, value in ours.items()}
+    if None in ours:
+        return {seed: ours[None] - value for seed, value in theirs.items()}
+    return {seed: ours[seed] - theirs[seed] for seed in theirs if seed in ours}
 
 
 def to_json(values: Values) -> str:
@@ -241,6 +299,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("folders", nargs="+", type=Path, metavar="FOLDER")
     add("--metric", action="append", metavar="NAME", help=f"repeatable (default: {METRIC})")
     add("--milliseconds", action="store_true", help="also the model's milliseconds an image")
+    add("--against", metavar="RUN", help="what this run has over each other one")
     add("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
@@ -253,9 +312,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics.append(MILLISECONDS)
     try:
         values = summarize(args.folders, metrics)
+        if args.against is not None:
+            values = differences(values, args.against)
     except SummaryError as error:
         sys.exit(f"error: {error}")
-    print(to_json(values) if args.json else to_markdown(values, metrics))
+    print(to_json(values) if args.json else to_markdown(values, metrics, args.against))
 
 
 if __name__ == "__main__":

@@ -104,11 +104,12 @@ def test_from_nothing_to_the_tables(run, project):
     ]
     assert len(calls) == 3 + 2 * 5  # CLIP alone once; two trainings, three evaluations a seed
     lines = [line.replace(" ", "") for line in out.splitlines()]
-    assert "|run|base|unseen|unseen_style|all|" in lines
-    start = lines.index("|run|base|unseen|unseen_style|all|") + 2
+    assert "|run|base|unseen|unseen_style|all|mean|" in lines
+    start = lines.index("|run|base|unseen|unseen_style|all|mean|") + 2
     names = [line.split("|")[1] for line in lines[start : start + 4]]
     assert names == ["default", "another", "coarse", "free"]  # the plan's order
     assert lines[start].startswith("|default|1.5±0.7(2)|") and "|free|50.0(1)|" in lines[start + 3]
+    assert "mIoU_things,defaultlesseach,mean±standarderror(seeds):" in lines
     assert "|another|stage2:none|" in lines
     assert any(line.startswith("|traindefault,seed1|") for line in lines)
     assert (project / "out" / "test" / "summary.md").read_text() in out

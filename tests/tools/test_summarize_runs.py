@@ -54,9 +54,9 @@ def rows(text: str) -> list[list[str]]:
 def test_table(runs, capsys):
     summarize_runs.main([str(runs)])
     assert rows(capsys.readouterr().out) == [
-        ["run", "base", "unseen_style"],
-        ["clip_alone", "10.0 (1)", "–"],
-        ["default", "42.0 ± 2.0 (3)", "30.0 (1)"],
+        ["run", "base", "unseen_style", "mean"],
+        ["clip_alone", "10.0 (1)", "–", "–"],
+        ["default", "42.0 ± 2.0 (3)", "30.0 (1)", "35.0 (1)"],
     ]
 
 
@@ -65,7 +65,27 @@ def test_several_metrics_and_milliseconds(runs, capsys):
     found = rows(capsys.readouterr().out)
     assert found[2][1] == "1.0 ± 0.0 (3)" and found[5][1] == "90.0 ± 0.0 (3)"
     summarize_runs.main([str(runs), "--milliseconds"])
-    assert rows(capsys.readouterr().out)[5] == ["default", "20.0 ± 0.0 (3)", "–"]
+    assert rows(capsys.readouterr().out)[5] == ["default", "20.0 ± 0.0 (3)", "–", "–"]
+
+
+def test_differences_are_taken_seed_by_seed(runs, capsys):
+    """By hand: 1, 3 and 2 less, of which the standard error is 1 / sqrt(3); one seed is missing in
+    the other, and a run without seeds is compared with every one."""
+    for seed, value in ((1, 39.0), (2, 41.0), (10, 40.0)):
+        write(runs / "other" / f"seed{seed}", **{BASE: value})
+    write(runs / "short" / "seed2", **{BASE: 50.0})
+    summarize_runs.main([str(runs), "--against", "default"])
+    text = capsys.readouterr().out
+    assert "mIoU_things, default less each, mean ± standard error (seeds)" in text
+    assert [row[:2] for row in rows(text)[1:]] == [
+        ["clip_alone", "+32.0 ± 1.2 (3)"],
+        ["other", "+2.0 ± 0.6 (3)"],
+        ["short", "-6.0 (1)"],
+    ]
+    summarize_runs.main([str(runs), "--against", "clip_alone"])
+    assert rows(capsys.readouterr().out)[1][:3] == ["default", "-32.0 ± 1.2 (3)", "–"]
+    with pytest.raises(SystemExit, match="no run 'none'; there are: clip_alone, default, other"):
+        summarize_runs.main([str(runs), "--against", "none"])
 
 
 def test_json(runs, capsys):
