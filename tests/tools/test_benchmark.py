@@ -21,7 +21,7 @@ import benchmark_subject  # noqa: E402
 CPU = torch.device("cpu")
 TINY = str(ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml")
 TRAINING_FREE = str(ROOT / "configs" / "emoji_scenes" / "training_free.yaml")
-PIXEL_TEXT = str(ROOT / "configs" / "emoji_scenes" / "reference" / "pixel_text.yaml")
+REFERENCE = ROOT / "configs" / "emoji_scenes" / "reference"
 MIB = 2**20
 
 
@@ -216,11 +216,12 @@ def test_models_stages_are_those_that_the_profile_names(make_model):
     assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark_profile.STAGES)
 
 
-def test_a_head_without_the_stages_is_profiled(tmp_path):
+@pytest.mark.parametrize("config", ["pixel_text", "cost_aggregation", "mask_queries"])
+def test_a_head_without_the_stages_is_measured_and_profiled(tmp_path, config):
     out = tmp_path / "figures.json"
-    arguments = ["--config-file", PIXEL_TEXT, "--size", "64", "64", "--vocabulary-sizes", "10"]
-    arguments += ["--repeats", "1", "--device", "cpu", "--profile", "--json", str(out)]
-    benchmark.main(arguments)
+    arguments = ["--config-file", str(REFERENCE / f"{config}.yaml"), "--size", "64", "64"]
+    arguments += ["--vocabulary-sizes", "10", "--repeats", "1", "--device", "cpu", "--profile"]
+    benchmark.main([*arguments, "--json", str(out)])
     (result,) = json.loads(out.read_text())["results"]
     assert result["profile"]["stages"]["backbone"]["ms"] > 0
     assert "proposal" not in result["profile"]["stages"]

@@ -84,7 +84,9 @@ class MaskQueryHead(nn.Module):
             key: (pyramid[key] + _sine_positions(pyramid[key])).flatten(2).mT + embedding
             for key, embedding in zip(keys, self.level_embedding)
         }
-        query = self.query_embedding.expand(len(finest), -1, -1)
+        # A copy: a view of a parameter is said to require a gradient even where there are none, and
+        # PyTorch's FLOP counter fails at that.
+        query = self.query_embedding.repeat(len(finest), 1, 1)
         out = MaskPredictions([], [])
         self._predict(query, finest, dense, inside, text, out)
         for layer, key in zip(self.layers, self.levels):
