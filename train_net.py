@@ -8,6 +8,7 @@ Examples::
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only \
         MODEL.WEIGHTS output/model_final.pth
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only --resume
+    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only  # as shipped
     python train_net.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml --eval-only \
         MODEL.WEIGHTS output/model_final.pth \
         DATASETS.TEST "('ade20k_150_sem_seg_val','pascal_context_59_sem_seg_val')"
@@ -16,8 +17,10 @@ Examples::
 Every evaluation leaves OUTPUT_DIR/results.md and results.json, see docs/benchmarks.md.
 """
 
+import logging
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -28,8 +31,10 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcp_clip import setup_cfg
-from dcp_clip.checkpoint import load_weights, names_weights, warn_if_untrained
+from dcp_clip.checkpoint import load_weights, names_weights, shipped_weights, warn_if_untrained
 from dcp_clip.engine import Trainer
+
+logger = logging.getLogger("dcp_clip.train_net")
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -41,8 +46,13 @@ def setup(args: Namespace) -> CfgNode:
     return cfg
 
 
-def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
+def weights_to_evaluate(cfg: CfgNode, resume: bool, shipped: Path | None = None) -> str:
     """The file to evaluate: with ``--resume`` the last checkpoint in OUTPUT_DIR, as in Detectron2.
+
+    Args:
+        cfg: config of the run.
+        resume: whether ``--resume`` was given.
+        shipped: what to evaluate where the config names no MODEL.WEIGHTS.
 
     Raises:
         ValueError: if there is no such checkpoint, or the config names no weights at all.
@@ -55,6 +65,9 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
                 "none; name a file as MODEL.WEIGHTS."
             )
         return checkpointer.get_checkpoint_file()
+    if shipped and not cfg.MODEL.WEIGHTS:
+        logger.info(f"MODEL.WEIGHTS is empty: the weights that come with this config, {shipped}.")
+        return str(shipped)
     if not names_weights(cfg):
         raise ValueError(
             "the config names no weights to evaluate: give MODEL.WEIGHTS, or --resume for the last "
@@ -69,7 +82,8 @@ def main(args: Namespace) -> dict:
     if args.eval_only:
         if not cfg.DATASETS.TEST:
             raise ValueError("DATASETS.TEST is empty: name the data sets to evaluate.")
-        weights = weights_to_evaluate(cfg, args.resume)
+        shipped = shipped_weights(args.config_file, args.opts)
+        weights = weights_to_evaluate(cfg, args.resume, shipped)
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS = weights  # what the report is to name

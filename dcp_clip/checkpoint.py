@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,18 @@ __all__ = [
     "half_precision",
     "load_weights",
     "names_weights",
+    "shipped_weights",
     "trained_weights",
     "warn_if_untrained",
 ]
 
 logger = logging.getLogger(__name__)
+_ROOT = Path(__file__).resolve().parents[1]
+# Each file of weights in the repository belongs to one config, and is used with no other.
+_SHIPPED = {
+    _ROOT / "configs" / data / "dcp_clip_tiny.yaml": _ROOT / "dcp_clip/weights" / f"{data}_tiny.pth"
+    for data in ("camvid", "emoji_scenes")
+}
 
 
 class WeightsError(RuntimeError):
@@ -74,6 +81,21 @@ class _StrictCheckpointer(DetectionCheckpointer):
 def names_weights(cfg: CfgNode) -> bool:
     """Whether a config names weights at all, of the model or of CLIP: without, all is random."""
     return bool(cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED)
+
+
+def shipped_weights(config_file: str, opts: Sequence[str]) -> Path | None:
+    """The trained weights that the repository has for a config.
+
+    Args:
+        config_file: path of a config, "" for none.
+        opts: KEY VALUE overrides; who names weights there, of the model or of CLIP, wants those.
+
+    Returns:
+        The file, or None where the repository has none or `opts` names others.
+    """
+    if not config_file or {"MODEL.WEIGHTS", "MODEL.CLIP.PRETRAINED"} & set(opts[::2]):
+        return None
+    return _SHIPPED.get(Path(config_file).resolve())
 
 
 def warn_if_untrained(model: nn.Module, weights: str) -> None:

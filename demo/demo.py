@@ -25,18 +25,13 @@ import numpy as np
 from demo_inputs import Job, find_samples, plan_jobs, result_files
 from tqdm import tqdm
 
+from dcp_clip.checkpoint import shipped_weights
 from dcp_clip.image_io import ImageReadError, atomic_write, read_image_and_size, write_png
 from dcp_clip.predictor import Prediction, Predictor
 from dcp_clip.visualization import save_label_map
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS, WEIGHTS = ROOT / "configs", ROOT / "dcp_clip" / "weights"
-DEFAULT_CONFIG = CONFIGS / "camvid" / "dcp_clip_tiny.yaml"
-# Each file of weights in the repository belongs to one config, and is used with no other.
-SHIPPED_WEIGHTS = {
-    CONFIGS / data / "dcp_clip_tiny.yaml": WEIGHTS / f"{data}_tiny.pth"
-    for data in ("camvid", "emoji_scenes")
-}
+DEFAULT_CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
 # Images decoded ahead of the model, and results waiting to be written: bounds memory.
 READ_AHEAD, WRITE_BEHIND = 2, 3
 
@@ -75,11 +70,6 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
     return parser
-
-
-def shipped_weights(config_file: str, opts: Sequence[str]) -> Path | None:
-    """The weights that the repository has for the config, unless `opts` names some."""
-    return None if "MODEL.WEIGHTS" in opts else SHIPPED_WEIGHTS.get(Path(config_file).resolve())
 
 
 def read_ahead(

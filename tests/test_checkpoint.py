@@ -14,6 +14,7 @@ from torch import nn
 from dcp_clip.checkpoint import (
     WeightsError,
     load_weights,
+    shipped_weights,
     trained_weights,
     warn_if_untrained,
 )
@@ -191,3 +192,22 @@ def test_the_average_of_a_checkpoint_is_what_counts():
     assert trained_weights({"model": raw, "trainer": {"hooks": {"Other": {}}}}) is raw
     hooks = {"hooks": {"EMAHook": {"average": average, "n_averaged": 3}}}
     assert trained_weights({"model": raw, "trainer": hooks}) is average
+
+
+def test_shipped_weights_belong_to_their_config_alone(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root / "configs")
+    config = "emoji_scenes/dcp_clip_tiny.yaml"
+    assert shipped_weights(config, []) == root / "dcp_clip" / "weights" / "emoji_scenes_tiny.pth"
+    assert shipped_weights(config, ["OUTPUT_DIR", "MODEL.WEIGHTS"])  # a value, not a key
+    for key in ("MODEL.WEIGHTS", "MODEL.CLIP.PRETRAINED"):
+        assert shipped_weights(config, ["OUTPUT_DIR", "x", key, ""]) is None
+    for other in ("camvid/fpn_tiny.yaml", "emoji_scenes/training_free.yaml", "absent.yaml", ""):
+        assert shipped_weights(other, []) is None
+
+
+def test_shipped_weights_are_there():
+    folder = Path(__file__).parents[1]
+    for data in ("camvid", "emoji_scenes"):
+        weights = shipped_weights(str(folder / "configs" / data / "dcp_clip_tiny.yaml"), [])
+        assert weights.is_file()

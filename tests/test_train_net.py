@@ -171,6 +171,14 @@ def test_what_is_evaluated(program, make_cfg, tmp_path):
         program.weights_to_evaluate(make_cfg(opts={"MODEL.WEIGHTS": ""}), resume=False)
 
 
+def test_a_config_alone_is_evaluated_with_the_weights_that_come_with_it(workspace):
+    log = train_net(workspace, "shipped", "--eval-only")
+    results = json.loads((workspace / "shipped" / "results.json").read_text())
+    weights = results["environment"]["MODEL.WEIGHTS"]
+    assert Path(weights) == ROOT / "dcp_clip" / "weights" / "camvid_tiny.pth"
+    assert f"the weights that come with this config, {weights}" in log
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_report_names_the_weights_that_are_evaluated(
     program, make_cfg, tmp_path, monkeypatch, resume
@@ -183,14 +191,14 @@ def test_the_report_names_the_weights_that_are_evaluated(
     monkeypatch.setattr(
         program.Trainer, "test", lambda cfg, model: reported.append(cfg.MODEL.WEIGHTS) or {}
     )
-    program.main(Namespace(eval_only=True, resume=resume))
+    program.main(Namespace(eval_only=True, resume=resume, config_file="", opts=[]))
     assert loaded == reported == [str(tmp_path / "model_0000099.pth") if resume else "given.pth"]
 
 
 def test_nothing_to_evaluate_is_an_error(program, make_cfg, monkeypatch):
     monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts={"DATASETS.TEST": ()}))
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
-        program.main(Namespace(eval_only=True, resume=False))
+        program.main(Namespace(eval_only=True, resume=False, config_file="", opts=[]))
 
 
 def test_two_processes_train_and_evaluate(workspace):

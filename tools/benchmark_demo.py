@@ -16,6 +16,7 @@ import numpy as np
 from benchmark_meters import seconds
 from tqdm import tqdm
 
+from dcp_clip.checkpoint import shipped_weights
 from dcp_clip.image_io import read_image_and_size, write_png
 from dcp_clip.predictor import Predictor
 from dcp_clip.visualization import save_label_map
@@ -40,7 +41,7 @@ def load_predictor(
     Raises:
         as `Predictor.from_config_file`.
     """
-    weights = demo.shipped_weights(config_file, opts)
+    weights = shipped_weights(config_file, opts)
     opts = ["MODEL.DEVICE", device, *opts]
     return Predictor.from_config_file(config_file, weights, opts, vocabulary=vocabulary)
 
