@@ -96,7 +96,8 @@ def _add_stages(cfg: CN) -> None:
     # Stage 1: CategoryProposal, PooledProposal, DenseProposal, AllCategories, OracleProposal.
     cfg.MODEL.DCP_CLIP.PROPOSAL = CN()
     cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "CategoryProposal"
-    # K. The same in training and test: the decoders learn to choose among so many.
+    # K, in training and test: the decoders learn to choose among so many. For a test with very many
+    # names more may be better (docs/emoji_scenes.md).
     cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS = 32
     # Weights of the image-level and of the dense evidence. Public CLIPs were trained on the first;
     # where the dense map was (EmojiScenes), 0 for the first measures better.
