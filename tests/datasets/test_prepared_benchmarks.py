@@ -121,7 +121,7 @@ def train_net(monkeypatch):
 
     def run(cfg):
         monkeypatch.setattr(program, "setup", lambda args: cfg)
-        return program.main(Namespace(eval_only=True, resume=False))
+        return program.main(Namespace(eval_only=True, resume=False, config_file="", opts=[]))
 
     return run
 
