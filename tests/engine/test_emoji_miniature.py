@@ -1,6 +1,7 @@
 """EmojiScenes in miniature: a CLIP and a head are trained from nothing, in seconds.
 
-CLIP sees captions of all names, the head masks of half of the things; both halves are scored.
+CLIP sees captions of all names, the head masks of half of the things; all are scored, and the other
+half alone.
 """
 
 from dataclasses import replace
@@ -166,5 +167,8 @@ def test_training_on_some_things_beats_training_free_on_all(world, clip_weights)
         sum(losses.values()).backward()
         optimizer.step()
     model.set_vocabulary(names.vocabulary(tuple(range(len(names.entries)))))
-    for things in (BASE, UNSEEN):
-        assert mean_iou(world, model, things) > 1.2 * mean_iou(world, free, things)
+    # Each half in scenes of its own; every thing counts once in the mean of both.
+    ours = [mean_iou(world, model, half) for half in (BASE, UNSEEN)]
+    baseline = [mean_iou(world, free, half) for half in (BASE, UNSEEN)]
+    assert sum(ours) > 1.3 * sum(baseline)
+    assert ours[1] > 1.3 * baseline[1]
