@@ -104,6 +104,7 @@ class SemSegProposals:
         self.num_categories = num_categories
         self.image_size = tuple(image_size or maps.shape[1:])
         self.extent = tuple(extent or maps.shape[1:])
+        self._winners: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -128,14 +129,17 @@ class SemSegProposals:
         return SemSegProposals(maps, ids, self.num_categories, self.image_size, self.extent)
 
     def argmax(self, dim: int = 0) -> Tensor:
-        """The winning category id of every pixel, (H, W) int64.
+        """The winning category id of every pixel, (H, W) int64; decided once, and kept.
 
         Raises:
             ValueError: for any other dimension than the categories'.
         """
         if dim != 0:
             raise ValueError(f"SemSegProposals.argmax knows dim=0 (the categories), got {dim}.")
-        return torch.cat([self.category_ids[band.argmax(dim=0)] for _, band in self._bands()])
+        if self._winners is None:
+            rows = [self.category_ids[band.argmax(dim=0)] for _, band in self._bands()]
+            self._winners = torch.cat(rows)
+        return self._winners
 
     def label_map(self) -> np.ndarray:
         """(H, W) winning category ids in the smallest unsigned type that holds C ids: an eighth of

@@ -71,6 +71,14 @@ def test_only_the_categories_can_be_compared():
         SemSegProposals(torch.zeros(2, 3, 3), torch.arange(2), 5).argmax(dim=1)
 
 
+def test_pixels_are_decided_once():
+    """So that what times a model may ask, and the evaluators after it."""
+    sem_seg = SemSegProposals(torch.rand(2, 4, 4), torch.tensor([1, 3]), 5, image_size=(8, 8))
+    first = sem_seg.argmax(dim=0)
+    sem_seg.maps.zero_()
+    assert sem_seg.argmax(dim=0) is first
+
+
 @pytest.mark.parametrize(
     "num_categories, dtype", [(1, "uint8"), (256, "uint8"), (257, "uint16"), (70000, "uint32")]
 )

@@ -21,6 +21,30 @@ def clock(monkeypatch):
     return clock
 
 
+class Answer:
+    """A prediction whose pixels are decided when somebody asks, which takes its time."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def argmax(self, dim):
+        assert dim == 0
+        self.clock.now += self.seconds
+
+
+class Model(nn.Module):
+    """Takes `seconds` a batch, the first time 100."""
+
+    def __init__(self, clock, seconds=0, to_decide=0):
+        super().__init__()
+        self.clock, self.seconds, self.to_decide, self.calls = clock, seconds, to_decide, 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.clock.now += self.seconds if self.calls > 1 else 100
+        return [{"sem_seg": Answer(self.clock, self.to_decide)} for _ in x]
+
+
 def loop(evaluator, model, clock, batches):
     """Three seconds of loading and one of scoring a batch."""
     evaluator.reset()
@@ -32,12 +56,7 @@ def loop(evaluator, model, clock, batches):
 
 
 def test_by_hand(clock):
-    class Model(nn.Module):
-        def forward(self, x):
-            clock.now += 2 if calls else 100  # the first call is slow
-            calls.append(len(x))
-
-    calls, model = [], Model()
+    model = Model(clock, seconds=2)
     with SpeedEvaluator(model) as evaluator:
         loop(evaluator, model, clock, [1] * 7)
         clock.now += 1000  # what other evaluators do at the end
@@ -47,30 +66,39 @@ def test_by_hand(clock):
         assert result["model_images_per_second"] == pytest.approx(1 / 2)
         loop(evaluator, model, clock, [3, 1])
         assert evaluator.evaluate()["speed"]["images_per_second"] == pytest.approx(4 / 12)
-    calls.clear()
     model(torch.zeros(1))
     assert evaluator._calls == [2, 2]  # no longer watched
 
 
+def test_the_category_of_every_pixel_is_part_of_the_model(clock):
+    """What is decided late is not free: else a model of all names' maps would look fast."""
+    model = Model(clock, seconds=2, to_decide=3)
+    with SpeedEvaluator(model) as evaluator:
+        loop(evaluator, model, clock, [1] * 7)
+        result = evaluator.evaluate()["speed"]
+    assert result["model_images_per_second"] == pytest.approx(1 / 5)
+    assert result["images_per_second"] == pytest.approx(7 / (7 * 4 + 6 * 2 + 100 + 7 * 3))
+
+
 def test_processes_are_added_up(clock, monkeypatch):
-    """Two images in 8 seconds here; another process had three in 10, 2.5 of them in the model."""
+    """Two images in 108 seconds here; another process had three in 10, 2.5 of them in the model."""
     gathered = []
     monkeypatch.setattr(
         speed.comm, "gather", lambda mine: gathered.append(mine) or [mine, (3, 10.0, 3, 2.5)]
     )
-    model = nn.Identity()
+    model = Model(clock)
     with SpeedEvaluator(model) as evaluator:
         loop(evaluator, model, clock, [1, 1])
         result = evaluator.evaluate()["speed"]
-    assert gathered == [(2, 8.0, 1, 0.0)]
+    assert gathered == [(2, 108.0, 1, 0.0)]
     assert result == {
         "images": 5,
-        "images_per_second": 0.5,
+        "images_per_second": pytest.approx(5 / 108),
         "model_images_per_second": pytest.approx(4 / 2.5),
     }
 
 
 def test_no_image_is_no_division_by_zero(clock):
-    with SpeedEvaluator(nn.Identity()) as evaluator:
+    with SpeedEvaluator(Model(clock)) as evaluator:
         loop(evaluator, None, clock, [])
         assert evaluator.evaluate()["speed"]["images"] == 0
