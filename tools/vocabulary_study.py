@@ -1,10 +1,10 @@
 """Measure accuracy and time of a trained model against the size of the vocabulary.
 
     python tools/vocabulary_study.py --config-file configs/emoji_scenes/dcp_clip_tiny.yaml \\
-        --dataset emoji_scenes_unseen_test --special --plot study.png \\
-        MODEL.WEIGHTS dcp_clip/weights/emoji_scenes_tiny.pth
+        --dataset emoji_scenes_unseen_test --special --plot study.png
 
-The images stay the same, the names grow:
+The weights are those that the repository has for the config; MODEL.WEIGHTS and a file at the end
+name others. The images stay the same, the names grow:
 
 - Fewer names than the data set has: each image gets the names that are on it, as whoever asks for
   20 names knows his picture, and others of the data set at random.
@@ -42,7 +42,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dcp_clip.arguments import positive, require_folders
-from dcp_clip.checkpoint import load_weights, names_weights, warn_if_untrained
+from dcp_clip.checkpoint import load_weights, names_weights, shipped_weights, warn_if_untrained
 from dcp_clip.config import setup_cfg
 from dcp_clip.engine import Trainer
 from dcp_clip.evaluation import build_sem_seg_evaluator, evaluation_environment
@@ -148,6 +148,8 @@ def study(args: argparse.Namespace) -> dict:
         StudyError, or what the config, the weights or the data set raise: one sentence each.
     """
     cfg = setup_cfg(args.config_file, args.opts)
+    if shipped := shipped_weights(args.config_file, args.opts):
+        cfg.MODEL.WEIGHTS = str(shipped)
     model = load(cfg)
     images = StudyImages(args.dataset, args.images, args.seed)
     related = Vocabulary.from_dataset(args.related) if args.related else None

@@ -160,7 +160,7 @@ def test_pixels_without_a_label_stay_so(dataset, make_cfg, tmp_path, words):
     assert own["mIoU_things"] is None  # this data set does not tell
 
 
-def test_from_the_command_line(dataset, make_cfg, tmp_path, capsys, words):
+def test_from_the_command_line(dataset, make_cfg, tmp_path, capsys, words, monkeypatch):
     opts = {"DATASETS.TRAIN": (dataset,), "INPUT.MIN_SIZE_TEST": 48, "DATALOADER.NUM_WORKERS": 0}
     cfg = make_cfg("test-vit-16", opts)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
@@ -187,3 +187,7 @@ def test_from_the_command_line(dataset, make_cfg, tmp_path, capsys, words):
         with pytest.raises(SystemExit) as stop:
             vocabulary_study.main([*arguments, *bad])
         assert message in str(stop.value)
+    # A config whose weights the repository has needs none named.
+    monkeypatch.setattr(vocabulary_study, "shipped_weights", lambda *_: tmp_path / "model.pth")
+    vocabulary_study.main(arguments)
+    assert content["environment"]["weights fingerprint"] in capsys.readouterr().out
