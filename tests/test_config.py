@@ -14,7 +14,7 @@ from dcp_clip.engine import Trainer
 from dcp_clip.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
-CONFIG_SOURCE = ROOT / "dcp_clip" / "config.py"
+DEFAULTS = ROOT / "dcp_clip" / "defaults.py"
 # ablation.yaml lists rows of tables (tests/tools/test_reproduce_steps.py).
 FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name != "ablation.yaml")
 NAMES = ["sky", "road", "tree", "car"]
@@ -54,7 +54,7 @@ def test_key_is_read(key):
     *nodes, last = key.split(".")
     sources = [ROOT / "train_net.py", *(ROOT / "dcp_clip").rglob("*.py")]
     sources.append(Path(build_solver.__file__))  # the trainer's schedules, Detectron2's DeepLab's
-    code = "\n".join(path.read_text() for path in sources if path != CONFIG_SOURCE)
+    code = "\n".join(path.read_text() for path in sources if path != DEFAULTS)
     code = re.sub(r'"""(?s:.*?)"""|#.*', "", code)  # a key that is only talked about is not read
     read = rf"\.{last}\b|\[\"{last}\"\]|\"{last}\""
     if last != "NAME":  # all five stages' names are read in one place, by their node
@@ -65,9 +65,7 @@ def test_key_is_read(key):
 
 def test_keys_have_comments():
     """A comment stands above each key, or above the run of lines that it belongs to."""
-    lines = [
-        line.strip() for line in CONFIG_SOURCE.read_text().split("def setup_cfg")[0].splitlines()
-    ]
+    lines = [line.strip() for line in DEFAULTS.read_text().splitlines()]
     lonely, declared, explained = [], set(), False
     for line in lines:
         assignment = re.match(r"cfg\.([A-Z0-9_.]+) = (.*)", line)
