@@ -42,14 +42,8 @@ from reproduce_runner import (
     run_steps,
 )
 from reproduce_steps import ROOT, Planner, Step
-from summarize_runs import (
-    METRIC,
-    MILLISECONDS,
-    SummaryError,
-    differences,
-    summarize,
-    to_markdown,
-)
+from run_results import MILLISECONDS, SummaryError, summarize
+from summarize_runs import METRIC, differences, to_markdown
 from tabulate import tabulate
 
 from dcp_clip.arguments import positive

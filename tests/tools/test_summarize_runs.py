@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
+import run_results
 import summarize_runs
 
 BASE, UNSEEN = "emoji_scenes_base_test", "emoji_scenes_unseen_style_test"
@@ -103,7 +104,7 @@ def test_json(runs, capsys):
 
 
 def test_order_of_the_rows(runs):
-    values = summarize_runs.summarize([runs], ["mIoU"], ["default", "absent"])
+    values = run_results.summarize([runs], ["mIoU"], ["default", "absent"])
     assert list(values) == ["default", "clip_alone"]
 
 
@@ -111,12 +112,12 @@ def test_names_of_runs(tmp_path):
     """The path from the folder searched; the folder's own name; the folder too if several."""
     write(tmp_path / "a" / "ablation" / "x" / "seed3", **{BASE: 1.0})
     write(tmp_path / "b" / "seedling", **{BASE: 1.0})
-    names = {(r.run, r.seed) for r in summarize_runs.find_results(tmp_path)}
+    names = {(r.run, r.seed) for r in run_results.find_results(tmp_path)}
     assert names == {("a/ablation/x", 3), ("b/seedling", None)}
-    found = summarize_runs.find_results(tmp_path / "a" / "ablation" / "x")
+    found = run_results.find_results(tmp_path / "a" / "ablation" / "x")
     assert [(r.run, r.seed) for r in found] == [("x", 3)]
     folders = [tmp_path / "a", tmp_path / "b"]
-    values = summarize_runs.summarize(folders, ["mIoU"])
+    values = run_results.summarize(folders, ["mIoU"])
     assert list(values) == [f"{folders[0]}/ablation/x", f"{folders[1]}/seedling"]
 
 
