@@ -104,7 +104,7 @@ class SemSegProposals:
         self.num_categories = num_categories
         self.image_size = tuple(image_size or maps.shape[1:])
         self.extent = tuple(extent or maps.shape[1:])
-        self._winners: Tensor | None = None
+        self._label_map: np.ndarray | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -129,26 +129,27 @@ class SemSegProposals:
         return SemSegProposals(maps, ids, self.num_categories, self.image_size, self.extent)
 
     def argmax(self, dim: int = 0) -> Tensor:
-        """The winning category id of every pixel, (H, W) int64; decided once, and kept.
+        """The winning category id of every pixel, (H, W) int64, on the maps' device.
 
         Raises:
             ValueError: for any other dimension than the categories'.
         """
         if dim != 0:
             raise ValueError(f"SemSegProposals.argmax knows dim=0 (the categories), got {dim}.")
-        if self._winners is None:
-            rows = [self.category_ids[band.argmax(dim=0)] for _, band in self._bands()]
-            self._winners = torch.cat(rows)
-        return self._winners
+        return torch.from_numpy(self.label_map().astype(np.int64)).to(self.device)
 
     def label_map(self) -> np.ndarray:
         """(H, W) winning category ids in the smallest unsigned type that holds C ids: an eighth of
-        the memory of :meth:`argmax`."""
-        ids = self.category_ids.cpu().numpy().astype(np.min_scalar_type(self.num_categories - 1))
-        label_map = np.empty(self.image_size, ids.dtype)
-        for start, band in self._bands():
-            label_map[start : start + band.shape[1]] = ids[band.argmax(dim=0).cpu().numpy()]
-        return label_map
+        the memory of :meth:`argmax`. Decided once and kept, so not to be written to."""
+        if self._label_map is None:
+            kind = np.min_scalar_type(self.num_categories - 1)
+            ids = self.category_ids.cpu().numpy().astype(kind)
+            label_map = np.empty(self.image_size, kind)
+            for start, band in self._bands():
+                winners = band.argmax(dim=0).cpu().numpy()
+                label_map[start : start + len(winners)] = ids[winners]
+            self._label_map = label_map
+        return self._label_map
 
     def to_dense(self, fill: float = float("-inf")) -> Tensor:
         """The (C, H, W) tensor this object stands for; for small vocabularies and tests."""

@@ -81,7 +81,7 @@ def to_markdown(values: Values, metrics: Sequence[str], against: str | None = No
     """A table a metric, one row a run, one column a data set, and one of their mean.
 
     Args:
-        values: see :func:`collect`, or :func:`differences` where `against` is given.
+        values: see :func:`run_results.collect`, or :func:`differences` where `against` is given.
         metrics: one or more of the values'.
         against: the run that the differences are of.
     """

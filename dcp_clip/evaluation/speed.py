@@ -20,9 +20,9 @@ class SpeedEvaluator(DatasetEvaluator):
     """Times the loop over a data set, and within it the model, up to the category of every pixel.
 
     A model may leave the pixels' categories to whoever asks for them, and with many names that can
-    take longer than all before; so they are asked for here. :class:`dcp_clip.structures
-    .SemSegProposals` keeps the answer for the other evaluators; of a plain tensor it is found
-    twice, once in the model's time.
+    take longer than all before; so they are asked for here.
+    :class:`dcp_clip.structures.SemSegProposals` keeps its answer for the other evaluators; that of
+    a plain tensor is found once more by them.
 
     A context manager; it watches the model while the context is open. In a list of evaluators it
     goes last, so that what the others do for an image belongs to the loop.
@@ -53,7 +53,8 @@ class SpeedEvaluator(DatasetEvaluator):
 
     def _after(self, model: nn.Module, inputs: tuple, outputs: list[dict]) -> None:
         for output in outputs:
-            output["sem_seg"].argmax(dim=0)
+            if "sem_seg" in output:
+                output["sem_seg"].argmax(dim=0)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._calls.append(time.perf_counter() - self._entered)

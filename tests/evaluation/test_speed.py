@@ -80,6 +80,18 @@ def test_the_category_of_every_pixel_is_part_of_the_model(clock):
     assert result["images_per_second"] == pytest.approx(7 / (7 * 4 + 6 * 2 + 100 + 7 * 3))
 
 
+def test_an_answer_without_pixels_is_timed_too(clock):
+    class Other(Model):
+        def forward(self, x):
+            self.clock.now += 2
+            return [{"proposals": None} for _ in x]
+
+    model = Other(clock)
+    with SpeedEvaluator(model) as evaluator:
+        loop(evaluator, model, clock, [1, 1])
+        assert evaluator.evaluate()["speed"]["model_images_per_second"] == pytest.approx(1 / 2)
+
+
 def test_processes_are_added_up(clock, monkeypatch):
     """Two images in 108 seconds here; another process had three in 10, 2.5 of them in the model."""
     gathered = []
