@@ -36,6 +36,7 @@ from ..evaluation import (
 )
 from ..modeling.build import CATEGORY_PROPOSAL_REGISTRY
 from ..vocabulary import Vocabulary
+from .frozen_start import FrozenStartHook
 from .solver import EMAHook, build_optimizer
 
 __all__ = ["Trainer"]
@@ -71,6 +72,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(self.cfg, model)
         loader = self.build_train_loader(self.cfg)
         self._ema = EMAHook(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        self._frozen_start = FrozenStartHook.from_config(cfg, model)
         options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         model = create_ddp_model(model, find_unused_parameters=True, **options)
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
@@ -95,8 +97,9 @@ class Trainer(DefaultTrainer):
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks; with SOLVER.EMA_DECAY the averaged weights are what is evaluated."""
-        result = []
+        """Detectron2's hooks, and those of SOLVER.FREEZE_IMAGE_ITERS and SOLVER.EMA_DECAY, with
+        which the averaged weights are what is evaluated."""
+        result = [self._frozen_start] if self._frozen_start else []
         for hook in super().build_hooks():
             writes_or_tests = isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook)
             if self._ema is not None and writes_or_tests and self._ema not in result:

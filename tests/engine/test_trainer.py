@@ -93,9 +93,9 @@ class Repeating(Trainer):
         super().run_step()
 
 
-def run(cfg, resume=False, stop_at=None):
+def run(cfg, resume=False, stop_at=None, cls=Repeating):
     torch.manual_seed(0)
-    trainer = Repeating(cfg)
+    trainer = cls(cfg)
     trainer.stop_at = stop_at
     trainer.resume_or_load(resume)
     if stop_at is None:
@@ -138,6 +138,44 @@ def test_a_resumed_training_goes_on_in_the_order_of_the_images(config, grouping)
     first, third = files_from(0), files_from(2)
     assert third[:2] == first[2:]
     assert third != first
+
+
+@pytest.mark.parametrize("stop_at", [None, 3, 5])
+def test_the_image_tower_can_start_frozen(config, stop_at):
+    """Whether or not the training is interrupted, before the tower joins in or after."""
+    opts = {"SOLVER.FREEZE_IMAGE_ITERS": 4, "SOLVER.CHECKPOINT_PERIOD": 1}
+    straight = run(config("straight", **opts))
+
+    class Watching(Repeating):
+        towers = {}  # before each iteration
+
+        def run_step(self):
+            weights = [p.detach().clone() for p in self.model.backbone.parameters()]
+            self.towers[self.iter] = torch.cat([p.flatten() for p in weights])
+            super().run_step()
+
+    if stop_at is not None:
+        run(config("watched", **opts), stop_at=stop_at, cls=Watching)
+    watched = run(config("watched", **opts), resume=stop_at is not None, cls=Watching)
+    start = Watching.towers[0]
+    moved = [i for i, weights in Watching.towers.items() if not torch.equal(weights, start)]
+    assert moved == [5]  # by the step of iteration 4
+    expected = straight.model.state_dict()
+    for key, value in watched.model.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        ({"SOLVER.FREEZE_IMAGE_ITERS": 6}, "below that"),
+        ({"SOLVER.FREEZE_IMAGE_ITERS": -1}, "at least 0"),
+        ({"SOLVER.FREEZE_IMAGE_ITERS": 2, "MODEL.CLIP.TRAIN_IMAGE": "none"}, "TRAIN_IMAGE"),
+    ],
+)
+def test_a_frozen_start_that_says_nothing_is_refused(config, opts, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(config(**opts))
 
 
 def test_a_training_stopped_before_its_final_checkpoint_gets_one(config, tmp_path):
