@@ -1,112 +1,18 @@
 """The trainer: resuming, averaging, schedules and what it refuses."""
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from PIL import Image
 
 from dcp_clip.checkpoint import load_weights
 from dcp_clip.data.register import register_sem_seg
 from dcp_clip.engine import Trainer
 from dcp_clip.vocabulary import Vocabulary
 
-NAME = "test_trainer_sem_seg"
-BASE = {
-    "DATASETS.TRAIN": (NAME,),
-    "DATASETS.TEST": (),
-    "DATALOADER.NUM_WORKERS": 0,
-    "INPUT.MIN_SIZE_TRAIN": (32,),
-    "INPUT.MIN_SIZE_TEST": 32,
-    "SOLVER.IMS_PER_BATCH": 2,
-    "SOLVER.BASE_LR": 0.01,
-    "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
-    "SOLVER.WARMUP_ITERS": 2,
-    "SOLVER.MAX_ITER": 6,
-    "SOLVER.CHECKPOINT_PERIOD": 3,
-    "SOLVER.EMA_DECAY": 0.9,
-    "MODEL.CLIP.TRAIN_TEXT": "all",
-    "MODEL.CLIP.TRAIN_IMAGE": "late",
-    "MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": 0.0,
-}
 
-
-@pytest.fixture
-def dataset(tmp_path):
-    """Three images of 40 x 48 in three categories, registered as NAME."""
-    rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (tmp_path / kind).mkdir()
-    for i in range(3):
-        image = rng.integers(0, 256, (40, 48, 3), np.uint8)
-        label = np.repeat(np.arange(3, dtype=np.uint8), 16)[None].repeat(40, 0)
-        label[: 5 * i] = 255
-        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
-        Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
-    register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "car"])
-    yield
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME)
-
-
-@pytest.fixture
-def config(make_cfg, dataset, tmp_path):
-    def config(folder="out", **opts):
-        # A ViT: no stochastic depth, so that steps can be repeated.
-        cfg = make_cfg("test-vit-16", {**BASE, **opts})
-        cfg.OUTPUT_DIR = str(tmp_path / folder)
-        (tmp_path / folder).mkdir(exist_ok=True)
-        return cfg
-
-    return config
-
-
-class Repeating(Trainer):
-    """Every iteration sees the same batch; breaks off when `stop_at` is reached."""
-
-    stop_at = None
-
-    @classmethod
-    def build_train_loader(cls, cfg):
-        generator = torch.Generator().manual_seed(5)
-        vocabulary = Vocabulary.from_dataset(NAME)
-        batch = [
-            {
-                "image": torch.randint(0, 256, (3, 32, 48), generator=generator).byte(),
-                "sem_seg": torch.randint(0, 3, (32, 48), generator=generator),
-                "vocabulary": vocabulary,
-            }
-        ]
-
-        class Forever:
-            def __iter__(self):
-                while True:
-                    yield batch
-
-        return Forever()
-
-    def run_step(self):
-        if self.iter == self.stop_at:
-            raise KeyboardInterrupt
-        super().run_step()
-
-
-def run(cfg, resume=False, stop_at=None, cls=Repeating):
-    torch.manual_seed(0)
-    trainer = cls(cfg)
-    trainer.stop_at = stop_at
-    trainer.resume_or_load(resume)
-    if stop_at is None:
-        trainer.train()
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-    return trainer
-
-
-def test_interrupted_and_resumed_training_equals_uninterrupted(config):
+def test_interrupted_and_resumed_training_equals_uninterrupted(config, run):
     whole = run(config("whole"))
     run(config("broken"), stop_at=4)  # the last checkpoint is of three iterations
     resumed = run(config("broken"), resume=True)
@@ -140,45 +46,7 @@ def test_a_resumed_training_goes_on_in_the_order_of_the_images(config, grouping)
     assert third != first
 
 
-@pytest.mark.parametrize("stop_at", [None, 3, 5])
-def test_the_image_tower_can_start_frozen(config, stop_at):
-    """Whether or not the training is interrupted, before the tower joins in or after."""
-    opts = {"SOLVER.FREEZE_IMAGE_ITERS": 4, "SOLVER.CHECKPOINT_PERIOD": 1}
-    straight = run(config("straight", **opts))
-
-    class Watching(Repeating):
-        towers = {}  # before each iteration
-
-        def run_step(self):
-            weights = [p.detach().clone() for p in self.model.backbone.parameters()]
-            self.towers[self.iter] = torch.cat([p.flatten() for p in weights])
-            super().run_step()
-
-    if stop_at is not None:
-        run(config("watched", **opts), stop_at=stop_at, cls=Watching)
-    watched = run(config("watched", **opts), resume=stop_at is not None, cls=Watching)
-    start = Watching.towers[0]
-    moved = [i for i, weights in Watching.towers.items() if not torch.equal(weights, start)]
-    assert moved == [5]  # by the step of iteration 4
-    expected = straight.model.state_dict()
-    for key, value in watched.model.state_dict().items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
-
-
-@pytest.mark.parametrize(
-    "opts, message",
-    [
-        ({"SOLVER.FREEZE_IMAGE_ITERS": 6}, "below that"),
-        ({"SOLVER.FREEZE_IMAGE_ITERS": -1}, "at least 0"),
-        ({"SOLVER.FREEZE_IMAGE_ITERS": 2, "MODEL.CLIP.TRAIN_IMAGE": "none"}, "TRAIN_IMAGE"),
-    ],
-)
-def test_a_frozen_start_that_says_nothing_is_refused(config, opts, message):
-    with pytest.raises(ValueError, match=message):
-        Trainer(config(**opts))
-
-
-def test_a_training_stopped_before_its_final_checkpoint_gets_one(config, tmp_path):
+def test_a_training_stopped_before_its_final_checkpoint_gets_one(config, tmp_path, run):
     """As when the disk was full, or the process killed, between the last two files."""
     whole = run(config())
     folder = tmp_path / "out"
@@ -194,7 +62,7 @@ def test_a_training_stopped_before_its_final_checkpoint_gets_one(config, tmp_pat
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_the_final_checkpoint_is_the_average(config, tmp_path):
+def test_the_final_checkpoint_is_the_average(config, tmp_path, run):
     trainer = run(config())
     saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
     average = saved["trainer"]["hooks"]["EMAHook"]["average"]
@@ -207,7 +75,7 @@ def test_the_final_checkpoint_is_the_average(config, tmp_path):
     assert any(not torch.equal(middle["model"][n], average[n]) for n in trained)
 
 
-def test_evaluation_is_of_the_average(config, monkeypatch):
+def test_evaluation_is_of_the_average(config, monkeypatch, repeating, run):
     """Within training the averaged weights are evaluated, and training goes on with its own."""
     seen = []
 
@@ -215,7 +83,7 @@ def test_evaluation_is_of_the_average(config, monkeypatch):
         seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
         return {}
 
-    monkeypatch.setattr(Repeating, "test", classmethod(test))
+    monkeypatch.setattr(repeating, "test", classmethod(test))
     trainer = run(config(**{"TEST.EVAL_PERIOD": 2, "SOLVER.MAX_ITER": 9}), stop_at=5)
     assert len(seen) == 2
     average = trainer._ema.state_dict()["average"]
@@ -226,7 +94,7 @@ def test_evaluation_is_of_the_average(config, monkeypatch):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_the_report_in_training_names_the_iteration(config, monkeypatch, decay):
+def test_the_report_in_training_names_the_iteration(config, monkeypatch, decay, repeating, run):
     """Not the file that the training started from."""
     named = []
 
@@ -234,13 +102,13 @@ def test_the_report_in_training_names_the_iteration(config, monkeypatch, decay):
         named.append(cfg.MODEL.WEIGHTS)
         return {}
 
-    monkeypatch.setattr(Repeating, "test", classmethod(test))
+    monkeypatch.setattr(repeating, "test", classmethod(test))
     run(config(**{"TEST.EVAL_PERIOD": 2, "SOLVER.MAX_ITER": 4, "SOLVER.EMA_DECAY": decay}))
     assert [int(text.split()[-2]) for text in named] == [2, 4]
 
 
 @pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR"])
-def test_a_finished_training_goes_on_to_a_later_end(config, name):
+def test_a_finished_training_goes_on_to_a_later_end(config, name, run):
     """Detectron2's WarmupPolyLR restores the old end, and fails behind it."""
     schedule = {"SOLVER.LR_SCHEDULER_NAME": name}
     run(config(**schedule, **{"SOLVER.MAX_ITER": 3}))
@@ -251,7 +119,7 @@ def test_a_finished_training_goes_on_to_a_later_end(config, name):
     assert a == pytest.approx(b)
 
 
-def test_any_checkpoint_is_read_as_the_average(config, tmp_path):
+def test_any_checkpoint_is_read_as_the_average(config, tmp_path, run):
     """So that --eval-only gives the figures that the log gave at that iteration."""
     trainer = run(config())
     path = tmp_path / "out" / "model_0000002.pth"
@@ -261,9 +129,9 @@ def test_any_checkpoint_is_read_as_the_average(config, tmp_path):
         assert torch.equal(value, average[name]), name
 
 
-def test_losses_are_logged_by_name(config):
+def test_losses_are_logged_by_name(config, repeating):
     with EventStorage() as storage:
-        trainer = Repeating(config())
+        trainer = repeating(config())
         trainer.iter = 0
         trainer._trainer.iter = 0
         trainer.run_step()
@@ -273,10 +141,10 @@ def test_losses_are_logged_by_name(config):
     assert names >= expected | {"loss_presence", "loss_mask_class", "total_loss"}
 
 
-def test_training_lowers_the_loss(config):
+def test_training_lowers_the_loss(config, repeating):
     cfg = config(**{"SOLVER.MAX_ITER": 15, "SOLVER.EMA_DECAY": 0.0, "SOLVER.WARMUP_ITERS": 0})
     torch.manual_seed(0)
-    trainer = Repeating(cfg)
+    trainer = repeating(cfg)
     batch = next(iter(trainer.data_loader))
 
     def loss():
@@ -290,22 +158,22 @@ def test_training_lowers_the_loss(config):
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_records_come_from_the_data_set(config):
+def test_records_come_from_the_data_set(config, dataset):
     records = next(iter(Trainer.build_train_loader(config())))
     assert all(r["image"].shape[-2:] == r["sem_seg"].shape for r in records)
     # Two of the three images, in random order; one of the three has no void.
     assert max(r["sem_seg"].max() for r in records) == 255
-    (record,) = next(iter(Trainer.build_test_loader(config(), NAME)))
-    assert record["vocabulary"] == Vocabulary.from_dataset(NAME)
+    (record,) = next(iter(Trainer.build_test_loader(config(), dataset)))
+    assert record["vocabulary"] == Vocabulary.from_dataset(dataset)
     assert (record["height"], record["width"]) == (40, 48)
 
 
-def test_data_sets_of_different_categories(config, tmp_path):
-    other = NAME + "_other"
+def test_data_sets_of_different_categories(config, tmp_path, dataset):
+    other = dataset + "_other"
     register_sem_seg(other, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "bus"])
     try:
         with pytest.raises(ValueError, match="DATASETS.TRAIN.*same categories"):
-            Trainer.build_train_loader(config(**{"DATASETS.TRAIN": (NAME, other)}))
+            Trainer.build_train_loader(config(**{"DATASETS.TRAIN": (dataset, other)}))
     finally:
         DatasetCatalog.remove(other)
         MetadataCatalog.pop(other)
@@ -316,17 +184,17 @@ def test_half_precision_needs_cuda(config):
         Trainer(config(**{"SOLVER.AMP.ENABLED": True}))
 
 
-def test_other_tasks_are_refused(config):
-    MetadataCatalog.pop(NAME)
-    MetadataCatalog.get(NAME).set(evaluator_type="coco", stuff_classes=["a"], ignore_label=255)
-    with pytest.raises(ValueError, match=f"'{NAME}' has evaluator_type 'coco'"):
-        Trainer.build_evaluator(config(), NAME)
+def test_other_tasks_are_refused(config, dataset):
+    MetadataCatalog.pop(dataset)
+    MetadataCatalog.get(dataset).set(evaluator_type="coco", stuff_classes=["a"], ignore_label=255)
+    with pytest.raises(ValueError, match=f"'{dataset}' has evaluator_type 'coco'"):
+        Trainer.build_evaluator(config(), dataset)
 
 
-def test_weights_that_do_not_fit_stop_the_training(config, tmp_path):
+def test_weights_that_do_not_fit_stop_the_training(config, tmp_path, repeating):
     from dcp_clip.checkpoint import WeightsError
 
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
-    trainer = Repeating(config(**{"MODEL.WEIGHTS": str(tmp_path / "other.pth")}))
+    trainer = repeating(config(**{"MODEL.WEIGHTS": str(tmp_path / "other.pth")}))
     with pytest.raises(WeightsError, match="other.pth"):
         trainer.resume_or_load(resume=False)

@@ -1,0 +1,115 @@
+"""A data set, a config and a trainer whose steps can be repeated."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from dcp_clip.data.register import register_sem_seg
+from dcp_clip.engine import Trainer
+from dcp_clip.vocabulary import Vocabulary
+
+NAME = "test_trainer_sem_seg"
+BASE = {
+    "DATASETS.TRAIN": (NAME,),
+    "DATASETS.TEST": (),
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TRAIN": (32,),
+    "INPUT.MIN_SIZE_TEST": 32,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
+    "SOLVER.WARMUP_ITERS": 2,
+    "SOLVER.MAX_ITER": 6,
+    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "SOLVER.EMA_DECAY": 0.9,
+    "MODEL.CLIP.TRAIN_TEXT": "all",
+    "MODEL.CLIP.TRAIN_IMAGE": "late",
+    "MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": 0.0,
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three images of 40 x 48 in three categories, registered as NAME."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for i in range(3):
+        image = rng.integers(0, 256, (40, 48, 3), np.uint8)
+        label = np.repeat(np.arange(3, dtype=np.uint8), 16)[None].repeat(40, 0)
+        label[: 5 * i] = 255
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
+    register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "car"])
+    yield NAME
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.pop(NAME)
+
+
+@pytest.fixture
+def config(make_cfg, dataset, tmp_path):
+    def config(folder="out", **opts):
+        # A ViT: no stochastic depth, so that steps can be repeated.
+        cfg = make_cfg("test-vit-16", {**BASE, **opts})
+        cfg.OUTPUT_DIR = str(tmp_path / folder)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return cfg
+
+    return config
+
+
+class Repeating(Trainer):
+    """Every iteration sees the same batch; breaks off when `stop_at` is reached."""
+
+    stop_at = None
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        generator = torch.Generator().manual_seed(5)
+        vocabulary = Vocabulary.from_dataset(cfg.DATASETS.TRAIN[0])
+        batch = [
+            {
+                "image": torch.randint(0, 256, (3, 32, 48), generator=generator).byte(),
+                "sem_seg": torch.randint(0, 3, (32, 48), generator=generator),
+                "vocabulary": vocabulary,
+            }
+        ]
+
+        class Forever:
+            def __iter__(self):
+                while True:
+                    yield batch
+
+        return Forever()
+
+    def run_step(self):
+        if self.iter == self.stop_at:
+            raise KeyboardInterrupt
+        super().run_step()
+
+
+@pytest.fixture(scope="session")
+def repeating():
+    """The class, to make trainers of and to derive from."""
+    return Repeating
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Trains to the end, or breaks off."""
+
+    def run(cfg, resume=False, stop_at=None, cls=Repeating):
+        torch.manual_seed(0)
+        trainer = cls(cfg)
+        trainer.stop_at = stop_at
+        trainer.resume_or_load(resume)
+        if stop_at is None:
+            trainer.train()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        return trainer
+
+    return run
