@@ -67,12 +67,12 @@ class Trainer(DefaultTrainer):
                 "SOLVER.AMP.ENABLED is float16 training on CUDA; on a CPU set it to False and "
                 "MODEL.DCP_CLIP.BF16 to True (pays with AVX-512 BF16 or AMX only)."
             )
-        self.cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         loader = self.build_train_loader(self.cfg)
         self._ema = EMAHook(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
-        self._frozen_start = FrozenStartHook.from_config(cfg, model)
+        self._frozen_start = FrozenStartHook.from_config(self.cfg, model)
         options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         model = create_ddp_model(model, find_unused_parameters=True, **options)
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
@@ -83,6 +83,18 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """As Detectron2's; SOLVER.FREEZE_IMAGE_ITERS is rescaled as the other iterations are."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is cfg:
+            return cfg
+        longer = cfg.SOLVER.REFERENCE_WORLD_SIZE / num_workers
+        scaled.defrost()
+        scaled.SOLVER.FREEZE_IMAGE_ITERS = round(cfg.SOLVER.FREEZE_IMAGE_ITERS * longer)
+        scaled.freeze()
+        return scaled
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's, but MODEL.WEIGHTS that do not fit are an error, and the order of the

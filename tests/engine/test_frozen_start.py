@@ -31,6 +31,15 @@ def test_the_image_tower_can_start_frozen(config, stop_at, repeating, run):
         torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
 
 
+def test_on_fewer_processes_it_is_longer_as_the_schedule_is(config, repeating):
+    opts = {"SOLVER.REFERENCE_WORLD_SIZE": 2, "SOLVER.FREEZE_IMAGE_ITERS": 4}
+    trainer = repeating(config(**opts))
+    assert trainer.max_iter == 12
+    for trainer.iter, trains in ((7, False), (8, True)):
+        trainer.before_train()
+        assert any(p.requires_grad for p in trainer.model.backbone.parameters()) == trains
+
+
 @pytest.mark.parametrize(
     "opts, message",
     [
