@@ -30,7 +30,6 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from benchmark_meters import seconds
 from detectron2.config import CfgNode
@@ -103,15 +102,15 @@ def answer(model: nn.Module, record: dict, question: Question) -> tuple[float, d
     record = record | {"vocabulary": question.vocabulary}
     model.text_encoder.encode_vocabulary(question.vocabulary)
     outputs: list[dict] = []
-    label_maps: list[np.ndarray] = []
 
     def segment() -> None:
         outputs.extend(model([record]))
-        label_maps.append(outputs[0]["sem_seg"].label_map())
+        outputs[0]["sem_seg"].label_map()  # decided once, and kept
 
     spent = seconds(segment, model.device)
-    label_map = question.meaning[label_maps[0]]
-    ids = torch.from_numpy(question.meaning)[outputs[0]["proposals"]["ids"].cpu()]
+    sem_seg, ids = outputs[0]["sem_seg"], outputs[0]["proposals"]["ids"].cpu()
+    label_map = question.meaning[sem_seg.label_map()]
+    ids = torch.from_numpy(question.meaning)[ids]
     labels = SemSegLabels(label_map, ids, int(question.meaning.max()) + 1)
     return spent, {"sem_seg": labels, "proposals": {"ids": ids}}
 
