@@ -1,43 +1,98 @@
 """Strip a training checkpoint to the weights alone, in half precision.
 
-python tools/export_weights.py output/camvid/model_final.pth dcp_clip/weights/camvid_tiny.pth
+    python tools/export_weights.py output/camvid/model_final.pth output/camvid_tiny.pth
+    python tools/export_weights.py output/mine/model_final.pth output/mine_04.pth \\
+        --config-file configs/emoji_scenes/dcp_clip_tiny.yaml --clip-share 0.4
 
 Optimiser state, schedule and weight averages are left out; matrices and kernels become float16,
 vectors (norms, biases, statistics) stay as they are. Loading converts back.
+
+With --clip-share the image tower gets that share of CLIP's own weights, as SOLVER.CLIP_SHARE_IMAGE
+gives it at the end of a training: to choose the share for a training that was made without. The
+config says which CLIP it started from.
 """
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from detectron2.modeling import build_backbone
+from torch import Tensor
 
 from dcp_clip.checkpoint import half_precision, trained_weights
+from dcp_clip.config import setup_cfg
+from dcp_clip.engine.clip_share import mix_in
 from dcp_clip.image_io import atomic_write
+from dcp_clip.modeling.clip_loading import CLIPWeightsError
+
+_TOWER = "backbone."
 
 
-def export(source: Path, target: Path) -> tuple[int, int]:
+def export(
+    source: Path, target: Path, own: Mapping[str, Tensor] | None = None, share: float = 0.0
+) -> tuple[int, int]:
     """Write the weights in `source` to `target`.
 
     Args:
         source: checkpoint of ``train_net.py``, with a "model" entry.
         target: file to write, in the format that MODEL.WEIGHTS takes.
+        own: state of the image tower as CLIP brought it.
+        share: of `own` in the tower that is written.
 
     Returns:
         number of values, number of bytes of the new file.
 
     Raises:
-        SystemExit: when `source` is no such checkpoint.
+        SystemExit: when `source` is no such checkpoint, or its tower another than `own`.
     """
     if not source.is_file():
         raise SystemExit(f"{source} does not exist; give a checkpoint of train_net.py.")
     checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     if "model" not in checkpoint:
         raise SystemExit(f"{source} has no 'model' entry; give a checkpoint of train_net.py.")
-    weights = half_precision(trained_weights(checkpoint))
+    weights = dict(trained_weights(checkpoint))
+    if own is not None:
+        tower = {key: weights.get(_TOWER + key) for key in own}
+        if other := [key for key, value in own.items() if _shape(tower[key]) != value.shape]:
+            raise SystemExit(
+                f"{source} holds another image tower than the config's CLIP ({_TOWER}{other[0]}): "
+                "give the config that it was trained with."
+            )
+        mix_in(tower, own, share)
+    weights = half_precision(weights)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as file:
         torch.save({"model": weights}, file)
     return sum(value.numel() for value in weights.values()), target.stat().st_size
+
+
+def _shape(value: Tensor | None) -> torch.Size | None:
+    return None if value is None else value.shape
+
+
+def read_tower(config_file: str) -> dict[str, Tensor]:
+    """The state of a config's image tower, as CLIP brings it.
+
+    Raises:
+        SystemExit: when the config names no weights of CLIP, or they cannot be read.
+    """
+    try:
+        cfg = setup_cfg(config_file, ["MODEL.DEVICE", "cpu"])
+        if not cfg.MODEL.CLIP.PRETRAINED:
+            sys.exit(f"{config_file} names no weights of CLIP (MODEL.CLIP.PRETRAINED) to mix in.")
+        return build_backbone(cfg).state_dict()
+    except (OSError, KeyError, ValueError, CLIPWeightsError) as error:
+        sys.exit(f"{config_file}: {error.args[0] if error.args else error}")
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
 
 
 def main() -> None:
@@ -46,8 +101,13 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("weights", type=Path)
+    parser.add_argument("--clip-share", type=share, metavar="SHARE", help="of CLIP's own weights")
+    parser.add_argument("--config-file", metavar="FILE", help="which CLIP; with --clip-share")
     args = parser.parse_args()
-    values, size = export(args.checkpoint, args.weights)
+    if (args.clip_share is None) != (args.config_file is None):
+        parser.error("--clip-share and --config-file go together")
+    own = read_tower(args.config_file) if args.config_file else None
+    values, size = export(args.checkpoint, args.weights, own, args.clip_share or 0.0)
     print(f"{args.weights}: {values:,} values, {size / 2**20:.1f} MiB")
 
 

@@ -172,6 +172,11 @@ class EMAHook(HookBase):
             model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False
         )
 
+    @property
+    def average(self) -> nn.Module:
+        """The model with the averaged weights."""
+        return self._average.module
+
     def after_step(self) -> None:
         step = self.trainer.iter + 1
         # An average over the whole short past first: a fixed decay would keep the random start

@@ -36,6 +36,7 @@ from ..evaluation import (
 )
 from ..modeling.build import CATEGORY_PROPOSAL_REGISTRY
 from ..vocabulary import Vocabulary
+from .clip_share import CLIPShareHook
 from .frozen_start import FrozenStartHook
 from .solver import EMAHook, build_optimizer
 
@@ -72,6 +73,8 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(self.cfg, model)
         loader = self.build_train_loader(self.cfg)
         self._ema = EMAHook(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        average = self._ema.average if self._ema else None
+        self._clip_share = CLIPShareHook.from_config(self.cfg, model, average)
         self._frozen_start = FrozenStartHook.from_config(self.cfg, model)
         options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         model = create_ddp_model(model, find_unused_parameters=True, **options)
@@ -109,13 +112,14 @@ class Trainer(DefaultTrainer):
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, and those of SOLVER.FREEZE_IMAGE_ITERS and SOLVER.EMA_DECAY, with
-        which the averaged weights are what is evaluated."""
+        """Detectron2's hooks, and those of SOLVER.FREEZE_IMAGE_ITERS, SOLVER.EMA_DECAY and
+        SOLVER.CLIP_SHARE_IMAGE; the last two change what is written and evaluated."""
         result = [self._frozen_start] if self._frozen_start else []
+        waiting = [hook for hook in (self._ema, self._clip_share) if hook]
         for hook in super().build_hooks():
-            writes_or_tests = isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook)
-            if self._ema is not None and writes_or_tests and self._ema not in result:
-                result.append(self._ema)
+            if isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook):
+                result += waiting
+                waiting = []
             if isinstance(hook, hooks.EvalHook):
                 hook = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_trained)
             result.append(hook)

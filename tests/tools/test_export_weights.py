@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from dcp_clip.checkpoint import load_weights
+from dcp_clip.modeling.clip_loading import load_clip
 
 TOOL = Path(__file__).parents[2] / "tools" / "export_weights.py"
 
@@ -49,3 +51,65 @@ def test_what_is_no_checkpoint_is_refused_by_name(tool, tmp_path, content):
     with pytest.raises(SystemExit, match="wrong.pth"):
         tool.export(source, tmp_path / "weights.pth")
     assert not (tmp_path / "weights.pth").exists()
+
+
+def save_model(cfg, path: Path) -> dict:
+    model = build_model(cfg)
+    torch.save({"model": model.state_dict()}, path)
+    return model.state_dict()
+
+
+@pytest.fixture
+def config_file(make_cfg, tmp_path):
+    """Of a model whose CLIP's weights are in a file; returns it and the config."""
+    torch.manual_seed(0)
+    torch.save(load_clip(make_cfg()).state_dict(), tmp_path / "clip.pt")
+    cfg = make_cfg(opts={"MODEL.CLIP.PRETRAINED": str(tmp_path / "clip.pt")})
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    return tmp_path / "config.yaml", cfg
+
+
+def test_the_image_tower_gets_a_share_of_clips_weights(
+    tool, config_file, make_cfg, tmp_path, monkeypatch
+):
+    path, cfg = config_file
+    own = build_model(cfg).state_dict()
+    torch.manual_seed(1)
+    trained = save_model(make_cfg(), tmp_path / "model_final.pth")
+    arguments = ["", str(tmp_path / "model_final.pth"), str(tmp_path / "mixed.pth")]
+    arguments += ["--clip-share", "0.25", "--config-file", str(path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    tool.main()
+    mixed = torch.load(tmp_path / "mixed.pth", weights_only=True)["model"]
+    assert mixed.keys() == trained.keys()
+    for key, value in mixed.items():
+        expected = trained[key]
+        if key.startswith("backbone."):
+            expected = 0.25 * own[key] + 0.75 * trained[key]
+        torch.testing.assert_close(value.to(expected), expected, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_another_tower_or_no_clip_is_refused_by_name(tool, config_file, make_cfg, tmp_path):
+    path, _ = config_file
+    save_model(make_cfg("test-vit-16"), tmp_path / "vit.pth")
+    with pytest.raises(SystemExit, match=r"vit.pth holds another image tower.*backbone\."):
+        tool.export(tmp_path / "vit.pth", tmp_path / "out.pth", tool.read_tower(str(path)), 0.5)
+    assert not (tmp_path / "out.pth").exists()
+    (tmp_path / "plain.yaml").write_text(make_cfg().dump())
+    with pytest.raises(SystemExit, match="plain.yaml names no weights of CLIP"):
+        tool.read_tower(str(tmp_path / "plain.yaml"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--clip-share", "0.5"], "go together"),
+        (["--config-file", "x.yaml"], "go together"),
+        (["--clip-share", "1", "--config-file", "x.yaml"], "1 is not between 0 and 1"),
+    ],
+)
+def test_a_share_needs_a_config_and_is_below_one(tool, options, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "model_final.pth", "weights.pth", *options])
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert message in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""An end of training that gives CLIP's image tower some of its own weights back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from torch import Tensor, nn
+
+__all__ = ["CLIPShareHook", "mix_in"]
+
+
+@torch.no_grad()
+def mix_in(trained: Mapping[str, Tensor], own: Mapping[str, Tensor], share: float) -> None:
+    """Move an image tower's weights towards CLIP's own, in place.
+
+    Args:
+        trained: state of the tower that was trained.
+        own: state of the tower as CLIP brought it; its whole numbers (counters) are left out.
+        share: of `own`; 0 changes nothing.
+    """
+    # Statistics of batch norm belong to the weights, and are mixed likewise.
+    for key, value in own.items():
+        if value.is_floating_point():
+            trained[key].lerp_(value.to(trained[key]), share)
+
+
+class CLIPShareHook(HookBase):
+    """Mixes the weights that CLIP brought into those of the trained image tower, once, after the
+    last iteration.
+
+    Training makes the tower better at the names that have masks, and worse at all others; half way
+    between the two towers most of the gain is still there and most of the loss is not. The idea is
+    WiSE-FT's (arXiv 2109.01903). It costs no iteration, and nothing in use.
+
+    Register it after what else changes the last weights and before the checkpointer and the
+    evaluation: ``model_final.pth`` and the final evaluation have the mixture, what comes before has
+    the weights as they are trained. A training that goes on from its end (with a larger
+    SOLVER.MAX_ITER) starts from the mixture, and mixes again.
+    """
+
+    def __init__(self, model: nn.Module, share: float, average: nn.Module | None = None):
+        """
+        Args:
+            model: without its distributed wrapper, its `backbone` as CLIP brought it.
+            share: of CLIP's own weights, between 0 and 1.
+            average: a moving average of the model, which is mixed likewise.
+        """
+        self._towers = [m.backbone for m in (model, average) if m is not None]
+        self._share = share
+        # On the CPU, where memory is cheap.
+        state = model.backbone.state_dict()
+        self._own = {key: value.detach().cpu().clone() for key, value in state.items()}
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, model: nn.Module, average: nn.Module | None = None
+    ) -> CLIPShareHook | None:
+        """What SOLVER.CLIP_SHARE_IMAGE asks for, None for 0 and where the tower does not train.
+
+        Raises:
+            ValueError: for no share, and where there are no weights of CLIP.
+        """
+        share = cfg.SOLVER.CLIP_SHARE_IMAGE
+        if not 0 <= share < 1:
+            raise ValueError(
+                f"SOLVER.CLIP_SHARE_IMAGE is {share}; it must be at least 0 and below 1 "
+                "(MODEL.CLIP.TRAIN_IMAGE 'none' keeps all of CLIP's image tower)."
+            )
+        if not share or not any(p.requires_grad for p in model.backbone.parameters()):
+            return None
+        if not cfg.MODEL.CLIP.PRETRAINED:
+            raise ValueError(
+                f"SOLVER.CLIP_SHARE_IMAGE is {share}, but there are no weights of CLIP to mix in: "
+                "name them in MODEL.CLIP.PRETRAINED, or set it to 0."
+            )
+        return cls(model, share, average)
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            for tower in self._towers:
+                mix_in(tower.state_dict(), self._own, self._share)
