@@ -6,6 +6,7 @@
     python tools/reproduce_emoji_scenes.py --variants default,static_guidance --seeds 1 --split val
     python tools/reproduce_emoji_scenes.py --clip dcp_clip/weights/clip_tiny_emoji.pth
     python tools/reproduce_emoji_scenes.py --iterations 500 --output output/quick --jobs 2
+    python tools/reproduce_emoji_scenes.py --output output/adamw SOLVER.OPTIMIZER ADAMW
 
 Prepares the data, pre-trains the tiny CLIP (or takes that of --clip), trains every row of
 configs/emoji_scenes/ablation.yaml with every seed, and evaluates it:
@@ -114,6 +115,7 @@ def reproduce(args: argparse.Namespace) -> None:
         iterations=args.iterations,
         clip=args.clip,
         base_split=args.base_split,
+        overrides=tuple(args.opts),
     )
     steps = planner.steps(rows, args.seeds or plan.seeds)
     if args.list:
@@ -157,6 +159,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--base-split", type=int, choices=BASE_SPLITS, default=0, help="which names are base")
     add("--jobs", type=positive, default=1, metavar="N", help="steps at a time (default: 1)")
     add("--list", "--dry-run", action="store_true", help="print the commands; run nothing")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of all rows' configs")
     return parser
 
 

@@ -92,6 +92,7 @@ class Planner:
         iterations: of each head's training; None for the config's own.
         clip: the weights of CLIP; None to pre-train one.
         base_split: which names are base, one of EmojiScenes' splits.
+        overrides: KEY VALUE KEY VALUE ... of all rows; a row's own come after them.
     """
 
     plan: Plan
@@ -101,6 +102,7 @@ class Planner:
     iterations: int | None = None
     clip: Path | None = None
     base_split: int = 0
+    overrides: tuple[str, ...] = ()
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ class Planner:
             f"train {row.name}, seed {seed}",
             folder,
             ("train_net.py", *self._config(row.config), "--resume")
-            + (*self._pretrained(), *options, *row.overrides),
+            + (*self._pretrained(), *options, *self.overrides, *row.overrides),
             f"model_final.pth in {folder}",
             partial(finished_training, folder),
             self._preparations,
@@ -183,7 +185,7 @@ class Planner:
             f"evaluate {row.name}" + ("" if seed is None else f", seed {seed}"),
             folder,
             ("train_net.py", *self._config(row.config), "--eval-only")
-            + (*self._pretrained(), *options, *row.overrides),
+            + (*self._pretrained(), *options, *self.overrides, *row.overrides),
             f"results.json of {', '.join(self.datasets)} in {folder}",
             partial(finished_evaluation, folder / "results.json", self.datasets, weights),
             needs,

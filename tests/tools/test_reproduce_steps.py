@@ -113,6 +113,18 @@ def test_commands(plan, tmp_path):
     assert args.resume and cfg.OUTPUT_DIR == "out/clip"
 
 
+def test_overrides_of_all_rows_come_before_a_rows_own(plan, tmp_path):
+    both = ("MODEL.DCP_CLIP.DIM", "4", "INPUT.COLOR_AUG_SSD", "False")
+    steps = make_steps(plan, tmp_path, overrides=both)
+    for name, dim in (("default, seed 1", 4), ("plain, seed 1", 8)):
+        for step in ("train", "evaluate"):
+            assert config_of(steps[f"{step} {name}"])[1].MODEL.DCP_CLIP.DIM == dim
+    _, cfg = config_of(steps["evaluate wide, seed 1"])
+    assert cfg.INPUT.COLOR_AUG_SSD
+    assert config_of(steps["evaluate free"])[1].MODEL.DCP_CLIP.DIM == 4
+    assert not set(both[:1]) & set(steps["clip"].command)
+
+
 def test_output_elsewhere_is_named_in_full(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce_steps, "ROOT", tmp_path / "project")
     (tmp_path / "project").mkdir()
