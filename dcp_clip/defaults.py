@@ -208,8 +208,8 @@ def _add_training(cfg: CN) -> None:
     cfg.SOLVER.LR_FACTOR_TEXT = 0.01
     # Iterations at the start in which CLIP's image tower stays as it is.
     cfg.SOLVER.FREEZE_IMAGE_ITERS = 0
-    # Share of the weights that CLIP brought in the image tower at the end of training; 0 for the
-    # trained weights alone.
+    # Share of the weights that CLIP brought in the image tower at the end of training; 0.0 for the
+    # trained weights alone. A training that goes on from its end begins with the mixture.
     cfg.SOLVER.CLIP_SHARE_IMAGE = 0.0
     # Of the schedule "WarmupPolyLR": its power, and the lowest factor of BASE_LR.
     cfg.SOLVER.POLY_LR_POWER = 0.9

@@ -2,14 +2,14 @@
 
     python tools/export_weights.py output/camvid/model_final.pth output/camvid_tiny.pth
     python tools/export_weights.py output/mine/model_final.pth output/mine_04.pth \\
-        --config-file configs/emoji_scenes/dcp_clip_tiny.yaml --clip-share 0.4
+        --clip-share 0.4 --config-file output/mine/config.yaml
 
 Optimiser state, schedule and weight averages are left out; matrices and kernels become float16,
 vectors (norms, biases, statistics) stay as they are. Loading converts back.
 
 With --clip-share the image tower gets that share of CLIP's own weights, as SOLVER.CLIP_SHARE_IMAGE
 gives it at the end of a training: to choose the share for a training that was made without. The
-config says which CLIP it started from.
+config, best the config.yaml that the training left in its folder, says which CLIP it started from.
 """
 
 import argparse
@@ -54,6 +54,15 @@ def export(
         raise SystemExit(f"{source} has no 'model' entry; give a checkpoint of train_net.py.")
     weights = dict(trained_weights(checkpoint))
     if own is not None:
+        hooks = checkpoint.get("trainer", {}).get("hooks", {})
+        if already := hooks.get("CLIPShareHook"):
+            raise SystemExit(
+                f"{source} has a share of CLIP's weights already, {already['share']} "
+                "(SOLVER.CLIP_SHARE_IMAGE): train with 0.0 to choose another, or leave out "
+                "--clip-share."
+            )
+        # Of a file that was exported once before: mixtures are not made in half precision.
+        weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
         tower = {key: weights.get(_TOWER + key) for key in own}
         if other := [key for key, value in own.items() if _shape(tower[key]) != value.shape]:
             raise SystemExit(
@@ -102,7 +111,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--clip-share", type=share, metavar="SHARE", help="of CLIP's own weights")
-    parser.add_argument("--config-file", metavar="FILE", help="which CLIP; with --clip-share")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="the training's, for --clip-share: says which CLIP"
+    )
     args = parser.parse_args()
     if (args.clip_share is None) != (args.config_file is None):
         parser.error("--clip-share and --config-file go together")

@@ -117,6 +117,7 @@ def reproduce(args: argparse.Namespace) -> None:
         base_split=args.base_split,
         overrides=tuple(args.opts),
     )
+    planner.check_overrides(rows)
     steps = planner.steps(rows, args.seeds or plan.seeds)
     if args.list:
         print(describe_steps(steps))
@@ -159,7 +160,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--base-split", type=int, choices=BASE_SPLITS, default=0, help="which names are base")
     add("--jobs", type=positive, default=1, metavar="N", help="steps at a time (default: 1)")
     add("--list", "--dry-run", action="store_true", help="print the commands; run nothing")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of all rows' configs")
+    add(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="of all rows, over their configs",
+    )
     return parser
 
 

@@ -10,11 +10,22 @@ from typing import Any
 
 from reproduce_plan import Plan, PlanError, Row
 
+from dcp_clip.config import setup_cfg
 from dcp_clip.data.emoji_scenes.register import FOLDER, PREFIX, scene_list
 from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, subset_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBSETS = ("base", "unseen", "unseen_style", "all")
+# What the steps set themselves, from the program's own options.
+_OWN_KEYS = (
+    "DATASETS.TEST",
+    "DATASETS.TRAIN",
+    "MODEL.CLIP.PRETRAINED",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "SEED",
+    "SOLVER.MAX_ITER",
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,23 @@ class Planner:
                     steps.append(self._training(by_name[row.weights_of], seed))
                     steps.append(self._evaluation(row, seed))
         return list({step.name: step for step in steps}.values())
+
+    def check_overrides(self, rows: Sequence[Row]) -> None:
+        """Find out before hours of work whether :attr:`overrides` are for these rows.
+
+        Raises:
+            PlanError: for what is no KEY VALUE of their configs, or a key that the steps set.
+        """
+        for word in self.overrides:
+            if word.startswith("--"):
+                raise PlanError(f"options come before KEY VALUE: '{word}' comes behind.")
+        for key in set(self.overrides[::2]) & set(_OWN_KEYS):
+            raise PlanError(f"{key} cannot be set here: see the program's own options.")
+        for row in rows if self.overrides else ():
+            try:
+                setup_cfg(str(ROOT / row.config), [*self.overrides, *row.overrides])
+            except (KeyError, ValueError, AssertionError, OSError) as error:
+                raise PlanError(f"row {row.name}: {error.args[0]}") from error
 
     def _data(self) -> Step:
         split = ("--split", str(self.base_split)) if self.base_split else ()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from dcp_clip.checkpoint import load_weights
 from dcp_clip.engine import Trainer
+from dcp_clip.engine.clip_share import CLIPShareHook
 from dcp_clip.modeling.clip_loading import load_clip
 
 SHARE = 0.25
@@ -41,15 +43,15 @@ def test_the_last_weights_are_mixed_with_clips(config, clip, decay, stop_at, run
     opts = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.EMA_DECAY": decay}
     plain = run(config("plain", **opts))
     own = Trainer(config("own", **opts)).model.state_dict()
-    moved = [k for k, v in plain.model.state_dict().items() if not torch.equal(v, own[k])]
-    assert any(key.startswith(TOWER) for key in moved)
+    expected = mixture(plain.model.state_dict(), own)
+    with pytest.raises(AssertionError, match="backbone"):
+        assert_same(plain.model.state_dict(), expected)
 
     opts["SOLVER.CLIP_SHARE_IMAGE"] = SHARE
     if stop_at is not None:
         run(config("mixed", **opts), stop_at=stop_at)
     cfg = config("mixed", **opts)
     mixed = run(cfg, resume=stop_at is not None)
-    expected = mixture(plain.model.state_dict(), own)
     assert_same(mixed.model.state_dict(), expected)
     reader = Trainer(config("reader", **opts)).model
     load_weights(reader, f"{cfg.OUTPUT_DIR}/model_final.pth")
@@ -85,7 +87,7 @@ def test_batch_norm_keeps_statistics_of_its_weights(config, clip, make_cfg, rand
     for key, value in trainer.model.backbone.state_dict().items():
         if "running" in key or key.endswith("num_batches_tracked"):
             value.add_(4)
-    (hook,) = [hook for hook in trainer._hooks if type(hook).__name__ == "CLIPShareHook"]
+    (hook,) = [hook for hook in trainer._hooks if isinstance(hook, CLIPShareHook)]
     trainer.iter = trainer.max_iter - 1
     hook.after_step()
     after = trainer.model.state_dict()
@@ -106,6 +108,29 @@ def test_a_tower_that_does_not_train_is_left_alone(config, run):
     end = run(cfg).model.backbone.state_dict()
     for key, value in start.items():
         assert torch.equal(end[key], value), key
+    assert not [hook for hook in Trainer(cfg)._hooks if isinstance(hook, CLIPShareHook)]
+
+
+def test_a_training_that_ended_is_mixed_once_and_says_so(config, clip, tmp_path, run):
+    """As when it was stopped between its last checkpoint and model_final.pth."""
+    cfg = config(**{"MODEL.CLIP.PRETRAINED": clip, "SOLVER.CLIP_SHARE_IMAGE": SHARE})
+    mixed = run(cfg).model.state_dict()
+    (tmp_path / "out" / "model_final.pth").unlink()
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000005.pth")
+    assert_same(run(cfg, resume=True).model.state_dict(), mixed)
+    for name in ("model_0000005", "model_final"):
+        checkpoint = torch.load(tmp_path / "out" / f"{name}.pth", weights_only=True)
+        assert checkpoint["trainer"]["hooks"]["CLIPShareHook"] == {"share": SHARE}
+    before = torch.load(tmp_path / "out" / "model_0000002.pth", weights_only=True)
+    assert "CLIPShareHook" not in before["trainer"]["hooks"]
+
+
+def test_an_ended_training_without_a_share_is_told_so(config, clip, caplog, run):
+    opts = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.MAX_ITER": 2}
+    run(config(**opts))
+    with caplog.at_level("WARNING", logger="dcp_clip.engine.clip_share"):
+        run(config(**opts, **{"SOLVER.CLIP_SHARE_IMAGE": SHARE}), resume=True)
+    assert "export_weights.py" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -115,3 +140,11 @@ def test_a_tower_that_does_not_train_is_left_alone(config, run):
 def test_a_share_that_makes_no_sense_is_refused(config, share, message):
     with pytest.raises(ValueError, match=message):
         Trainer(config(**{"SOLVER.CLIP_SHARE_IMAGE": share}))
+
+
+def test_a_backbone_that_is_more_than_clips_tower_is_refused(config, clip):
+    cfg = config(**{"MODEL.CLIP.PRETRAINED": clip, "SOLVER.CLIP_SHARE_IMAGE": SHARE})
+    model = build_model(cfg)
+    model.backbone = torch.nn.Sequential(model.backbone)
+    with pytest.raises(ValueError, match="more than CLIP's image tower"):
+        CLIPShareHook.from_config(cfg, model)

@@ -53,10 +53,10 @@ def test_what_is_no_checkpoint_is_refused_by_name(tool, tmp_path, content):
     assert not (tmp_path / "weights.pth").exists()
 
 
-def save_model(cfg, path: Path) -> dict:
-    model = build_model(cfg)
-    torch.save({"model": model.state_dict()}, path)
-    return model.state_dict()
+def save_model(cfg, path: Path, hooks: dict | None = None) -> dict:
+    state = build_model(cfg).state_dict()
+    torch.save({"model": state, "trainer": {"hooks": hooks or {}}}, path)
+    return state
 
 
 @pytest.fixture
@@ -87,6 +87,29 @@ def test_the_image_tower_gets_a_share_of_clips_weights(
         if key.startswith("backbone."):
             expected = 0.25 * own[key] + 0.75 * trained[key]
         torch.testing.assert_close(value.to(expected), expected, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_of_an_averaging_training_the_average_is_mixed(tool, config_file, make_cfg, tmp_path):
+    path, _ = config_file
+    own = tool.read_tower(str(path))
+    average = build_model(make_cfg()).state_dict()
+    hooks = {"EMAHook": {"average": average}}
+    save_model(make_cfg(), tmp_path / "model_0000002.pth", hooks)
+    tool.export(tmp_path / "model_0000002.pth", tmp_path / "mixed.pth", own, 0.25)
+    mixed = torch.load(tmp_path / "mixed.pth", weights_only=True)["model"]
+    for key, value in own.items():
+        expected = 0.25 * value + 0.75 * average[f"backbone.{key}"]
+        actual = mixed[f"backbone.{key}"].to(expected)
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_second_share_is_refused(tool, config_file, tmp_path):
+    path, cfg = config_file
+    save_model(cfg, tmp_path / "model_final.pth", {"CLIPShareHook": {"share": 0.4}})
+    with pytest.raises(SystemExit, match="model_final.pth has a share .*already, 0.4"):
+        tool.export(tmp_path / "model_final.pth", tmp_path / "o.pth", tool.read_tower(path), 0.5)
+    values, _ = tool.export(tmp_path / "model_final.pth", tmp_path / "o.pth")
+    assert values
 
 
 def test_another_tower_or_no_clip_is_refused_by_name(tool, config_file, make_cfg, tmp_path):

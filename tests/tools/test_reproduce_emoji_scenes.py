@@ -73,7 +73,7 @@ def project(tmp_path, monkeypatch):
     for name in ("tools/pretrain_clip.py", "train_net.py"):
         (root / name).write_text(PROGRAM + TRAIN)
     (root / "plan.yaml").write_text(PLAN)
-    (root / "base.yaml").touch()
+    (root / "base.yaml").write_text("VERSION: 2\n")
     for module in (reproduce_steps, reproduce_runner):
         monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.setattr(reproduce_runner, "_POLL_SECONDS", 0.01)
@@ -126,6 +126,31 @@ def test_validation_reads_the_same_weights(run, project):
     assert all("--eval-only" in call and "base_val" in call for call in calls)
     assert (project / "out" / "val" / "coarse" / "seed1" / "results.json").exists()
     assert "another" not in out
+
+
+def test_options_for_all_rows(run, project):
+    options = ("--variants", "default,free", "--seeds", "1")
+    status, _, _, calls = run(*options, "SOLVER.CLIP_SHARE_IMAGE", "0.25")
+    given = [call.split()[0] for call in calls if "SOLVER.CLIP_SHARE_IMAGE 0.25" in call]
+    assert status == 0 and given == 3 * ["train_net.py"] and len(calls) == 5
+    status, _, err, calls = run(*options)
+    assert status == 1 and "made with" in err and calls == []
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (("SOLVER.MOMENTUM",), "row default: .*odd length"),
+        (("SOLVER.NO_SUCH_KEY", "1"), "row default: .*NO_SUCH_KEY"),
+        (("SOLVER.CLIP_SHARE_IMAGE", "0"), "row default: .*CLIP_SHARE_IMAGE"),
+        (("SEED", "3"), "SEED cannot be set here"),
+        (("free", "--seeds", "--split", "val"), "options come before KEY VALUE"),
+    ],
+)
+def test_options_that_no_row_can_take_are_refused_before_hours_of_work(run, wrong, message):
+    status, _, err, calls = run("--variants", "default", *wrong)
+    assert status == 1 and calls == []
+    assert re.fullmatch(f"error: {message}[^\n]*\n", err), err
 
 
 def test_list_runs_nothing(run, project):
