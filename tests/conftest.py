@@ -7,10 +7,12 @@ from pathlib import Path
 # Before anything imports huggingface_hub: no test may download.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.vocabulary import Vocabulary
@@ -147,6 +149,24 @@ def make_image():
         return (image + 55 * torch.rand(3, height, width, generator=generator)).to(torch.uint8)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_stripes():
+    """``write_stripes(folder, count)``: images of 40 x 48 and their labels, three stripes."""
+
+    def write(folder, count):
+        rng = np.random.default_rng(0)
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir()
+        for i in range(count):
+            image = rng.integers(0, 256, (40, 48, 3), np.uint8)
+            label = np.repeat(np.arange(3, dtype=np.uint8), 16)[None].repeat(40, 0)
+            label[: 5 * i] = 255
+            Image.fromarray(image).save(folder / "images" / f"{i}.png")
+            Image.fromarray(label).save(folder / "labels" / f"{i}.png")
+
+    return write
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """A data set, a config and a trainer whose steps can be repeated."""
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from dcp_clip.data.register import register_sem_seg
 from dcp_clip.engine import Trainer
@@ -31,17 +29,9 @@ BASE = {
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def dataset(tmp_path, write_stripes):
     """Three images of 40 x 48 in three categories, registered as NAME."""
-    rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (tmp_path / kind).mkdir()
-    for i in range(3):
-        image = rng.integers(0, 256, (40, 48, 3), np.uint8)
-        label = np.repeat(np.arange(3, dtype=np.uint8), 16)[None].repeat(40, 0)
-        label[: 5 * i] = 255
-        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
-        Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
+    write_stripes(tmp_path, 3)
     register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "car"])
     yield NAME
     DatasetCatalog.remove(NAME)

@@ -2,10 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from dcp_clip.data.register import register_sem_seg
 from dcp_clip.engine import Trainer
@@ -15,17 +13,8 @@ NAME = "test_reference_sem_seg"
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (tmp_path / kind).mkdir()
-    for i in range(2):
-        label = np.repeat(np.arange(3, dtype=np.uint8), 16)[None].repeat(40, 0)
-        label[: 5 * i] = 255
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(
-            tmp_path / "images" / f"{i}.png"
-        )
-        Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
+def dataset(tmp_path, write_stripes):
+    write_stripes(tmp_path, 2)
     register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "car"])
     yield
     DatasetCatalog.remove(NAME)
