@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-__all__ = ["positive", "require_folders"]
+__all__ = ["positive", "require_folders", "sentence"]
 
 
 def positive(text: str) -> int:
@@ -15,6 +15,12 @@ def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError
     return number
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, for the one line that a program ends with: a KeyError as it was raised,
+    where ``str`` would put it into quotation marks."""
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
 def require_folders(files: dict[str, str | Path | None]) -> None:

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from . import data, modeling  # noqa: F401  (registers what a config may name)
+from .arguments import sentence
 from .defaults import add_dcp_clip_config
 
 __all__ = ["add_dcp_clip_config", "setup_cfg"]
@@ -38,8 +39,9 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     try:
         _merge(cfg, config_file, opts)
     except (AssertionError, KeyError) as error:  # yacs asserts that the keys of `opts` exist
-        message = error.args[0] if error.args else error
-        raise KeyError(f"{message} (in '{config_file}' or the options {list(opts)})") from error
+        raise KeyError(
+            f"{sentence(error)} (in '{config_file}' or the options {list(opts)})"
+        ) from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"config file '{config_file}' cannot be read as YAML: {reason}") from error

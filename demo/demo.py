@@ -25,6 +25,7 @@ import numpy as np
 from demo_inputs import Job, find_samples, plan_jobs, result_files
 from tqdm import tqdm
 
+from dcp_clip.arguments import sentence
 from dcp_clip.checkpoint import shipped_weights
 from dcp_clip.image_io import ImageReadError, atomic_write, read_image_and_size, write_png
 from dcp_clip.predictor import Prediction, Predictor
@@ -194,8 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     # yacs asserts that the keys and values of --opts are right.
     except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        parser.exit(2, f"{parser.prog}: error: {message}\n")
+        parser.exit(2, f"{parser.prog}: error: {sentence(error)}\n")
     names = predictor.vocabulary.display_names
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     print(f"Vocabulary: {len(names)} {'category' if len(names) == 1 else 'categories'}: {shown}")

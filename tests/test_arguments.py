@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from dcp_clip.arguments import positive, require_folders
+from dcp_clip.arguments import positive, require_folders, sentence
 
 
 def test_positive_numbers(capsys):
@@ -21,3 +21,12 @@ def test_a_file_needs_its_folder(tmp_path):
     require_folders({"--json": None, "--plot": tmp_path / "plot.png"})
     with pytest.raises(SystemExit, match=f"--plot: the folder {tmp_path / 'absent'} does not"):
         require_folders({"--json": str(tmp_path / "a.json"), "--plot": tmp_path / "absent" / "b"})
+
+
+def test_errors_are_said_as_they_were_raised(tmp_path):
+    assert sentence(KeyError("no key 'A'.")) == "no key 'A'."
+    assert sentence(ValueError("no.")) == "no."
+    with pytest.raises(OSError) as error:  # its first argument is a number
+        (tmp_path / "absent").open()
+    assert "No such file or directory" in sentence(error.value)
+    assert str(tmp_path / "absent") in sentence(error.value)

@@ -64,7 +64,7 @@ from benchmark_report import (
 )
 from benchmark_subject import Subject, alternate, make_vocabulary, time_text_cache
 
-from dcp_clip.arguments import positive, require_folders
+from dcp_clip.arguments import positive, require_folders, sentence
 from dcp_clip.check_env import environment_summary
 from dcp_clip.checkpoint import WeightsError
 from dcp_clip.config import setup_cfg
@@ -155,7 +155,7 @@ def _ending_in_a_sentence(config_file: str) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, ValueError, AssertionError, CLIPWeightsError, WeightsError) as error:
-        sys.exit(f"{config_file}: {error.args[0] if error.args else error}")
+        sys.exit(f"{config_file}: {sentence(error)}")
 
 
 def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:

@@ -32,6 +32,7 @@ from dry_run_costs import GIB, StepCost, memory_table, trace_losses, trace_step
 from dry_run_schedule import describe_schedule, draw_schedule, is_half, schedule_table, table
 from torch import nn
 
+from dcp_clip.arguments import sentence
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.engine import Trainer
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with atomic_write(args.output / "report.md", "w") as file:
             file.write(text + "\n")
     except (OSError, KeyError, ValueError, CLIPWeightsError, DatasetError) as error:
-        sys.exit(f"{args.config_file}: {error.args[0] if len(error.args) == 1 else error}")
+        sys.exit(f"{args.config_file}: {sentence(error)}")
     print(text)
 
 

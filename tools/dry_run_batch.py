@@ -11,6 +11,7 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
+from dcp_clip.arguments import sentence
 from dcp_clip.categories import IGNORE_LABEL
 from dcp_clip.data.augmentation import build_sem_seg_augmentations
 from dcp_clip.data.mapper import SemSegMapper
@@ -30,7 +31,7 @@ def load_records(name: str) -> tuple[list[dict], str]:
     try:
         return DatasetCatalog.get(name), ""
     except (DatasetError, OSError, KeyError) as error:
-        return [], " ".join(str(error.args[0] if error.args else error).split())
+        return [], " ".join(sentence(error).split())
 
 
 def expected_count(name: str) -> int | None:

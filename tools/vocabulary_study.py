@@ -41,7 +41,7 @@ from study_report import figures_of, format_table, save_plot
 from torch import nn
 from tqdm import tqdm
 
-from dcp_clip.arguments import positive, require_folders
+from dcp_clip.arguments import positive, require_folders, sentence
 from dcp_clip.checkpoint import load_weights, names_weights, shipped_weights, warn_if_untrained
 from dcp_clip.config import setup_cfg
 from dcp_clip.engine import Trainer
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A bug's message would be no sentence about the input; those of ours are.
         if type(error) is RuntimeError:
             raise
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}")
+        sys.exit(f"error: {sentence(error)}")
     print(format_report(result))
     if args.json:
         with atomic_write(args.json, "w") as file:
