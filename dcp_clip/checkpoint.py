@@ -9,12 +9,14 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor, nn, no_grad
 
 __all__ = [
     "WeightsError",
     "half_precision",
+    "hook_state",
     "load_weights",
+    "mix_in",
     "names_weights",
     "shipped_weights",
     "trained_weights",
@@ -43,10 +45,31 @@ def trained_weights(checkpoint: Mapping[str, Any]) -> Any:
     Raises:
         KeyError: when there is no "model".
     """
+    average = hook_state(checkpoint, "EMAHook").get("average")
+    return checkpoint["model"] if average is None else average
+
+
+def hook_state(checkpoint: Mapping[str, Any], hook: str) -> Mapping[str, Any]:
+    """What a hook of the trainer left in a checkpoint of ``train_net.py``; empty for nothing."""
     state: Any = checkpoint
-    for key in ("trainer", "hooks", "EMAHook", "average"):
+    for key in ("trainer", "hooks", hook):
         state = state.get(key) if isinstance(state, Mapping) else None
-    return checkpoint["model"] if state is None else state
+    return state if isinstance(state, Mapping) else {}
+
+
+@no_grad()
+def mix_in(trained: Mapping[str, Tensor], own: Mapping[str, Tensor], share: float) -> None:
+    """Move an image tower's weights towards CLIP's own, in place.
+
+    Args:
+        trained: state of the tower that was trained.
+        own: state of the tower as CLIP brought it; its whole numbers (counters) are left out.
+        share: of `own`; 0 changes nothing.
+    """
+    # Statistics of batch norm belong to the weights, and are mixed likewise.
+    for key, value in own.items():
+        if value.is_floating_point():
+            trained[key].lerp_(value.to(trained[key]), share)
 
 
 class _StrictCheckpointer(DetectionCheckpointer):

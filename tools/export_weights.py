@@ -18,14 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from detectron2.modeling import build_backbone
 from torch import Tensor
 
-from dcp_clip.checkpoint import half_precision, trained_weights
-from dcp_clip.config import setup_cfg
-from dcp_clip.engine.clip_share import mix_in
+from dcp_clip.arguments import sentence
+from dcp_clip.checkpoint import half_precision, hook_state, mix_in, trained_weights
 from dcp_clip.image_io import atomic_write
-from dcp_clip.modeling.clip_loading import CLIPWeightsError
 
 _TOWER = "backbone."
 
@@ -54,17 +51,16 @@ def export(
         raise SystemExit(f"{source} has no 'model' entry; give a checkpoint of train_net.py.")
     weights = dict(trained_weights(checkpoint))
     if own is not None:
-        hooks = checkpoint.get("trainer", {}).get("hooks", {})
-        if already := hooks.get("CLIPShareHook"):
+        if already := hook_state(checkpoint, "CLIPShareHook").get("share"):
             raise SystemExit(
-                f"{source} has a share of CLIP's weights already, {already['share']} "
+                f"{source} has a share of CLIP's weights already, {already} "
                 "(SOLVER.CLIP_SHARE_IMAGE): train with 0.0 to choose another, or leave out "
                 "--clip-share."
             )
         # Of a file that was exported once before: mixtures are not made in half precision.
         weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-        tower = {key: weights.get(_TOWER + key) for key in own}
-        if other := [key for key, value in own.items() if _shape(tower[key]) != value.shape]:
+        tower = {k.removeprefix(_TOWER): v for k, v in weights.items() if k.startswith(_TOWER)}
+        if other := [k for k, v in own.items() if k not in tower or tower[k].shape != v.shape]:
             raise SystemExit(
                 f"{source} holds another image tower than the config's CLIP ({_TOWER}{other[0]}): "
                 "give the config that it was trained with."
@@ -77,23 +73,25 @@ def export(
     return sum(value.numel() for value in weights.values()), target.stat().st_size
 
 
-def _shape(value: Tensor | None) -> torch.Size | None:
-    return None if value is None else value.shape
-
-
 def read_tower(config_file: str) -> dict[str, Tensor]:
     """The state of a config's image tower, as CLIP brings it.
 
     Raises:
         SystemExit: when the config names no weights of CLIP, or they cannot be read.
     """
+    # Seconds to import, and needed here alone.
+    from detectron2.modeling import build_backbone
+
+    from dcp_clip.config import setup_cfg
+    from dcp_clip.modeling.clip_loading import CLIPWeightsError
+
     try:
         cfg = setup_cfg(config_file, ["MODEL.DEVICE", "cpu"])
         if not cfg.MODEL.CLIP.PRETRAINED:
             sys.exit(f"{config_file} names no weights of CLIP (MODEL.CLIP.PRETRAINED) to mix in.")
         return build_backbone(cfg).state_dict()
     except (OSError, KeyError, ValueError, CLIPWeightsError) as error:
-        sys.exit(f"{config_file}: {error.args[0] if error.args else error}")
+        sys.exit(f"{config_file}: {sentence(error)}")
 
 
 def share(text: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from reproduce_plan import Plan, PlanError, Row
 
-from dcp_clip.config import setup_cfg
+from dcp_clip.arguments import sentence
 from dcp_clip.data.emoji_scenes.register import FOLDER, PREFIX, scene_list
 from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, subset_name
 
@@ -151,16 +151,20 @@ class Planner:
         Raises:
             PlanError: for what is no KEY VALUE of their configs, or a key that the steps set.
         """
+        if not self.overrides:
+            return
+        from dcp_clip.config import setup_cfg  # seconds to import
+
         for word in self.overrides:
             if word.startswith("--"):
                 raise PlanError(f"options come before KEY VALUE: '{word}' comes behind.")
         for key in set(self.overrides[::2]) & set(_OWN_KEYS):
             raise PlanError(f"{key} cannot be set here: see the program's own options.")
-        for row in rows if self.overrides else ():
+        for row in rows:
             try:
                 setup_cfg(str(ROOT / row.config), [*self.overrides, *row.overrides])
             except (KeyError, ValueError, AssertionError, OSError) as error:
-                raise PlanError(f"row {row.name}: {error.args[0]}") from error
+                raise PlanError(f"row {row.name}: {sentence(error)}") from error
 
     def _data(self) -> Step:
         split = ("--split", str(self.base_split)) if self.base_split else ()

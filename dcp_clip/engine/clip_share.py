@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from torch import Tensor, nn
+from torch import nn
 
+from ..checkpoint import mix_in
 from ..modeling import CLIPBackbone
 
-__all__ = ["CLIPShareHook", "mix_in"]
+__all__ = ["CLIPShareHook"]
 
 logger = logging.getLogger(__name__)
-
-
-@torch.no_grad()
-def mix_in(trained: Mapping[str, Tensor], own: Mapping[str, Tensor], share: float) -> None:
-    """Move an image tower's weights towards CLIP's own, in place.
-
-    Args:
-        trained: state of the tower that was trained.
-        own: state of the tower as CLIP brought it; its whole numbers (counters) are left out.
-        share: of `own`; 0 changes nothing.
-    """
-    # Statistics of batch norm belong to the weights, and are mixed likewise.
-    for key, value in own.items():
-        if value.is_floating_point():
-            trained[key].lerp_(value.to(trained[key]), share)
 
 
 class CLIPShareHook(HookBase):
@@ -58,7 +42,7 @@ class CLIPShareHook(HookBase):
         self._share = share
         # On the CPU, where memory is cheap.
         state = model.backbone.state_dict()
-        self._own = {key: value.detach().cpu().clone() for key, value in state.items()}
+        self._own = {key: value.to("cpu", copy=True) for key, value in state.items()}
         self._mixed = False
 
     @classmethod
