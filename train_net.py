@@ -31,8 +31,8 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcp_clip import setup_cfg
-from dcp_clip.checkpoint import load_weights, names_weights, shipped_weights, warn_if_untrained
 from dcp_clip.engine import Trainer
+from dcp_clip.engine.checkpoint import has_weights, load_weights, shipped_weights, warn_if_untrained
 
 logger = logging.getLogger("dcp_clip.train_net")
 
@@ -68,7 +68,7 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool, shipped: Path | None = None)
     if shipped and not cfg.MODEL.WEIGHTS:
         logger.info(f"MODEL.WEIGHTS is empty: the weights that come with this config, {shipped}.")
         return str(shipped)
-    if not names_weights(cfg):
+    if not has_weights(cfg):
         raise ValueError(
             "the config names no weights to evaluate: give MODEL.WEIGHTS, or --resume for the last "
             "checkpoint in OUTPUT_DIR."

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS
-from dcp_clip.data.label_formats import label_encoding, read_indices
-from dcp_clip.data.prepare_program import find_splits, make_parser, prepare_dataset, run_program
+from dcp_clip.data.builtin import BENCHMARKS
+from dcp_clip.data.label_maps import label_encoding, read_indices
+from dcp_clip.data.preparation.program import find_splits, make_parser, prepare_dataset, run_program
+from dcp_clip.vocabulary.categories import load_names
 
 NAMES = BENCHMARKS["ade20k_150"].names
 IMAGE_COUNTS = BENCHMARKS["ade20k_150"].counts

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS
-from dcp_clip.data.label_formats import IGNORE_LABEL_16, label_encoding, read_ade_objects
+from dcp_clip.data.builtin import BENCHMARKS
+from dcp_clip.data.label_maps import IGNORE_LABEL_16, label_encoding, read_ade_objects
 from dcp_clip.data.pairing import DatasetError, pair_in_tree
-from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
+from dcp_clip.data.preparation.program import make_parser, prepare_dataset, run_program
+from dcp_clip.vocabulary.categories import load_names
 
 NAMES = BENCHMARKS["ade20k_847"].names
 IMAGE_COUNTS = BENCHMARKS["ade20k_847"].counts

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS
-from dcp_clip.data.label_formats import label_encoding, read_indices
+from dcp_clip.data.builtin import BENCHMARKS
+from dcp_clip.data.label_maps import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.prepare_program import find_splits, make_parser, prepare_dataset, run_program
+from dcp_clip.data.preparation.program import find_splits, make_parser, prepare_dataset, run_program
+from dcp_clip.vocabulary.categories import load_names
 
 NAMES = BENCHMARKS["coco_stuff"].names
 IMAGE_COUNTS = BENCHMARKS["coco_stuff"].counts

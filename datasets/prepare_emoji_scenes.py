@@ -16,17 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip.data.emoji_scenes.contact_sheet import draw_contact_sheet
-from dcp_clip.data.emoji_scenes.prepare import (
+from dcp_clip.data.catalog import datasets_root
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.preparation.program import make_parser, run_program
+from dcp_clip.emoji_scenes.contact_sheet import draw_contact_sheet
+from dcp_clip.emoji_scenes.prepare import (
     SOURCES,
     Settings,
     prepare_emoji_scenes,
     scene_source,
 )
-from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_name
-from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.prepare_program import make_parser, run_program
-from dcp_clip.data.register import datasets_root
+from dcp_clip.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_name
 
 logger = logging.getLogger("prepare_emoji_scenes")
 

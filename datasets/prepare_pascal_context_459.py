@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS
-from dcp_clip.data.label_formats import IGNORE_LABEL_16, label_encoding, read_mat_label_map
+from dcp_clip.data.builtin import BENCHMARKS
+from dcp_clip.data.label_maps import IGNORE_LABEL_16, label_encoding, read_mat_label_map
 from dcp_clip.data.pairing import DatasetError, pair_listed, read_ids
-from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
+from dcp_clip.data.preparation.program import make_parser, prepare_dataset, run_program
+from dcp_clip.vocabulary.categories import load_names
 
 NAMES = BENCHMARKS["pascal_context_459"].names
 IMAGE_COUNT = BENCHMARKS["pascal_context_459"].counts["val"]

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS
-from dcp_clip.data.label_formats import RleLabelMap, decode_rle, label_encoding
+from dcp_clip.data.builtin import BENCHMARKS
+from dcp_clip.data.label_maps import RleLabelMap, decode_rle, label_encoding
 from dcp_clip.data.pairing import DatasetError, check_files, read_ids
-from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
+from dcp_clip.data.preparation.program import make_parser, prepare_dataset, run_program
+from dcp_clip.vocabulary.categories import load_names
 
 logger = logging.getLogger("prepare_pascal_context_59")
 

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS
-from dcp_clip.data.label_formats import label_encoding, read_indices
+from dcp_clip.data.builtin import BENCHMARKS
+from dcp_clip.data.label_maps import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError, pair_listed, read_ids
-from dcp_clip.data.prepare_program import make_parser, prepare_dataset, run_program
+from dcp_clip.data.preparation.program import make_parser, prepare_dataset, run_program
+from dcp_clip.vocabulary.categories import load_names
 
 logger = logging.getLogger("prepare_pascal_voc")
 

@@ -1,46 +1,303 @@
-"""From config files and command-line overrides to a config."""
+"""The config: every key of DCP-CLIP with its meaning, and how a config is read."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import yaml
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
+from detectron2.config import get_cfg as detectron2_cfg
 
-from . import data, modeling  # noqa: F401  (registers what a config may name)
-from .arguments import sentence
-from .defaults import add_dcp_clip_config
+from dcp_clip import data
+from dcp_clip.utils.arguments import format_error
 
-__all__ = ["add_dcp_clip_config", "setup_cfg"]
+__all__ = ["add_dcp_clip_config", "get_cfg", "setup_cfg"]
 
 
-def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
-    """Detectron2's config with DCP-CLIP's keys, a file and command-line overrides.
+def add_dcp_clip_config(cfg: CN) -> None:
+    """Add config for DCP-CLIP."""
+    _add_clip(cfg)
+    _add_model(cfg)
+    _add_stages(cfg)
+    _add_baselines(cfg)
+    _add_input(cfg)
+    _add_training(cfg)
+    _add_evaluation(cfg)
+
+
+def _add_clip(cfg: CN) -> None:
+    cfg.MODEL.CLIP = CN()
+    # open_clip's model name; `python -c "import open_clip; print(open_clip.list_models())"`.
+    cfg.MODEL.CLIP.NAME = "convnext_base_w_320"
+    # open_clip's weights tag, or the path of a local file (.safetensors, .pt, .pth, .bin);
+    # "" for random weights.
+    cfg.MODEL.CLIP.PRETRAINED = ""
+    # How the dense features of a ViT are read, by the attention of its last block: "maskclip",
+    # "clearclip", "sclip", "naclip" (the methods of these names) or "clip" (as it was trained).
+    cfg.MODEL.CLIP.DENSE = "maskclip"
+    # Keep the residual connection and the feed-forward part of that block, as MaskCLIP and SCLIP do.
+    cfg.MODEL.CLIP.DENSE_RESIDUAL = False
+    # Standard deviation of the Gaussian of "naclip", in patches.
+    cfg.MODEL.CLIP.NACLIP_STD = 5.0
+    # The encoder sees larger images in overlapping windows of this size, in pixels; 0 for none.
+    cfg.MODEL.CLIP.ENCODER_WINDOW = 0
+    # Pixels from one encoder window to the next.
+    cfg.MODEL.CLIP.ENCODER_WINDOW_STRIDE = 112
+    # Which weights of the two towers train: "none", "all", "attention" or "late"
+    # (dcp_clip/modeling/clip/freezing.py).
+    cfg.MODEL.CLIP.TRAIN_IMAGE = "none"
+    cfg.MODEL.CLIP.TRAIN_TEXT = "none"
+
+
+def _add_model(cfg: CN) -> None:
+    cfg.MODEL.DCP_CLIP = CN()
+    # Width d of the decoders.
+    cfg.MODEL.DCP_CLIP.DIM = 128
+    # Attention heads of stages 2 and 3.
+    cfg.MODEL.DCP_CLIP.NUM_HEADS = 4
+    # Factor from cosine similarities to logits; the initial value where it is learned.
+    cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE = 20.0
+    # Run the model under bfloat16 autocast, in training and evaluation, on CPU or GPU. On a CPU it
+    # is faster only with AVX-512 BF16 or AMX (`python tools/check_env.py` shows the CPU).
+    cfg.MODEL.DCP_CLIP.BF16 = False
+    # Keep convolutions in channels-last memory format; faster on CPUs and tensor cores.
+    cfg.MODEL.DCP_CLIP.CHANNELS_LAST = False
+    # Which logits are the result: "last", or those of an earlier stage, "fine" or "coarse".
+    cfg.MODEL.DCP_CLIP.OUTPUT = "last"
+
+    cfg.MODEL.DCP_CLIP.SLIDING_WINDOW = CN()
+    # Evaluate images larger than this many pixels in windows of this size; 0 for whole images.
+    # Raise INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST as well, so that images stay large.
+    cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE = 0
+    # Pixels from one window to the next; 0 for half a window.
+    cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.STRIDE = 0
+
+    cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
+    # Prompt templates: "single", "imagenet80", "vild14", "captions" (the captions of EmojiScenes),
+    # or the path of a text file.
+    cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
+    # How synonyms are combined: "mean" of their features, "max" (the best synonym counts), or
+    # "first" (the main name only).
+    cfg.MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING = "mean"
+    # Folder that keeps the text features of frozen text towers; "" keeps them in memory only.
+    cfg.MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR = "~/.cache/dcp_clip/text"
+
+
+def _add_stages(cfg: CN) -> None:
+    # Stage 1: CategoryProposal, PooledProposal, DenseProposal, AllCategories, OracleProposal.
+    cfg.MODEL.DCP_CLIP.PROPOSAL = CN()
+    cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "CategoryProposal"
+    # K, the number of proposals in training and test. The decoders learn to choose among this many;
+    # a test with very many names can use more (docs/emoji_scenes.md).
+    cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS = 32
+    # Weights of the image-level and of the dense evidence. Public CLIPs were trained on the first.
+    # If the dense features were trained (EmojiScenes), 0 for the first is more accurate.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.POOLED_WEIGHT = 1.0
+    cfg.MODEL.DCP_CLIP.PROPOSAL.DENSE_WEIGHT = 1.0
+    # Sharpness of the log-sum-exp over the positions, which also counts how much of the image
+    # agrees; 0 for the maximum.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.LSE_SHARPNESS = 20.0
+    # Group the tokens of one object by attention, trained with a ranking loss.
+    cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED = True
+
+    # Stage 2: ImageConditionedGuidance, StaticGuidance.
+    cfg.MODEL.DCP_CLIP.TEXT_GUIDANCE = CN()
+    cfg.MODEL.DCP_CLIP.TEXT_GUIDANCE.NAME = "ImageConditionedGuidance"
+
+    # Stage 3: DualInteractionDecoder, ImageToTextDecoder, TextToImageDecoder, CosineDecoder.
+    cfg.MODEL.DCP_CLIP.COARSE_DECODER = CN()
+    cfg.MODEL.DCP_CLIP.COARSE_DECODER.NAME = "DualInteractionDecoder"
+    # Number of interaction layers.
+    cfg.MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS = 2
+
+    # Stage 4: PyramidDecoder, BilinearDecoder, BilateralDecoder.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER = CN()
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.NAME = "PyramidDecoder"
+    # Channels of the image pathway and of the category pathway.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM = 64
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM = 16
+    # Normalisation: "GN", "BN", "SyncBN", "LN" or "".
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
+    # Add the product of pixel features and text features at stride 4.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.PIXEL_TEXT = True
+    # BilateralDecoder: standard deviation in space, in cells of the coarse grid (at most 1), and in
+    # colour, in standard deviations of CLIP's pixels (about 68 grey levels). Larger is smoother.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH = 0.75
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_CONTRAST = 0.5
+
+    # Stage 5: MaskPooledRefinement, ReassignmentRefinement (better on the unseen style of
+    # EmojiScenes, equal elsewhere), NoRefinement.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME = "MaskPooledRefinement"
+    # Learn how to weigh the evidence. If False, the mask-pooled CLIP features alone decide.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED = True
+    # Not learned only: exponent of the mask's probability, relative to 1 for the pixel's.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT = 1.0
+    # Temperature of the softmax that turns fine logits into the masks to pool under; above 1 for
+    # softer masks.
+    cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.MASK_TEMPERATURE = 1.0
+
+
+def _add_baselines(cfg: CN) -> None:
+    # Other segmentation heads to compare with (dcp_clip/modeling/baselines/).
+    cfg.MODEL.BASELINES = CN()
+    # Channels of the feature pyramid of PixelTextSegmentor and MaskQuerySegmentor; a multiple of 4.
+    cfg.MODEL.BASELINES.DIM = 64
+
+    cfg.MODEL.BASELINES.FPN = CN()
+    # Channels of the feature pyramid.
+    cfg.MODEL.BASELINES.FPN.DIM = 64
+
+    cfg.MODEL.BASELINES.COST_AGGREGATION = CN()
+    # Channels of a category's embedded cost map; a multiple of 16 and of NUM_HEADS.
+    cfg.MODEL.BASELINES.COST_AGGREGATION.DIM = 64
+    # Heads of the attention between categories.
+    cfg.MODEL.BASELINES.COST_AGGREGATION.NUM_HEADS = 4
+    # Number of aggregation layers, each over positions and then over categories.
+    cfg.MODEL.BASELINES.COST_AGGREGATION.NUM_LAYERS = 2
+
+    cfg.MODEL.BASELINES.MASK_QUERIES = CN()
+    # Number of queries; each gives one mask at most.
+    cfg.MODEL.BASELINES.MASK_QUERIES.NUM_QUERIES = 24
+    # Heads and layers of the transformer decoder.
+    cfg.MODEL.BASELINES.MASK_QUERIES.NUM_HEADS = 4
+    cfg.MODEL.BASELINES.MASK_QUERIES.NUM_LAYERS = 3
+    # Weights of the class, mask and dice losses (also in matching), and of queries without a target
+    # in the class loss.
+    cfg.MODEL.BASELINES.MASK_QUERIES.CLASS_WEIGHT = 2.0
+    cfg.MODEL.BASELINES.MASK_QUERIES.MASK_WEIGHT = 5.0
+    cfg.MODEL.BASELINES.MASK_QUERIES.DICE_WEIGHT = 5.0
+    cfg.MODEL.BASELINES.MASK_QUERIES.NO_OBJECT_WEIGHT = 0.1
+    # Exponents of the probability from mask-pooled CLIP features, for categories of DATASETS.TRAIN
+    # and for others. The query's own probability has 1 minus this.
+    cfg.MODEL.BASELINES.MASK_QUERIES.SEEN_EXPONENT = 0.4
+    cfg.MODEL.BASELINES.MASK_QUERIES.UNSEEN_EXPONENT = 0.8
+    # Factor from the cosine similarity of mask-pooled CLIP features to logits; CLIP's is at most 100.
+    cfg.MODEL.BASELINES.MASK_QUERIES.CLIP_SCALE = 50.0
+
+
+def _add_input(cfg: CN) -> None:
+    # Your own data: a list of {name: ..., images: folder, labels: folder, names: ..., ignore: 255}
+    # to be named in DATASETS.TRAIN and DATASETS.TEST (docs/custom_data.md).
+    cfg.DATASETS.SEM_SEG_FOLDERS = ()
+    # The channel order of CLIP's pixel statistics; Detectron2's default is BGR.
+    cfg.INPUT.FORMAT = "RGB"
+    # SSD's colour augmentation, from Detectron2's PointRend.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Draw a crop again while one category fills more than this fraction of it.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+
+
+def _add_training(cfg: CN) -> None:
+    cfg.MODEL.DCP_CLIP.LOSS = CN()
+    # Weights of the cross-entropy and of the dice loss, on coarse, fine and final logits.
+    cfg.MODEL.DCP_CLIP.LOSS.CE_WEIGHT = 1.0
+    cfg.MODEL.DCP_CLIP.LOSS.DICE_WEIGHT = 1.0
+    # Weights of the coarse and of the final logits, relative to 1 for the fine ones.
+    cfg.MODEL.DCP_CLIP.LOSS.COARSE_WEIGHT = 0.5
+    cfg.MODEL.DCP_CLIP.LOSS.FINAL_WEIGHT = 1.0
+    # Weight of the ranking loss of stage 1.
+    cfg.MODEL.DCP_CLIP.LOSS.PROPOSAL_WEIGHT = 0.5
+    # Weights of the two losses of stage 5.
+    cfg.MODEL.DCP_CLIP.LOSS.PRESENCE_WEIGHT = 0.5
+    cfg.MODEL.DCP_CLIP.LOSS.MASK_CLASS_WEIGHT = 0.2
+    # Weight pixels by the frequency of their category in the batch to the power of -CLASS_BALANCE;
+    # 0 gives all pixels the same weight.
+    cfg.MODEL.DCP_CLIP.LOSS.CLASS_BALANCE = 0.0
+
+    # "ADAMW", "SGD", or "MUON" (AdamW with orthogonalised steps for matrices). The published
+    # recipes use AdamW; Muon measured better on EmojiScenes.
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Learning rate of the matrices that Muon updates, relative to that of the other parameters.
+    cfg.SOLVER.MUON_LR_MULTIPLIER = 2.0
+    # Learning rates of CLIP's image and text towers, relative to BASE_LR.
+    cfg.SOLVER.IMAGE_LR_MULTIPLIER = 0.01
+    cfg.SOLVER.TEXT_LR_MULTIPLIER = 0.01
+    # Decay of the exponential moving average of the weights, which is what evaluation uses, from
+    # every checkpoint; 0 for none.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # Fraction of the original CLIP weights mixed back into the image tower after training (WiSE-FT);
+    # 0.0 disables it. Training that continues from the result starts from the mixture.
+    cfg.SOLVER.WISE_FT_ALPHA = 0.0
+
+
+def _add_evaluation(cfg: CN) -> None:
+    # Oracle masks: give each true mask the category that most of its pixels were predicted as, so
+    # that only the categories can be wrong.
+    cfg.TEST.ORACLE_MASKS = False
+    # Write every prediction to OUTPUT_DIR/inference/<data set>/sem_seg_predictions.json as COCO
+    # RLE; slow, and the file is large.
+    cfg.TEST.SAVE_PREDICTIONS = False
+
+
+# Keys of earlier versions; None where the key is gone.
+_OLD_KEYS = {
+    "MODEL.CLIP.NEIGHBOUR_STD": "MODEL.CLIP.NACLIP_STD",
+    "MODEL.CLIP.WINDOW": "MODEL.CLIP.ENCODER_WINDOW",
+    "MODEL.CLIP.WINDOW_STRIDE": "MODEL.CLIP.ENCODER_WINDOW_STRIDE",
+    "MODEL.CLIP.RESAMPLE": None,
+    "MODEL.DCP_CLIP.COMPILE": None,
+    "MODEL.DCP_CLIP.VOCABULARY.SYNONYMS": "MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING",
+    "MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE": None,
+    "MODEL.DCP_CLIP.PROPOSAL.SHARPNESS": "MODEL.DCP_CLIP.PROPOSAL.LSE_SHARPNESS",
+    "MODEL.DCP_CLIP.PROPOSAL.NUM_POSITIONS": None,
+    "MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": None,
+    "MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM": None,
+    "MODEL.DCP_CLIP.LOSS.BALANCE": "MODEL.DCP_CLIP.LOSS.CLASS_BALANCE",
+    "MODEL.DCP_CLIP.LOSS.STRIDE": None,
+    "MODEL.REFERENCE": "MODEL.BASELINES",
+    "MODEL.FPN_BASELINE": "MODEL.BASELINES.FPN",
+    "SOLVER.MUON_LR_FACTOR": "SOLVER.MUON_LR_MULTIPLIER",
+    "SOLVER.LR_FACTOR_IMAGE": "SOLVER.IMAGE_LR_MULTIPLIER",
+    "SOLVER.LR_FACTOR_TEXT": "SOLVER.TEXT_LR_MULTIPLIER",
+    "SOLVER.CLIP_SHARE_IMAGE": "SOLVER.WISE_FT_ALPHA",
+    "SOLVER.FREEZE_IMAGE_ITERS": None,
+    "SOLVER.POLY_LR_POWER": None,
+    "SOLVER.POLY_LR_CONSTANT_ENDING": None,
+    "TEST.BOUNDARY_IOU": None,
+    "TEST.TRUE_MASKS": "TEST.ORACLE_MASKS",
+}
+
+
+def get_cfg() -> CN:
+    """Return Detectron2's default config with the keys of DCP-CLIP."""
+    cfg = detectron2_cfg()
+    add_dcp_clip_config(cfg)
+    return cfg
+
+
+def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = (), cfg: CN | None = None) -> CN:
+    """Read a config file and command-line overrides.
 
     Args:
-        config_file: yaml file; "" for the defaults.
+        config_file: path of a yaml file; "" for the defaults.
         opts: KEY VALUE KEY VALUE ...
+        cfg: the config to merge into, for keys of your own; default: :func:`get_cfg`. It is changed.
+
+    Returns:
+        The config. MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" if there is no CUDA
+        device. The data sets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names
+        in DATASETS.TRAIN and DATASETS.TEST are replaced by ours (dcp_clip/data/aliases.py).
 
     Raises:
-        FileNotFoundError: naming the config file that does not exist.
-        KeyError: naming a key that no config has.
-        ValueError: if the file is no YAML, INPUT.FORMAT is not "RGB", or an entry of
-            DATASETS.SEM_SEG_FOLDERS is at fault.
-
-    MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" where there is no CUDA device. The
-    datasets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names in DATASETS.TRAIN
-    and DATASETS.TEST become ours (dcp_clip/data/aliases.py).
+        FileNotFoundError: if the config file does not exist.
+        KeyError: for a key that does not exist; the message names its new name if it was renamed.
+        ValueError: if the file is not YAML, INPUT.FORMAT is not "RGB", or an entry of
+            DATASETS.SEM_SEG_FOLDERS is wrong.
     """
-    cfg = get_cfg()
-    add_dcp_clip_config(cfg)
+    cfg = get_cfg() if cfg is None else cfg
     try:
-        _merge(cfg, config_file, opts)
+        if config_file:
+            if not Path(config_file).is_file():
+                raise FileNotFoundError(f"config file '{config_file}' does not exist.")
+            cfg.merge_from_file(str(config_file), allow_unsafe=False)
+        cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError) as error:  # yacs asserts that the keys of `opts` exist
         raise KeyError(
-            f"{sentence(error)} (in '{config_file}' or the options {list(opts)})"
+            f"{_explain(format_error(error))} (in '{config_file}' or the options {list(opts)})"
         ) from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
@@ -58,9 +315,12 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     return cfg
 
 
-def _merge(cfg: CN, config_file: str | Path, opts: Sequence[str]) -> None:
-    if config_file:
-        if not Path(config_file).is_file():
-            raise FileNotFoundError(f"config file '{config_file}' does not exist.")
-        cfg.merge_from_file(str(config_file))
-    cfg.merge_from_list(list(opts))
+def _explain(message: str) -> str:
+    """Add to yacs's message about an unknown key what became of a key of an earlier version."""
+    found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
+    for old, new in _OLD_KEYS.items():
+        if found and f"{found[1]}.".startswith(f"{old}."):
+            if new is None:
+                return f"The config key {old} was removed: delete it"
+            return f"The config key {old} is called {new} now: rename it"
+    return message

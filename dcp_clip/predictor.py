@@ -13,10 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
-from dcp_clip.image_io import read_image_and_size
-from dcp_clip.label_map import category_shares
-from dcp_clip.visualization import draw_overlay
+from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
+from dcp_clip.engine.checkpoint import has_weights, load_weights, warn_if_untrained
+from dcp_clip.utils.image_io import read_image_and_size
+from dcp_clip.utils.label_map import category_shares
+from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
 logger = logging.getLogger(__name__)
@@ -130,7 +133,7 @@ class Predictor:
                     "DATASETS.TRAIN is empty, so the config has no names of its own: give a "
                     "vocabulary (the demo's --vocabulary)"
                 )
-            vocabulary = Vocabulary.from_dataset(cfg.DATASETS.TRAIN[0])
+            vocabulary = dataset_vocabulary(cfg.DATASETS.TRAIN[0])
         if model is None:
             model = _load_model(self.cfg, allow_random_weights)
         self.model = model.eval()
@@ -159,8 +162,6 @@ class Predictor:
         Raises:
             as the constructor; KeyError or FileNotFoundError for the config.
         """
-        from dcp_clip.config import setup_cfg
-
         opts = list(opts) + (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else [])
         return cls(setup_cfg(os.fspath(config_file), opts), vocabulary, **options)
 
@@ -174,15 +175,11 @@ class Predictor:
         Raises:
             VocabularyError: if it cannot be used; the old one then stays.
         """
-        vocabulary = Vocabulary.parse(vocabulary)
-        encoder = getattr(self.model, "text_encoder", None)
-        if encoder is not None:
-            # Now rather than with the first image: it may take a while, or not be possible.
-            try:
-                encoder.encode_vocabulary(vocabulary)
-            except ValueError as error:
-                raise VocabularyError(str(error)) from error
-        self.model.set_vocabulary(vocabulary)
+        vocabulary = parse_vocabulary(vocabulary)
+        try:
+            self.model.set_vocabulary(vocabulary)
+        except ValueError as error:  # a name that is too long for CLIP
+            raise VocabularyError(str(error)) from error
         self.vocabulary = vocabulary
 
     @torch.no_grad()
@@ -231,9 +228,7 @@ class Predictor:
 
 
 def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
-    from dcp_clip.checkpoint import load_weights, names_weights, warn_if_untrained
-
-    if not (allow_random_weights or names_weights(cfg)):
+    if not (allow_random_weights or has_weights(cfg)):
         raise ValueError(
             "the config names no weights: set MODEL.WEIGHTS to a trained model, or "
             "MODEL.CLIP.PRETRAINED to CLIP weights for the training-free mode"

@@ -1,4 +1,4 @@
-"""What passes between the proposal stage, the model's output and Detectron2's evaluators."""
+"""The data structures that pass between the parts of the model, and its output."""
 
 from __future__ import annotations
 
@@ -8,52 +8,114 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .label_map import resized_bands
+from dcp_clip.utils.label_map import resized_bands
 
-__all__ = ["Proposals", "SemSegLabels", "SemSegProposals", "output_size"]
+__all__ = [
+    "Proposals",
+    "Refinement",
+    "SemSegLabels",
+    "SemSegProposals",
+    "TextFeatures",
+    "output_size",
+]
+
+
+@dataclass
+class TextFeatures:
+    """Text features of a vocabulary.
+
+    Attributes:
+        embeddings: (N, D), unit length; one row for each category, or one for each synonym.
+        category_rows: (C, S) int64, the rows of each category; a category with fewer synonyms
+            repeats its first row.
+    """
+
+    embeddings: Tensor
+    category_rows: Tensor
+
+    @property
+    def num_categories(self) -> int:
+        return len(self.category_rows)
 
 
 @dataclass
 class Proposals:
-    """The K categories of the vocabulary that go further for each image.
+    """Output of stage 1: the K categories of each image that the decoders see.
 
     Attributes:
         ids: (B, K) int64, category ids in the vocabulary, distinct and in ascending order where
             `valid`.
-        scores: (B, K) float, the evidence that the category is in the image; higher is likelier.
-        valid: (B, K) bool, False where a row is padded because its image has fewer categories.
-        text: (B, K, D) the unit-length text feature that stands for each category in this image
-            (with synonyms: the best of them, or their mean).
-        learned: whether the stage that scored them learns from a loss on the scores.
+        scores: (B, K) float, evidence that the category is in the image; higher is more likely.
+        valid: (B, K) bool, False for padding of images with fewer categories.
+        text_features: (B, K, D) the unit-length text feature of each category in this image (with
+            synonyms: the best of them, or their mean).
+        learned: whether the stage learns from a loss on the scores.
     """
 
     ids: Tensor
     scores: Tensor
     valid: Tensor
-    text: Tensor
+    text_features: Tensor
     learned: bool = False
 
     @classmethod
-    def of_all(cls, logits: Tensor, valid: Tensor | None = None) -> Proposals:
-        """Every category, its score the maximum of its map, without text features: what a model
-        without a proposal stage proposes.
+    def all_categories(cls, logits: Tensor, pixel_valid: Tensor | None = None) -> Proposals:
+        """The proposals of a model without a proposal stage: every category.
+
+        The score of a category is the maximum of its logits. There are no text features.
 
         Args:
             logits: (B, C, h, w).
-            valid: (B, h, w) bool, False at padding; None where all counts.
+            pixel_valid: (B, h, w) bool, False at padding; None if there is no padding.
         """
         b, c = logits.shape[:2]
         ids = torch.arange(c, device=logits.device).expand(b, c)
-        if valid is None:
-            scores = logits.flatten(2).amax(2)
-        else:
-            scores = logits.masked_fill(~valid[:, None], float("-inf")).flatten(2).amax(2)
+        if pixel_valid is not None:
+            logits = logits.masked_fill(~pixel_valid[:, None], float("-inf"))
+        scores = logits.flatten(2).amax(2)
         return cls(ids, scores, torch.ones_like(ids, dtype=torch.bool), logits.new_zeros(b, c, 0))
 
-    def to_category(self, present: Tensor) -> Tensor:
-        """Gather a (B, C) per-category tensor to (B, K), False or 0 where the row is padded."""
-        return present.gather(1, self.ids).masked_fill(~self.valid, 0)
+    def gather(self, values: Tensor) -> Tensor:
+        """Gather (B, C) values of all categories to (B, K); False or 0 at padding."""
+        return values.gather(1, self.ids).masked_fill(~self.valid, 0)
+
+
+@dataclass
+class Refinement:
+    """Output of stage 5.
+
+    Attributes:
+        class_logits: (B, K), logit that the category is present in the image; its log-sigmoid is
+            added to the logits of the category.
+        mask_logits: (B, K, K), how well each mask (row) fits each proposed category (column); their
+            loss trains the pooled features to tell the categories apart.
+        reassignment: (B, K, K), probability that the area of a mask (row) belongs to a category
+            (column); None if every mask keeps its own category.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    reassignment: Tensor | None = None
+
+    def apply(self, fine: Tensor, proposal_valid: Tensor) -> Tensor:
+        """Final logits: fine logits reassigned between categories, plus the log-probability that
+        each category is present.
+
+        Args:
+            fine: (B, K, H/4, W/4) logits.
+            proposal_valid: (B, K) bool, False for padded proposals.
+        """
+        presence = F.logsigmoid(self.class_logits)[..., None, None]
+        if self.reassignment is None:
+            return fine + presence
+        # Probabilities are mixed here, so never in half precision.
+        with torch.autocast(fine.device.type, enabled=False):
+            fine = fine.float().masked_fill(~proposal_valid[..., None, None], float("-inf"))
+            masks = fine.softmax(1)
+            reassigned = torch.bmm(self.reassignment.mT, masks.flatten(2)).view_as(masks)
+            return reassigned.clamp(min=1e-6).log() + presence.float()
 
 
 class SemSegProposals:

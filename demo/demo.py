@@ -25,11 +25,11 @@ import numpy as np
 from demo_inputs import Job, find_samples, plan_jobs, result_files
 from tqdm import tqdm
 
-from dcp_clip.arguments import sentence
-from dcp_clip.checkpoint import shipped_weights
-from dcp_clip.image_io import ImageReadError, atomic_write, read_image_and_size, write_png
+from dcp_clip.engine.checkpoint import shipped_weights
 from dcp_clip.predictor import Prediction, Predictor
-from dcp_clip.visualization import save_label_map
+from dcp_clip.utils.arguments import format_error
+from dcp_clip.utils.image_io import ImageReadError, atomic_write, read_image_and_size, write_png
+from dcp_clip.utils.visualization import save_label_map
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     # yacs asserts that the keys and values of --opts are right.
     except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {sentence(error)}\n")
+        parser.exit(2, f"{parser.prog}: error: {format_error(error)}\n")
     names = predictor.vocabulary.display_names
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     print(f"Vocabulary: {len(names)} {'category' if len(names) == 1 else 'categories'}: {shown}")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcp_clip.image_io import ImageReadError
-from dcp_clip.image_listing import list_images
+from dcp_clip.utils.image_io import ImageReadError
+from dcp_clip.utils.image_listing import list_images
 
 # Outdoor photographs that these packages bring along: (package, file). The shipped weights know
 # streets; cats and cups would only show what they do not know.

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dcp_clip.arguments import positive
-from dcp_clip.image_io import ImageReadError, read_image, write_png
-from dcp_clip.visualization import drawing_size, font_for
+from dcp_clip.utils.arguments import positive
+from dcp_clip.utils.image_io import ImageReadError, read_image, write_png
+from dcp_clip.utils.visualization import drawing_size, font_for
 
 GAP = 10
 # A region gets its name if it has this share of the area; smaller ones would be hidden by it.

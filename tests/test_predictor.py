@@ -9,9 +9,10 @@ from detectron2.config import get_cfg
 from PIL import Image
 from torch.nn import functional as F
 
-from dcp_clip.image_io import ImageReadError
+from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegProposals
+from dcp_clip.utils.image_io import ImageReadError
 from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "camvid" / "dcp_clip_tiny.yaml"
@@ -199,9 +200,7 @@ def test_tiny_model_uses_the_training_vocabulary(tiny):
     prediction = tiny(image)
     assert prediction.label_map.shape == (90, 120)
     assert sum(prediction.shares.values()) == pytest.approx(1)
-    assert set(prediction.shares) <= set(
-        Vocabulary.from_dataset("camvid_sem_seg_train").display_names
-    )
+    assert set(prediction.shares) <= set(dataset_vocabulary("camvid_sem_seg_train").display_names)
 
 
 @pytest.mark.parametrize("vocabulary", ["sky", "sky; tree; car, automobile", "空; дерево; Straße"])
@@ -209,7 +208,7 @@ def test_tiny_model_takes_any_vocabulary(tiny, vocabulary):
     tiny.set_vocabulary(vocabulary)
     prediction = tiny(np.zeros((1, 1, 3), np.uint8))
     assert len(prediction.found) == 1
-    assert prediction.category_ids.max() < len(Vocabulary.parse(vocabulary))
+    assert prediction.category_ids.max() < len(parse_vocabulary(vocabulary))
 
 
 def test_trained_weights_are_used(tiny, tmp_path):

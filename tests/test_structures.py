@@ -108,7 +108,7 @@ def test_gather_to_the_proposals():
     valid = torch.tensor([[True, True, False]])
     proposals = Proposals(ids, ids / 10, valid, torch.zeros(1, 3, 4))
     present = torch.tensor([[True, True, True, False]])
-    assert proposals.to_category(present).tolist() == [[True, True, False]]
+    assert proposals.gather(present).tolist() == [[True, True, False]]
 
 
 def test_detectron2s_evaluator_takes_it_for_a_tensor(tmp_path):

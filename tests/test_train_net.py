@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
 # Prepended to the script, as a user with data of his own would: each process of a launch runs it.
 REGISTRATION = """
-from dcp_clip.data.register import register_sem_seg
+from dcp_clip.data.catalog import register_sem_seg
 for split in ("train", "val"):
     register_sem_seg(f"mini_sem_seg_{split}", f"data/{split}/images", f"data/{split}/labels",
                      ["sky", "tree", "car"])

@@ -11,9 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from dcp_clip.config import setup_cfg
-from dcp_clip.data.register import register_sem_seg
+from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.engine import Trainer
-from dcp_clip.modeling.clip_loading import load_clip
+from dcp_clip.modeling.clip.loading import load_clip
 from dcp_clip.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +43,8 @@ def options(tiny_clips, make_cfg, tmp_path_factory):
         keys = {
             "MODEL.CLIP.NAME": name,
             "MODEL.CLIP.PRETRAINED": weights,
-            "MODEL.CLIP.WINDOW": window,
-            "MODEL.CLIP.WINDOW_STRIDE": stride,
+            "MODEL.CLIP.ENCODER_WINDOW": window,
+            "MODEL.CLIP.ENCODER_WINDOW_STRIDE": stride,
             "MODEL.DEVICE": "cpu",
             "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR": "",
             "INPUT.MIN_SIZE_TEST": 64,

@@ -49,11 +49,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmark_demo import load_predictor, measure_demo
-from benchmark_meters import count_flops, limit_memory, peak_bytes
-from benchmark_precision import compare_on_images, compare_on_noise
-from benchmark_profile import profile_forward, profile_training
-from benchmark_report import (
+
+from dcp_clip.benchmarking.demo import load_predictor, measure_demo
+from dcp_clip.benchmarking.meters import count_flops, limit_memory, peak_bytes
+from dcp_clip.benchmarking.precision import compare_on_images, compare_on_noise
+from dcp_clip.benchmarking.profile import profile_forward, profile_training
+from dcp_clip.benchmarking.report import (
     format_demo_table,
     format_precision_table,
     format_profile,
@@ -62,14 +63,13 @@ from benchmark_report import (
     format_train_table,
     save_plot,
 )
-from benchmark_subject import Subject, alternate, make_vocabulary, time_text_cache
-
-from dcp_clip.arguments import positive, require_folders, sentence
-from dcp_clip.check_env import environment_summary
-from dcp_clip.checkpoint import WeightsError
+from dcp_clip.benchmarking.subject import Subject, alternate, make_vocabulary, time_text_cache
 from dcp_clip.config import setup_cfg
-from dcp_clip.image_io import atomic_write
-from dcp_clip.modeling.clip_loading import CLIPWeightsError
+from dcp_clip.engine.checkpoint import WeightsError
+from dcp_clip.modeling.clip.loading import CLIPWeightsError
+from dcp_clip.utils.arguments import format_error, positive, require_folders
+from dcp_clip.utils.check_env import environment_summary
+from dcp_clip.utils.image_io import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 # Relative, as headings and JSON name them.
@@ -155,7 +155,7 @@ def _ending_in_a_sentence(config_file: str) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, ValueError, AssertionError, CLIPWeightsError, WeightsError) as error:
-        sys.exit(f"{config_file}: {sentence(error)}")
+        sys.exit(f"{config_file}: {format_error(error)}")
 
 
 def benchmark(args: argparse.Namespace, config_file: str) -> tuple[str, dict]:
@@ -252,7 +252,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plot and modes:
         sys.exit(f"--plot draws the forward's cost: leave out {modes[0]}.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        sys.exit("--device cuda: PyTorch sees no GPU; `python -m dcp_clip.check_env` says why.")
+        sys.exit(
+            "--device cuda: PyTorch sees no GPU; `python -m dcp_clip.utils.check_env` says why."
+        )
     figures, profiles = [], []
     for config_file in args.config_file:
         try:

@@ -23,23 +23,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmark_subject import make_vocabulary
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from dry_run_batch import expected_count, load_records, picture_of_first
-from dry_run_costs import GIB, StepCost, memory_table, trace_losses, trace_step
-from dry_run_schedule import describe_schedule, draw_schedule, is_half, schedule_table, table
 from torch import nn
 
-from dcp_clip.arguments import sentence
+from dcp_clip.benchmarking.dry_run_batch import expected_count, load_records, picture_of_first
+from dcp_clip.benchmarking.dry_run_costs import (
+    GIB,
+    StepCost,
+    memory_table,
+    trace_losses,
+    trace_step,
+)
+from dcp_clip.benchmarking.dry_run_schedule import (
+    describe_schedule,
+    draw_schedule,
+    is_half,
+    schedule_table,
+    table,
+)
+from dcp_clip.benchmarking.subject import make_vocabulary
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
-from dcp_clip.engine.solver import rates_by_part
-from dcp_clip.image_io import atomic_write
-from dcp_clip.modeling.clip_loading import CLIPWeightsError
-from dcp_clip.modeling.trainable import part_of, trainable_table
+from dcp_clip.engine.optimizer import rates_by_part
+from dcp_clip.modeling.clip.freezing import part_of, trainable_table
+from dcp_clip.modeling.clip.loading import CLIPWeightsError
+from dcp_clip.utils.arguments import format_error
+from dcp_clip.utils.image_io import atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
 # What one GPU is taken to sustain, in TFLOP/s: two fifths of an RTX 3090's peak with tensor cores,
@@ -54,7 +67,7 @@ _PHOTOGRAPH = (480, 640)  # (H, W) of what is resized: COCO's most frequent
 def vocabulary_of(cfg: CfgNode) -> Vocabulary:
     """The categories of the first data set that the config names; invented ones without any."""
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    return Vocabulary.from_dataset(names[0]) if names else make_vocabulary(150)
+    return dataset_vocabulary(names[0]) if names else make_vocabulary(150)
 
 
 def optimizer_table(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
@@ -247,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with atomic_write(args.output / "report.md", "w") as file:
             file.write(text + "\n")
     except (OSError, KeyError, ValueError, CLIPWeightsError, DatasetError) as error:
-        sys.exit(f"{args.config_file}: {sentence(error)}")
+        sys.exit(f"{args.config_file}: {format_error(error)}")
     print(text)
 
 

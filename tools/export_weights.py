@@ -7,7 +7,7 @@
 Optimiser state, schedule and weight averages are left out; matrices and kernels become float16,
 vectors (norms, biases, statistics) stay as they are. Loading converts back.
 
-With --clip-share the image tower gets that share of CLIP's own weights, as SOLVER.CLIP_SHARE_IMAGE
+With --clip-share the image tower gets that share of CLIP's own weights, as SOLVER.WISE_FT_ALPHA
 gives it at the end of a training: to choose the share for a training that was made without. The
 config, best the config.yaml that the training left in its folder, says which CLIP it started from.
 """
@@ -20,9 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcp_clip.arguments import sentence
-from dcp_clip.checkpoint import half_precision, hook_state, mix_in, trained_weights
-from dcp_clip.image_io import atomic_write
+from dcp_clip.engine.checkpoint import (
+    half_precision,
+    hook_state,
+    interpolate_weights,
+    trained_weights,
+)
+from dcp_clip.utils.arguments import format_error
+from dcp_clip.utils.image_io import atomic_write
 
 _TOWER = "backbone."
 
@@ -51,10 +56,10 @@ def export(
         raise SystemExit(f"{source} has no 'model' entry; give a checkpoint of train_net.py.")
     weights = dict(trained_weights(checkpoint))
     if own is not None:
-        if already := hook_state(checkpoint, "CLIPShareHook").get("share"):
+        if already := hook_state(checkpoint, "WeightInterpolationHook").get("share"):
             raise SystemExit(
                 f"{source} has a share of CLIP's weights already, {already} "
-                "(SOLVER.CLIP_SHARE_IMAGE): train with 0.0 to choose another, or leave out "
+                "(SOLVER.WISE_FT_ALPHA): train with 0.0 to choose another, or leave out "
                 "--clip-share."
             )
         # Of a file that was exported once before: mixtures are not made in half precision.
@@ -65,7 +70,7 @@ def export(
                 f"{source} holds another image tower than the config's CLIP ({_TOWER}{other[0]}): "
                 "give the config that it was trained with."
             )
-        mix_in(tower, own, share)
+        interpolate_weights(tower, own, share)
     weights = half_precision(weights)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as file:
@@ -83,7 +88,7 @@ def read_tower(config_file: str) -> dict[str, Tensor]:
     from detectron2.modeling import build_backbone
 
     from dcp_clip.config import setup_cfg
-    from dcp_clip.modeling.clip_loading import CLIPWeightsError
+    from dcp_clip.modeling.clip.loading import CLIPWeightsError
 
     try:
         cfg = setup_cfg(config_file, ["MODEL.DEVICE", "cpu"])
@@ -91,7 +96,7 @@ def read_tower(config_file: str) -> dict[str, Tensor]:
             sys.exit(f"{config_file} names no weights of CLIP (MODEL.CLIP.PRETRAINED) to mix in.")
         return build_backbone(cfg).state_dict()
     except (OSError, KeyError, ValueError, CLIPWeightsError) as error:
-        sys.exit(f"{config_file}: {sentence(error)}")
+        sys.exit(f"{config_file}: {format_error(error)}")
 
 
 def share(text: str) -> float:

@@ -18,9 +18,9 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils.logger import setup_logger
 
 from dcp_clip import setup_cfg
-from dcp_clip.checkpoint import half_precision
-from dcp_clip.engine.clip_trainer import CLIPTrainer
-from dcp_clip.image_io import atomic_write
+from dcp_clip.emoji_scenes.pretraining.trainer import CLIPTrainer
+from dcp_clip.engine.checkpoint import half_precision
+from dcp_clip.utils.image_io import atomic_write
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -32,8 +32,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reproduce_plan import SPLITS, PlanError, Row, load_plan
-from reproduce_runner import (
+from summarize_runs import METRIC, differences, to_markdown
+from tabulate import tabulate
+
+from dcp_clip.data.catalog import datasets_root
+from dcp_clip.data.preparation.program import available_cpus
+from dcp_clip.emoji_scenes.subsets import SPLITS as BASE_SPLITS
+from dcp_clip.experiments.reproduce_plan import SPLITS, PlanError, Row, load_plan
+from dcp_clip.experiments.reproduce_runner import (
     StepError,
     check_record,
     command_line,
@@ -42,16 +48,10 @@ from reproduce_runner import (
     read_record,
     run_steps,
 )
-from reproduce_steps import ROOT, Planner, Step
-from run_results import MILLISECONDS, SummaryError, summarize
-from summarize_runs import METRIC, differences, to_markdown
-from tabulate import tabulate
-
-from dcp_clip.arguments import positive
-from dcp_clip.data.emoji_scenes.subsets import SPLITS as BASE_SPLITS
-from dcp_clip.data.prepare_program import available_cpus
-from dcp_clip.data.register import datasets_root
-from dcp_clip.image_io import atomic_write
+from dcp_clip.experiments.reproduce_steps import ROOT, Planner, Step
+from dcp_clip.experiments.run_results import MILLISECONDS, SummaryError, summarize
+from dcp_clip.utils.arguments import positive
+from dcp_clip.utils.image_io import atomic_write
 
 METRICS = (METRIC, "mIoU_stuff", "recall_things", MILLISECONDS)
 

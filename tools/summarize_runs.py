@@ -27,8 +27,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from run_results import MILLISECONDS, SummaryError, Values, summarize
 from tabulate import tabulate
+
+from dcp_clip.experiments.run_results import MILLISECONDS, SummaryError, Values, summarize
 
 METRIC = "mIoU_things"
 _DASH = "–"

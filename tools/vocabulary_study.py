@@ -18,7 +18,7 @@ recall (percent), its mean number of proposals K, and the median time until ever
 category, with the text features in the cache. All sizes take turns on each image, so that a
 disturbance of the machine hits them alike. With --special also: one name; one name and
 "background"; all things and "background" in place of the stuff. How synonyms count is an option of
-the config: MODEL.DCP_CLIP.VOCABULARY.SYNONYMS mean, max or first.
+the config: MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING mean, max or first.
 """
 
 import argparse
@@ -31,25 +31,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from benchmark_meters import seconds
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
-from study_names import NameSource, StudyError
-from study_questions import Question, Row, StudyImages, make_rows, registered
-from study_report import figures_of, format_table, save_plot
 from torch import nn
 from tqdm import tqdm
 
-from dcp_clip.arguments import positive, require_folders, sentence
-from dcp_clip.checkpoint import load_weights, names_weights, shipped_weights, warn_if_untrained
+from dcp_clip.benchmarking.meters import seconds
 from dcp_clip.config import setup_cfg
+from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
+from dcp_clip.engine.checkpoint import has_weights, load_weights, shipped_weights, warn_if_untrained
 from dcp_clip.evaluation import build_sem_seg_evaluator, evaluation_environment
-from dcp_clip.image_io import atomic_write
-from dcp_clip.modeling.build import CATEGORY_PROPOSAL_REGISTRY
-from dcp_clip.modeling.text_features import TextFeatures
-from dcp_clip.structures import SemSegLabels
+from dcp_clip.experiments.study_names import NameSource, StudyError
+from dcp_clip.experiments.study_questions import Question, Row, StudyImages, make_rows, registered
+from dcp_clip.experiments.study_report import figures_of, format_table, save_plot
+from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
+from dcp_clip.structures import SemSegLabels, TextFeatures
+from dcp_clip.utils.arguments import format_error, positive, require_folders
+from dcp_clip.utils.image_io import atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ def load(cfg: CfgNode) -> nn.Module:
         StudyError: for a config without weights, or a model that this study says nothing about.
         WeightsError: for weights that do not fit.
     """
-    if not names_weights(cfg):
+    if not has_weights(cfg):
         raise StudyError("The config names no weights: add MODEL.WEIGHTS and a file.")
     proposal = CATEGORY_PROPOSAL_REGISTRY.get(cfg.MODEL.DCP_CLIP.PROPOSAL.NAME)
     if getattr(proposal, "needs_labels", False):
@@ -158,7 +158,7 @@ def study(args: argparse.Namespace) -> dict:
         cfg.MODEL.WEIGHTS = str(shipped)
     model = load(cfg)
     images = StudyImages(args.dataset, args.images, args.seed)
-    related = Vocabulary.from_dataset(args.related) if args.related else None
+    related = dataset_vocabulary(args.related) if args.related else None
     source = NameSource(images.own, related)
     environment = evaluation_environment(cfg, model)
     sizes = sorted(set(args.sizes))
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A bug's message would be no sentence about the input; those of ours are.
         if type(error) is RuntimeError:
             raise
-        sys.exit(f"error: {sentence(error)}")
+        sys.exit(f"error: {format_error(error)}")
     print(format_report(result))
     if args.json:
         with atomic_write(args.json, "w") as file:

@@ -1,18 +1,18 @@
-"""Datasets: registration, augmentation and mapping. Importing it registers the benchmarks."""
+"""Data sets: registration, augmentation and mapping. Importing it registers the benchmarks."""
 
 from dcp_clip.data.aliases import resolve_dataset_name, resolve_dataset_names
-from dcp_clip.data.benchmarks import register_benchmarks
-from dcp_clip.data.emoji_scenes.register import register_emoji_scenes
-from dcp_clip.data.folders import register_config_folders, register_sem_seg_folder
+from dcp_clip.data.builtin import register_benchmarks
+from dcp_clip.data.custom import register_config_folders, register_sem_seg_folder
+from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 
 __all__ = [
+    "dataset_vocabulary",
+    "parse_vocabulary",
     "register_benchmarks",
     "register_config_folders",
-    "register_emoji_scenes",
     "register_sem_seg_folder",
     "resolve_dataset_name",
     "resolve_dataset_names",
 ]
 
 register_benchmarks()
-register_emoji_scenes()

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from dcp_clip.categories import IGNORE_LABEL
+from dcp_clip.vocabulary.categories import IGNORE_LABEL
 
 
 class ResizeForTest(T.ResizeShortestEdge):
@@ -33,7 +33,7 @@ class ResizeForTest(T.ResizeShortestEdge):
 def build_sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
     """Build the augmentations of ``cfg.INPUT`` for training: resize, crop, colour, flip.
 
-    To be given to :class:`dcp_clip.data.mapper.SemSegMapper`. For testing, Detectron2's default
+    To be given to :class:`dcp_clip.data.dataset_mapper.SemSegDatasetMapper`. For testing, Detectron2's default
     (``ResizeShortestEdge``) is right.
 
     Args:

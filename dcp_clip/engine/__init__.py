@@ -1,5 +1,5 @@
 """Trainer, optimiser and checkpoints."""
 
-from .trainer import Trainer
+from dcp_clip.engine.trainer import Trainer
 
 __all__ = ["Trainer"]

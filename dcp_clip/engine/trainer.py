@@ -10,7 +10,6 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     build_detection_test_loader,
@@ -19,34 +18,29 @@ from detectron2.data import (
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint import load_weights
-from ..data.augmentation import ResizeForTest, build_sem_seg_augmentations
-from ..data.mapper import SemSegMapper, VocabularyMapper
-from ..data.sampler import skip_images
-from ..evaluation import (
+from dcp_clip.data.augmentation import ResizeForTest, build_sem_seg_augmentations
+from dcp_clip.data.dataset_mapper import SemSegDatasetMapper, VocabularyMapper
+from dcp_clip.data.sampler import skip_images
+from dcp_clip.data.vocabularies import dataset_vocabulary
+from dcp_clip.engine.checkpoint import Checkpointer, load_weights
+from dcp_clip.engine.ema import EMAHook
+from dcp_clip.engine.optimizer import build_optimizer
+from dcp_clip.engine.weight_interpolation import WeightInterpolationHook
+from dcp_clip.evaluation import (
     EvaluationReport,
     SpeedEvaluator,
     build_sem_seg_evaluator,
     build_test_evaluators,
     evaluation_environment,
 )
-from ..modeling.build import CATEGORY_PROPOSAL_REGISTRY
-from ..vocabulary import Vocabulary
-from .clip_share import CLIPShareHook
-from .frozen_start import FrozenStartHook
-from .solver import EMAHook, build_optimizer
+from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
 
 __all__ = ["Trainer"]
 
 _FINAL = "model_final"  # as Detectron2 calls it
-# What a scheduler of Detectron2's DeepLab project would restore of the config of before, as if
-# SOLVER.MAX_ITER could not have been raised.
-_SCHEDULE = ("max_iters", "power", "constant_ending", "warmup_factor", "warmup_iters")
-
 logger = logging.getLogger(__name__)
 
 
@@ -72,50 +66,38 @@ class Trainer(DefaultTrainer):
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         loader = self.build_train_loader(self.cfg)
-        self._ema = EMAHook(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
-        average = self._ema.average if self._ema else None
-        self._clip_share = CLIPShareHook.from_config(self.cfg, model, average)
-        self._frozen_start = FrozenStartHook.from_config(self.cfg, model)
         options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         model = create_ddp_model(model, find_unused_parameters=True, **options)
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
+        self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
-    @staticmethod
-    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """As Detectron2's; SOLVER.FREEZE_IMAGE_ITERS is rescaled as the other iterations are."""
-        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
-        if scaled is cfg:
-            return cfg
-        longer = cfg.SOLVER.REFERENCE_WORLD_SIZE / num_workers
-        scaled.defrost()
-        scaled.SOLVER.FREEZE_IMAGE_ITERS = round(cfg.SOLVER.FREEZE_IMAGE_ITERS * longer)
-        scaled.freeze()
-        return scaled
-
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's, but MODEL.WEIGHTS that do not fit are an error, and the order of the
         images goes on, too."""
         if resume and self.checkpointer.has_checkpoint():
-            schedule = {k: v for k, v in vars(self.scheduler).items() if k in _SCHEDULE}
             super().resume_or_load(resume=True)
-            vars(self.scheduler).update(schedule)
             seen = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
             skip_images(self._trainer.data_loader, seen)
         else:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, and those of SOLVER.FREEZE_IMAGE_ITERS, SOLVER.EMA_DECAY and
-        SOLVER.CLIP_SHARE_IMAGE; the last two change what is written and evaluated."""
-        result = [self._frozen_start] if self._frozen_start else []
-        waiting = [hook for hook in (self._ema, self._clip_share) if hook]
+        """Detectron2's hooks, and before the checkpointer and the evaluation those of
+        SOLVER.EMA_DECAY and SOLVER.WISE_FT_ALPHA, which change the weights."""
+        model = self.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        decay = self.cfg.SOLVER.EMA_DECAY
+        self._ema = EMAHook(model, decay) if decay else None
+        average = self._ema.average if self._ema else None
+        interpolation = WeightInterpolationHook.from_config(self.cfg, model, average)
+        result, waiting = [], [hook for hook in (self._ema, interpolation) if hook]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook):
                 result += waiting
@@ -201,29 +183,25 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
-        return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        vocabularies = {Vocabulary.from_dataset(name) for name in cfg.DATASETS.TRAIN}
+        vocabularies = {dataset_vocabulary(name) for name in cfg.DATASETS.TRAIN}
         if len(vocabularies) != 1:
             raise ValueError(
                 f"DATASETS.TRAIN must name one or more data sets of the same categories, got "
                 f"{cfg.DATASETS.TRAIN}."
             )
         augmentations = build_sem_seg_augmentations(cfg)
-        mapper = SemSegMapper.from_datasets(cfg, cfg.DATASETS.TRAIN, augmentations)
+        mapper = SemSegDatasetMapper.from_datasets(cfg, cfg.DATASETS.TRAIN, augmentations)
         # Nothing is added to the records: the model's own vocabulary is that of DATASETS.TRAIN.
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = SemSegMapper.from_datasets(cfg, [dataset_name], [ResizeForTest(cfg)])
+        mapper = SemSegDatasetMapper.from_datasets(cfg, [dataset_name], [ResizeForTest(cfg)])
         proposal = CATEGORY_PROPOSAL_REGISTRY.get(cfg.MODEL.DCP_CLIP.PROPOSAL.NAME)
         # The evaluators read the label maps themselves, at their own size.
         mapper.with_labels = getattr(proposal, "needs_labels", False)
-        vocabulary = Vocabulary.from_dataset(dataset_name)
+        vocabulary = dataset_vocabulary(dataset_name)
         return build_detection_test_loader(
             cfg, dataset_name, mapper=VocabularyMapper(mapper, vocabulary)
         )

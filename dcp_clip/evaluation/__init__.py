@@ -1,11 +1,11 @@
 """Evaluators: mean IoU by a stated convention, recall of the proposals, speed; and their report."""
 
-from .build import build_sem_seg_evaluator, build_test_evaluators
-from .environment import evaluation_environment
-from .mean_iou import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
-from .proposal_recall import ProposalRecallEvaluator
-from .report import EvaluationReport
-from .speed import SpeedEvaluator
+from dcp_clip.evaluation.build import build_sem_seg_evaluator, build_test_evaluators
+from dcp_clip.evaluation.environment import evaluation_environment
+from dcp_clip.evaluation.mean_iou import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
+from dcp_clip.evaluation.proposal_recall import ProposalRecallEvaluator
+from dcp_clip.evaluation.report import EvaluationReport
+from dcp_clip.evaluation.speed import SpeedEvaluator
 
 __all__ = [
     "BackgroundMeanIoUEvaluator",

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from ..vocabulary import Vocabulary
-from .mean_iou import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
-from .proposal_recall import ProposalRecallEvaluator
+from dcp_clip.data.vocabularies import dataset_vocabulary
+from dcp_clip.evaluation.mean_iou import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
+from dcp_clip.evaluation.proposal_recall import ProposalRecallEvaluator
 
 __all__ = ["build_sem_seg_evaluator", "build_test_evaluators"]
 
@@ -30,9 +30,8 @@ def build_sem_seg_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator
         VocabularyError: for a name that is not registered.
         ValueError: for one of another task.
         DatasetError: for one whose files are not there.
-        ImportError: when TEST.BOUNDARY_IOU is asked for without OpenCV.
     """
-    Vocabulary.from_dataset(dataset_name)
+    dataset_vocabulary(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _KINDS:
         known = " or ".join(f"'{name}'" for name in _KINDS)
@@ -45,8 +44,7 @@ def build_sem_seg_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator
         dataset_name,
         distributed=True,
         output_dir=folder if cfg.TEST.SAVE_PREDICTIONS else None,
-        boundary_iou=cfg.TEST.BOUNDARY_IOU,
-        true_masks=cfg.TEST.TRUE_MASKS,
+        oracle_masks=cfg.TEST.ORACLE_MASKS,
     )
     return DatasetEvaluators([mean_iou, ProposalRecallEvaluator(dataset_name)])
 

@@ -28,7 +28,7 @@ __all__ = [
     "CONVENTIONS",
     "Scores",
     "count_pairs",
-    "name_true_masks",
+    "assign_majority_labels",
     "probe_detectron2",
     "score",
     "silent_upstream",
@@ -58,7 +58,7 @@ def count_pairs(prediction: np.ndarray, labels: np.ndarray, num_categories: int)
     return np.bincount(pairs, minlength=n * n).reshape(n, n)
 
 
-def name_true_masks(pairs: np.ndarray) -> np.ndarray:
+def assign_majority_labels(pairs: np.ndarray) -> np.ndarray:
     """What :func:`count_pairs` would count, had each mask of the ground truth one name throughout.
 
     Args:

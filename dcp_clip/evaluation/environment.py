@@ -14,17 +14,14 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from .. import __version__
-from ..check_env import ROOT, environment_summary, installed_version
-from ..modeling import DCPCLIP
-from ..modeling.fpn_baseline import FPNBaseline
-from ..modeling.reference.base import ReferenceSegmentor
-from .confusion import CONVENTIONS, probe_detectron2
+from dcp_clip import __version__
+from dcp_clip.evaluation.confusion import CONVENTIONS, probe_detectron2
+from dcp_clip.utils.check_env import ROOT, environment_summary, installed_version
 
 __all__ = ["evaluation_environment", "source_commit", "weights_fingerprint"]
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "Pillow", "OpenCV")
-_READING = ("DENSE", "DENSE_RESIDUAL", "NEIGHBOUR_STD", "WINDOW", "WINDOW_STRIDE")
+_READING = ("DENSE", "DENSE_RESIDUAL", "NACLIP_STD", "ENCODER_WINDOW", "ENCODER_WINDOW_STRIDE")
 # The row of each stage's settings, and its node.
 _STAGES = {
     "proposals": "PROPOSAL",
@@ -33,8 +30,6 @@ _STAGES = {
     "fine decoder": "FINE_DECODER",
     "class refinement": "CLASS_REFINEMENT",
 }
-# The node of a reference head's own settings.
-_HEADS = {"CostAggregationSegmentor": "COST_AGGREGATION", "MaskQuerySegmentor": "MASK_QUERIES"}
 _MACHINE = ("Python", "system", "CPU", "cores", "PyTorch on CPU", "GPU")
 
 
@@ -53,39 +48,28 @@ def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     return {
         "dcp_clip": f"{__version__}, {source_commit()}",
         "model": f"{cfg.MODEL.META_ARCHITECTURE}, maps: {cfg.MODEL.DCP_CLIP.OUTPUT}"
-        + (", named by vote within the true masks (an oracle)" if cfg.TEST.TRUE_MASKS else ""),
+        + (", named by vote within the true masks (an oracle)" if cfg.TEST.ORACLE_MASKS else ""),
         "CLIP": f"{cfg.MODEL.CLIP.NAME}, weights: {cfg.MODEL.CLIP.PRETRAINED or 'none'}",
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS or "none",
         "weights fingerprint": weights_fingerprint(model),
-        **_describe_switches(cfg, model),
+        **_describe_switches(cfg),
         "device": f"{_device_of(model)}, processes: {comm.get_world_size()}",
         **_software_and_machine(),
     }
 
 
-def _describe_switches(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
-    """What the config chooses of how the answer comes about, under the names of its keys."""
+def _describe_switches(cfg: CfgNode) -> dict[str, str]:
+    """The config values that change the answer, under the names of their keys."""
     node, window = cfg.MODEL.DCP_CLIP, cfg.MODEL.DCP_CLIP.SLIDING_WINDOW
-    vocabulary = node.VOCABULARY
     rows = {
         "encoder reading": _settings(cfg.MODEL.CLIP, _READING),
         "input": f"shortest edge {cfg.INPUT.MIN_SIZE_TEST}, longest {cfg.INPUT.MAX_SIZE_TEST}, "
         + (f"sliding window {_settings(window)}" if window.SIZE else "whole images"),
         "precision": "bfloat16 autocast" if node.BF16 else "as the weights",
+        "prompts": f"{node.VOCABULARY.TEMPLATES}, synonyms: {node.VOCABULARY.SYNONYM_POOLING}",
     }
-    if isinstance(model, FPNBaseline):
-        return rows | {"head": _settings(cfg.MODEL.FPN_BASELINE)}
-    if not isinstance(model, DCPCLIP | ReferenceSegmentor):  # what has no text encoder
-        return rows
-    rows["prompts"] = f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYMS}"
-    if isinstance(model, ReferenceSegmentor):
-        head = _HEADS.get(cfg.MODEL.META_ARCHITECTURE)
-        settings = [
-            _settings(cfg.MODEL.REFERENCE, ("DIM",)),
-            _settings(node, ("SIMILARITY_SCALE",)),
-        ]
-        settings += [_settings(cfg.MODEL.REFERENCE[head])] if head else []
-        return rows | {"head": ", ".join(settings)}
+    if cfg.MODEL.META_ARCHITECTURE != "DCPCLIP":
+        return rows | {"baseline": str(dict(cfg.MODEL.BASELINES))}
     return rows | {
         "stages": ", ".join(node[stage].NAME for stage in _STAGES.values()),
         "of all stages": _settings(node, ("DIM", "NUM_HEADS", "SIMILARITY_SCALE")),

@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
-from detectron2.utils import comm
 
-from ..data.label_formats import read_labels
-from ..image_io import atomic_write
-from .boundary import boundary_iou as iou_of_boundaries
-from .boundary import count_boundary_pairs, require_opencv
-from .confusion import count_pairs, name_true_masks, score, silent_upstream
-from .groups import category_groups
+from dcp_clip.data.label_maps import read_labels
+from dcp_clip.evaluation.confusion import (
+    assign_majority_labels,
+    count_pairs,
+    score,
+    silent_upstream,
+)
+from dcp_clip.evaluation.groups import category_groups
+from dcp_clip.utils.image_io import atomic_write
 
 __all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
 
@@ -46,8 +48,7 @@ class MeanIoUEvaluator(SemSegEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
         *,
-        boundary_iou: bool = False,
-        true_masks: bool = False,
+        oracle_masks: bool = False,
     ):
         """
         Args:
@@ -55,30 +56,22 @@ class MeanIoUEvaluator(SemSegEvaluator):
             distributed: gather from all processes of the run.
             output_dir: folder for ``sem_seg_predictions.json`` (COCO's run-length encoding) and
                 ``sem_seg_evaluation.pth``; None writes neither.
-            boundary_iou: compute it too.
-            true_masks: an oracle for measuring where the error is: score the names alone, see
-                :func:`dcp_clip.evaluation.confusion.name_true_masks`.
+            oracle_masks: an oracle for measuring where the error is: score the names alone, see
+                :func:`dcp_clip.evaluation.confusion.assign_majority_labels`.
 
         Raises:
-            ImportError: for boundary IoU without OpenCV.
             ValueError: when true masks are asked for together with their boundaries or files of
                 predictions, which are the model's own; also see :func:`category_groups`.
         """
-        if true_masks and (boundary_iou or output_dir):
+        if oracle_masks and output_dir:
             raise ValueError(
-                "TEST.TRUE_MASKS scores names within the true masks; the model's own masks have no "
+                "TEST.ORACLE_MASKS scores names within the true masks; the model's own masks have no "
                 "part in it: set TEST.BOUNDARY_IOU and TEST.SAVE_PREDICTIONS False."
             )
-        if boundary_iou:
-            require_opencv()
         super().__init__(dataset_name, distributed, output_dir)
         self._compute_boundary_iou = False  # upstream's
-        self._boundary_iou, self._true_masks = boundary_iou, true_masks
+        self._oracle_masks = oracle_masks
         self._groups = category_groups(dataset_name)
-
-    def reset(self) -> None:
-        super().reset()
-        self._boundary_matrix = np.zeros_like(self._conf_matrix)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
@@ -93,9 +86,7 @@ class MeanIoUEvaluator(SemSegEvaluator):
             prediction = self.decide(output["sem_seg"].argmax(dim=0).cpu().numpy())
             labels = self._read_labels(x["file_name"], prediction.shape)
             pairs = count_pairs(prediction, labels, self._num_classes)
-            self._conf_matrix += name_true_masks(pairs) if self._true_masks else pairs
-            if self._boundary_iou:
-                self._boundary_matrix += count_boundary_pairs(prediction, labels, self._num_classes)
+            self._conf_matrix += assign_majority_labels(pairs) if self._oracle_masks else pairs
             if self._output_dir:
                 self._predictions.extend(self.encode_json_sem_seg(prediction, x["file_name"]))
 
@@ -131,9 +122,6 @@ class MeanIoUEvaluator(SemSegEvaluator):
         * "classes": how many are "present", "seen" and there at "all", and "mIoU_seen" and
           "mIoU_all" by those conventions.
         """
-        boundary = [self._boundary_matrix]
-        if self._boundary_iou and self._distributed:
-            boundary = comm.gather(self._boundary_matrix)
         # Where nothing is labelled, NaN is the answer; and one mIoU is logged and written, ours.
         with np.errstate(invalid="ignore"), silent_upstream():
             results = super().evaluate()  # afterwards the matrix is that of all processes
@@ -143,12 +131,6 @@ class MeanIoUEvaluator(SemSegEvaluator):
         results["sem_seg"]["mIoU"] = 100 * scores.mean_iou()
         for group, member in self._groups.items():
             results["sem_seg"][f"mIoU_{group}"] = 100 * scores.group_mean_iou(member)
-        if self._boundary_iou:
-            values = 100 * iou_of_boundaries(sum(boundary))
-            present = values[~np.isnan(values)]
-            results["sem_seg"]["mBoundaryIoU"] = present.mean() if present.size else float("nan")
-            for name, value in zip(self._class_names, values, strict=True):
-                results["sem_seg"][f"BoundaryIoU-{name}"] = value
         results["classes"] = {
             **{c: scores.num_categories(c) for c in ("present", "seen", "all")},
             **{f"mIoU_{c}": 100 * scores.mean_iou(c) for c in ("seen", "all")},

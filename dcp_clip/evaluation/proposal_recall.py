@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.label_formats import read_labels
-from .groups import category_groups
+from dcp_clip.data.label_maps import read_labels
+from dcp_clip.evaluation.groups import category_groups
 
 __all__ = ["ProposalRecallEvaluator"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..image_io import atomic_write
-from .confusion import CONVENTIONS
+from dcp_clip.evaluation.confusion import CONVENTIONS
+from dcp_clip.utils.image_io import atomic_write
 
 __all__ = ["EvaluationReport"]
 
@@ -22,7 +22,6 @@ _COLUMNS = (
     ("mIoU stuff", "sem_seg", "mIoU_stuff", ".2f"),
     ("fwIoU", "sem_seg", "fwIoU", ".2f"),
     ("pixel accuracy", "sem_seg", "pACC", ".2f"),
-    ("boundary IoU", "sem_seg", "mBoundaryIoU", ".2f"),
     ("recall at K", "proposals", "recall", ".2f"),
     ("recall things", "proposals", "recall_things", ".2f"),
     ("K", "proposals", "per_image", ".4g"),

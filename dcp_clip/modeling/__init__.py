@@ -1,18 +1,7 @@
-"""The model; importing this package registers its modules with Detectron2."""
+"""The model. Importing this package registers its modules with Detectron2."""
 
-from . import (  # noqa: F401
-    class_refinement,
-    coarse_decoder,
-    fine_decoder,
-    guided_decoder,
-    proposal,
-    reference,
-    text_guidance,
-)
-from .clip_backbone import CLIPBackbone
-from .clip_pretraining import CLIPPretraining
-from .fpn_baseline import FPNBaseline
-from .meta_arch import DCPCLIP
-from .text_encoder import TextEncoder
+from dcp_clip.modeling import baselines, stages  # noqa: F401  (registers their classes)
+from dcp_clip.modeling.clip import CLIPBackbone, TextEncoder
+from dcp_clip.modeling.meta_arch import DCPCLIP
 
-__all__ = ["CLIPBackbone", "CLIPPretraining", "DCPCLIP", "FPNBaseline", "TextEncoder"]
+__all__ = ["CLIPBackbone", "DCPCLIP", "TextEncoder"]

@@ -1,4 +1,4 @@
-"""What several stages and segmentors use: attention between positions and names, grids."""
+"""Layers and functions that several stages use: attention, masked maximum, grids."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MLP(nn.Sequential):
 class CrossAttention(nn.Module):
     """Pre-norm multi-head cross-attention, biased by the CLIP similarity of query and key.
 
-    The bias lets each head follow or ignore what CLIP already knows about the pair, so that an
-    untrained name starts from CLIP's opinion.
+    With the bias each head can use or ignore what CLIP knows about the pair, so an unseen category
+    starts from CLIP's similarity.
     """
 
     def __init__(self, dim: int, num_heads: int, bias_init: float = 0.5):
@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
         Args:
             dim: width of queries and keys.
             num_heads: heads; must divide `dim`.
-            bias_init: initial weight of the similarity bias, one learned scalar a head.
+            bias_init: initial weight of the similarity bias, one learned scalar for each head.
         """
         super().__init__()
         check_heads(dim, num_heads)
@@ -49,13 +49,13 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.bias_weight = nn.Parameter(torch.full((num_heads,), bias_init))
 
-    def forward(self, query: Tensor, key: Tensor, bias: Tensor, key_mask: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, bias: Tensor, key_valid: Tensor) -> Tensor:
         """
         Args:
             query: (B, Q, d).
             key: (B, N, d), keys and values.
-            bias: (B, Q, N), added to the attention logits with a learned weight a head.
-            key_mask: (B, N) bool, True for keys that may be attended to; at least one a row.
+            bias: (B, Q, N), added to the attention logits with a learned weight for each head.
+            key_valid: (B, N) bool, False for keys that are padding; at least one is True in each row.
 
         Returns:
             (B, Q, d), to be added to the query by the caller.
@@ -66,13 +66,13 @@ class CrossAttention(nn.Module):
         kv = self.key_value(self.norm_key(key)).view(b, key.shape[1], 2, heads, -1)
         ks, vs = kv.permute(2, 0, 3, 1, 4)
         attn_bias = self.bias_weight.view(1, heads, 1, 1) * bias[:, None]
-        attn_bias = attn_bias.masked_fill(~key_mask[:, None, None], float("-inf"))
+        attn_bias = attn_bias.masked_fill(~key_valid[:, None, None], float("-inf"))
         out = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=attn_bias.to(qs.dtype))
         return self.out(out.transpose(1, 2).reshape(b, q, d))
 
 
 def check_heads(dim: int, num_heads: int) -> None:
-    """Raise ValueError unless attention of this width can be split into so many heads."""
+    """Raise ValueError unless the attention width is a multiple of the number of heads."""
     if num_heads < 1 or dim % num_heads:
         raise ValueError(
             f"attention width {dim} is not a multiple of {num_heads} heads (MODEL.DCP_CLIP.DIM and "
@@ -86,7 +86,7 @@ def masked_max(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (N, C, h, w) to `size`, a no-op where the size already agrees."""
+    """Bilinear resize of (N, C, h, w) to `size`; returns `x` if it has that size."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
@@ -98,7 +98,7 @@ def valid_positions(
     grid: tuple[int, int],
     device: torch.device,
 ) -> Tensor:
-    """(B, h, w) bool: grid positions that see at least one pixel of the image itself."""
+    """(B, h, w) bool: grid positions that contain at least one pixel of the image, not padding."""
     heights, widths = torch.tensor(image_sizes, device=device).T
     rows = torch.arange(grid[0], device=device) * (padded_size[0] / grid[0])
     columns = torch.arange(grid[1], device=device) * (padded_size[1] / grid[1])

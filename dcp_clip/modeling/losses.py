@@ -1,6 +1,6 @@
 """The losses of the stages, over the K proposals of each image.
 
-Void pixels and padding are taken out before anything is averaged: they contribute exactly zero loss
+Void pixels and padding are removed before anything is averaged: they contribute exactly zero loss
 and zero gradient.
 """
 
@@ -11,22 +11,26 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..structures import Proposals
-from .class_refinement import Refinement
-from .layers import resize_to
+from dcp_clip.modeling.layers import resize_to
+from dcp_clip.structures import Proposals, Refinement
 
 __all__ = [
+    "LABEL_STRIDE",
+    "VOID",
     "SegmentationCriterion",
     "labels_to_proposals",
     "present_categories",
     "ranking_loss",
 ]
 
-_VOID = -1
+# The id of pixels without a category.
+VOID = -1
+# Pixels between the positions at which logits and labels are compared.
+LABEL_STRIDE = 4
 
 
 def present_categories(labels: Tensor, num_categories: int) -> Tensor:
-    """(B, C) bool: the categories that have a pixel in `labels` (B, H, W); the rest is void."""
+    """(B, C) bool: the categories that have a pixel in `labels` (B, H, W); other values are void."""
     flat = labels.flatten(1)
     inside = (flat >= 0) & (flat < num_categories)
     present = torch.zeros(len(labels), num_categories + 1, dtype=torch.bool, device=labels.device)
@@ -35,25 +39,25 @@ def present_categories(labels: Tensor, num_categories: int) -> Tensor:
 
 
 def labels_to_proposals(labels: Tensor, proposals: Proposals, num_categories: int) -> Tensor:
-    """(B, H, W) category ids to the index of the proposal, or -1 for void and unproposed pixels."""
+    """From category ids (B, H, W) to the index of the proposal; VOID if it was not proposed."""
     b, k = proposals.ids.shape
-    table = labels.new_full((b, num_categories + 1), _VOID)
+    table = labels.new_full((b, num_categories + 1), VOID)
     order = torch.arange(k, device=labels.device).expand(b, k)
     ids = proposals.ids.where(proposals.valid, num_categories)
     table.scatter_(1, ids, order.to(table.dtype))
-    table[:, num_categories] = _VOID
+    table[:, num_categories] = VOID
     inside = (labels >= 0) & (labels < num_categories)
     index = labels.where(inside, num_categories).flatten(1)
     return table.gather(1, index).view_as(labels)
 
 
 def ranking_loss(logits: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
-    """Mean over the positive entries of -log p, each alone against the negative ones of its line.
+    """Mean over the positive entries of -log p, each against the negative entries of its row.
 
     Args:
         logits: (B, K).
-        positive, negative: (B, K) bool; what is neither takes no part.
-        dim: the lines: 1 for rows, 0 for columns.
+        positive, negative: (B, K) bool; entries that are neither have no effect.
+        dim: 1 to compare along rows, 0 along columns.
     """
     rest = logits.masked_fill(~negative, -1e4).logsumexp(dim, keepdim=True)
     # softplus(rest - x) = -log(exp(x) / (exp(x) + exp(rest)))
@@ -62,12 +66,12 @@ def ranking_loss(logits: Tensor, positive: Tensor, negative: Tensor, dim: int) -
 
 
 class SegmentationCriterion(nn.Module):
-    """Ranking of the proposals; cross-entropy and dice on coarse, fine and final maps; presence and
-    mask classification.
+    """Ranking loss of the proposals; cross-entropy and dice loss of coarse, fine and final logits;
+    presence and mask classification losses.
 
-    The prototype's finding (cross-entropy over the proposals plus dice beats focal plus dice) is
-    the default. Cross-entropy can weigh pixels by how rare their category is in the batch, which
-    needs no list of class weights and so works for any vocabulary.
+    Cross-entropy over the proposals plus dice measured better than focal loss plus dice.
+    Cross-entropy can weight pixels by how rare their category is in the batch. This needs no list
+    of class weights, so it works for any vocabulary.
     """
 
     @configurable
@@ -80,29 +84,27 @@ class SegmentationCriterion(nn.Module):
         mask_class_weight: float,
         coarse_weight: float,
         final_weight: float,
-        balance: float,
-        stride: int,
+        class_balance: float,
         proposal_weight: float,
         scale: float,
+        stride: int = LABEL_STRIDE,
     ):
         """
         Args:
-            ce_weight, dice_weight: of the per-pixel and the region loss, on every map.
-            presence_weight, mask_class_weight: of stage 5's two losses.
-            coarse_weight, final_weight: of the coarse and of the refined maps, beside 1 for the
-                fine.
-            balance: exponent b of the pixel weight frequency**-b; 0 weighs all pixels alike.
-            stride: pixels between the positions at which the maps are compared with the labels.
-            proposal_weight: of the ranking of the proposals, where stage 1 learns.
-            scale: from proposal scores to logits.
+            ce_weight, dice_weight: weights of the cross-entropy and the dice loss.
+            presence_weight, mask_class_weight: weights of the two losses of stage 5.
+            coarse_weight, final_weight: weights of the coarse and of the final logits, relative to
+                1 for the fine ones.
+            class_balance: exponent b of the pixel weight frequency**-b; 0 for equal weights.
+            proposal_weight: weight of the ranking loss, if stage 1 learns.
+            scale: factor from proposal scores to logits.
+            stride: pixels between the positions at which logits and labels are compared.
         """
         super().__init__()
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
         self.presence_weight, self.mask_class_weight = presence_weight, mask_class_weight
         self.map_weights = {"coarse": coarse_weight, "fine": 1.0, "final": final_weight}
-        if stride < 1:
-            raise ValueError(f"MODEL.DCP_CLIP.LOSS.STRIDE is {stride}; it must be 1 or more.")
-        self.balance, self.stride = balance, stride
+        self.class_balance, self.stride = class_balance, stride
         self.proposal_weight, self.scale = proposal_weight, scale
 
     @classmethod
@@ -115,15 +117,14 @@ class SegmentationCriterion(nn.Module):
             "mask_class_weight": node.MASK_CLASS_WEIGHT,
             "coarse_weight": node.COARSE_WEIGHT,
             "final_weight": node.FINAL_WEIGHT,
-            "balance": node.BALANCE,
-            "stride": node.STRIDE,
+            "class_balance": node.CLASS_BALANCE,
             "proposal_weight": node.PROPOSAL_WEIGHT,
             "scale": cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
         }
 
     def forward(
         self,
-        maps: dict[str, Tensor],
+        logits: dict[str, Tensor],
         refinement: Refinement | None,
         proposals: Proposals,
         labels: Tensor,
@@ -131,10 +132,10 @@ class SegmentationCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """
         Args:
-            maps: "coarse" (B, K, h, w), "fine" and (with stage 5) "final" (B, K, H/4, W/4) logits.
-            refinement: stage 5's output, or None.
+            logits: "coarse" (B, K, h, w), "fine" and (with stage 5) "final" (B, K, H/4, W/4).
+            refinement: output of stage 5, or None.
             proposals: the K categories of each image.
-            labels: (B, H, W) category ids of the padded input; anything outside 0 .. C-1 is void.
+            labels: (B, H, W) category ids of the padded input; values outside 0 .. C-1 are void.
             num_categories: C.
 
         Returns:
@@ -146,21 +147,21 @@ class SegmentationCriterion(nn.Module):
         target = labels_to_proposals(sampled, proposals, num_categories)
         weight = self._pixel_weight(sampled, target, num_categories)
         losses = {}
-        for name, logits in maps.items():
-            logits = resize_to(logits.float(), target.shape[-2:])
-            logits = logits.masked_fill(~proposals.valid[..., None, None], -1e4)
-            # Both losses read this one, and at the target only where that is enough: K maps of the
-            # batch are large, and every further pass over them costs as much as a convolution.
-            log_p = logits.log_softmax(1)
+        for name, maps in logits.items():
+            maps = resize_to(maps.float(), target.shape[-2:])
+            maps = maps.masked_fill(~proposals.valid[..., None, None], -1e4)
+            # Both losses use these tensors: the K maps of a batch are large, and every further pass
+            # over them costs as much as a convolution.
+            log_p = maps.log_softmax(1)
             log_hit = log_p.gather(1, target.clamp(min=0)[:, None])[:, 0]
             factor = self.map_weights[name]
             ce = -(log_hit * weight).sum() / weight.sum().clamp(min=1e-6)
             losses[f"loss_{name}_ce"] = factor * self.ce_weight * ce
             losses[f"loss_{name}_dice"] = factor * self.dice_weight * _dice(log_p, log_hit, target)
-        present = proposals.to_category(present)
-        # Where nothing in stage 1 learns, its loss would pull at CLIP alone, or at nothing.
+        present = proposals.gather(present)
+        # If stage 1 does not learn, its loss would train nothing, or CLIP only.
         if proposals.learned:
-            # Whoever has nothing labelled says nothing of what is absent either.
+            # Images without labels provide no negatives.
             absent = proposals.valid & ~present & present.any(1, keepdim=True)
             loss = ranking_loss(self.scale * proposals.scores, present, absent, dim=1)
             losses["loss_proposal"] = self.proposal_weight * loss
@@ -169,24 +170,24 @@ class SegmentationCriterion(nn.Module):
         return losses
 
     def _pixel_weight(self, labels: Tensor, target: Tensor, num_categories: int) -> Tensor:
-        """(B, H, W) weight a pixel: 0 for void, else its category's frequency in the batch**-b."""
+        """(B, H, W) pixel weights: 0 for void, else frequency**-b of the category in the batch."""
         known = target >= 0
-        if not self.balance:
+        if not self.class_balance:
             return known.float()
         count = torch.bincount(labels[known], minlength=num_categories).float()
-        rarity = (count / count.sum().clamp(min=1)).clamp(min=1e-4) ** -self.balance
+        rarity = (count / count.sum().clamp(min=1)).clamp(min=1e-4) ** -self.class_balance
         return rarity[labels.where(known, 0)] * known
 
     def _class_losses(
         self, refinement: Refinement, proposals: Proposals, present: Tensor
     ) -> dict[str, Tensor]:
         valid = proposals.valid
-        # An image without labels says nothing about what is absent; padded places may be infinite.
-        judged = valid & present.any(1, keepdim=True)
+        # Images without labels provide no negatives; logits of padded proposals may be infinite.
+        supervised = valid & present.any(1, keepdim=True)
         presence = F.binary_cross_entropy_with_logits(
-            refinement.class_logits[judged], present[judged].float(), reduction="sum"
-        ) / judged.sum().clamp(min=1)
-        # Only masks of categories that are there have a right answer.
+            refinement.class_logits[supervised], present[supervised].float(), reduction="sum"
+        ) / supervised.sum().clamp(min=1)
+        # Only masks of categories that are present have a correct answer.
         rows = refinement.mask_logits[present.bool()]
         columns = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)[present.bool()]
         fit = F.cross_entropy(rows, columns, reduction="sum") / max(len(rows), 1)
@@ -197,11 +198,11 @@ class SegmentationCriterion(nn.Module):
 
 
 def _dice(log_p: Tensor, log_hit: Tensor, target: Tensor) -> Tensor:
-    """Mean soft dice loss over the categories present (V-Net, arXiv 1606.04797), void left out.
+    """Mean soft dice loss over the categories present (V-Net, arXiv 1606.04797), without void.
 
     Args:
         log_p: (B, K, H, W) log of the probability of each proposal.
-        log_hit: (B, H, W) the same of the target alone; anything where that is void.
+        log_hit: (B, H, W) the same for the target only; any value where it is void.
         target: (B, H, W) index of the proposal, -1 for void.
     """
     known = (target >= 0).flatten(1).to(log_p.dtype)

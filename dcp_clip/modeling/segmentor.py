@@ -1,32 +1,33 @@
-"""From Detectron2's inputs to the stages, and from their maps to Detectron2's outputs."""
+"""The interface of every segmentor here: Detectron2's inputs in, losses or results out."""
 
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import defaultdict
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..structures import Proposals, SemSegProposals, output_size
-from ..vocabulary import Vocabulary
-from .class_refinement import Refinement
-from .losses import SegmentationCriterion
-from .sliding_window import SlidingWindow
+from dcp_clip.modeling.clip.text_encoder import TextEncoder
+from dcp_clip.modeling.inference import SlidingWindow
+from dcp_clip.modeling.losses import VOID, SegmentationCriterion
+from dcp_clip.structures import Proposals, Refinement, SemSegProposals, output_size
+from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["OUTPUTS", "OpenVocabularySegmentor"]
 
 OUTPUTS = ("last", "fine", "coarse")
-_VOID = -1
 
 
-class OpenVocabularySegmentor(nn.Module):
-    """What every open-vocabulary segmentor here shares: all but the segmentation itself.
+class OpenVocabularySegmentor(nn.Module, ABC):
+    """Everything that open-vocabulary segmentors share except the segmentation itself.
 
-    A subclass implements :meth:`segment`, on tensors.
+    The forward pass has one direction: batched inputs -> :meth:`segment` -> losses or results. A
+    subclass implements :meth:`segment`, which sees tensors only.
     """
 
     def __init__(
@@ -35,18 +36,21 @@ class OpenVocabularySegmentor(nn.Module):
         backbone: nn.Module,
         criterion: nn.Module,
         vocabulary: Vocabulary | None,
+        text_encoder: TextEncoder | None = None,
         output: str = "last",
         bf16: bool = False,
         window: SlidingWindow | None = None,
     ):
         """
         Args:
-            backbone: a :class:`CLIPBackbone`.
-            criterion: the losses.
-            vocabulary: used for inputs that bring none of their own.
-            output: the maps that are the answer: "last", or an earlier stage's, "fine" or "coarse".
-            bf16: run forward under bfloat16 autocast.
-            window: how images larger than a window are evaluated; None: whole.
+            backbone: a :class:`CLIPBackbone`, or a network on top of one.
+            criterion: computes the losses.
+            vocabulary: used for inputs that have no vocabulary of their own.
+            text_encoder: text tower of the same CLIP; None for a closed vocabulary.
+            output: which logits are the result: "last", or those of an earlier stage, "fine" or
+                "coarse".
+            bf16: run the forward pass under bfloat16 autocast.
+            window: sliding windows for images larger than a window; None for whole images.
 
         Raises:
             ValueError: for an unknown `output`.
@@ -58,6 +62,7 @@ class OpenVocabularySegmentor(nn.Module):
             )
         self.backbone = backbone
         self.criterion = criterion
+        self.text_encoder = text_encoder
         self.vocabulary = vocabulary
         self.output = output
         self.bf16 = bf16
@@ -71,7 +76,9 @@ class OpenVocabularySegmentor(nn.Module):
         train = cfg.DATASETS.TRAIN
         return {
             "criterion": SegmentationCriterion(cfg),
-            "vocabulary": Vocabulary.from_dataset(train[0]) if train else None,
+            "vocabulary": Vocabulary.from_metadata(MetadataCatalog.get(train[0]))
+            if train
+            else None,
             "output": cfg.MODEL.DCP_CLIP.OUTPUT,
             "bf16": cfg.MODEL.DCP_CLIP.BF16,
             "window": SlidingWindow.from_config(cfg),
@@ -83,7 +90,7 @@ class OpenVocabularySegmentor(nn.Module):
         images: Tensor,
         image_sizes: list[tuple[int, int]],
         vocabulary: Vocabulary,
-        labels: Tensor | None,
+        labels: Tensor | None = None,
         ids: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
         """Segment a batch.
@@ -92,13 +99,13 @@ class OpenVocabularySegmentor(nn.Module):
             images: (B, 3, H, W), normalised and padded.
             image_sizes: (height, width) of each image without padding.
             vocabulary: the C categories.
-            labels: (B, H', W') category ids, -1 where void; in training, and in evaluation when the
-                inputs bring them.
-            ids: (B, K) categories to propose, instead of those that stage 1 would choose.
+            labels: (B, H', W') category ids, -1 where void; in training, and in evaluation if the
+                inputs have labels.
+            ids: (B, K) categories to propose instead of those that stage 1 would choose.
 
         Returns:
             logits by stage ("coarse", "fine", "final", in this order, some may be missing), each
-            (B, K, h, w); the proposals; stage 5's output if there is one.
+            (B, K, h, w); the proposals; the output of stage 5 if there is one.
         """
 
     @property
@@ -106,7 +113,15 @@ class OpenVocabularySegmentor(nn.Module):
         return self.pixel_mean.device
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Segment into these categories from now on, unless an input brings its own."""
+        """Segment into these categories from now on, unless an input has a vocabulary of its own.
+
+        The names are encoded here, once; every forward pass looks their features up.
+
+        Raises:
+            ValueError: if a name is too long for CLIP; the message quotes it.
+        """
+        if self.text_encoder is not None:
+            self.text_encoder.encode_vocabulary(vocabulary)
         self.vocabulary = vocabulary
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -116,16 +131,17 @@ class OpenVocabularySegmentor(nn.Module):
 
                 * "image": (3, H, W) tensor, RGB, 0 to 255;
                 * "sem_seg": (H, W) category ids, in training (and for the oracle proposal); void
-                  pixels hold any other number;
-                * "vocabulary": :class:`Vocabulary`, optional; else the model's own. One for all
-                  images of a batch;
-                * "height", "width": output size in pixels, optional; else the image's.
+                  pixels have any other number;
+                * "vocabulary": :class:`Vocabulary`, optional; default: that of the model. All
+                  images of a batch share one;
+                * "height", "width": output size in pixels, optional; default: that of the image.
 
         Returns:
-            in training a dict of named losses; in evaluation one dict an image:
+            in training a dict of named losses; in evaluation one dict for each image:
 
-            * "sem_seg": :class:`SemSegProposals` of (height, width) pixels; of an image that was
-              segmented in windows :class:`SemSegLabels`, which answers ``argmax(dim=0)`` likewise;
+            * "sem_seg": :class:`SemSegProposals` of (height, width) pixels, or
+              :class:`SemSegLabels`, which also answers ``argmax(dim=0)``, if the image was
+              segmented in windows;
             * "proposals": dict of "ids" (K,) and "scores" (K,).
 
         Raises:
@@ -136,9 +152,9 @@ class OpenVocabularySegmentor(nn.Module):
         with self._autocast():
             if self.training:
                 return self._losses(batched_inputs, vocabulary)
-            return self._inference(batched_inputs, vocabulary)
+            return self._results(batched_inputs, vocabulary)
 
-    def _autocast(self):
+    def _autocast(self) -> contextlib.AbstractContextManager:
         if self.bf16:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
@@ -157,100 +173,104 @@ class OpenVocabularySegmentor(nn.Module):
             )
         return vocabulary
 
-    def _normalise(self, image: Tensor) -> Tensor:
-        return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
+    def _preprocess(self, images: list[Tensor]) -> ImageList:
+        """Normalise, and pad to one size that the backbone accepts."""
+        images = [(x.to(self.device).float() - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
-    def labels_of(self, inputs: dict, vocabulary: Vocabulary) -> Tensor:
-        """(H, W) category ids of an input, -1 where void."""
-        # Whatever is no category is void: data sets ignore 255 or, with more categories, 65535.
+    def _labels_of(self, inputs: dict, num_categories: int) -> Tensor:
+        """(H, W) category ids of an input, VOID where it has no category."""
+        # Every value that is not a category is void: 255, or 65535 in data sets with more.
         labels = inputs["sem_seg"].to(self.device).long()
-        return labels.masked_fill((labels < 0) | (labels >= len(vocabulary)), _VOID)
+        return labels.masked_fill((labels < 0) | (labels >= num_categories), VOID)
 
     def _losses(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> dict[str, Tensor]:
         if any("sem_seg" not in x for x in batched_inputs):
             raise ValueError("training needs 'sem_seg' labels in every input; this batch has none.")
-        divisor = self.backbone.size_divisibility
-        images = [self._normalise(x["image"]) for x in batched_inputs]
-        images = ImageList.from_tensors(images, divisor)
-        labels = [self.labels_of(x, vocabulary) for x in batched_inputs]
-        labels = ImageList.from_tensors(labels, divisor, pad_value=_VOID).tensor
-        maps, proposals, refinement = self.segment(
-            images.tensor, images.image_sizes, vocabulary, labels
+        batch = self._preprocess([x["image"] for x in batched_inputs])
+        labels = [self._labels_of(x, len(vocabulary)) for x in batched_inputs]
+        labels = ImageList.from_tensors(labels, self.backbone.size_divisibility, pad_value=VOID)
+        logits, proposals, refinement = self.segment(
+            batch.tensor, batch.image_sizes, vocabulary, labels.tensor
         )
         # In float32: sums over all positions overflow float16.
         with torch.autocast(self.device.type, enabled=False):
-            return self.criterion(maps, refinement, proposals, labels, len(vocabulary))
+            return self.criterion(logits, refinement, proposals, labels.tensor, len(vocabulary))
 
-    def _inference(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
+    def _results(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
         results: list[dict] = [{} for _ in batched_inputs]
         groups = defaultdict(list)
         for i, x in enumerate(batched_inputs):
             if self.window is not None and self.window.is_needed(x["image"]):
-                results[i] = self.window.segment(self, x, vocabulary)
+                results[i] = self._result_in_windows(x, vocabulary)
             else:
                 groups[tuple(x["image"].shape[-2:])].append(i)
-        # Images of one size share a forward pass, others get their own: padding an image to its
-        # neighbours' size would change its answer.
+        # Images of the same size share a forward pass. Images of other sizes have their own, as
+        # padding an image to the size of another one would change its answer.
         for members in groups.values():
             inputs = [batched_inputs[i] for i in members]
-            labels = None
-            if all("sem_seg" in x for x in inputs):
-                labels = torch.stack([self.labels_of(x, vocabulary) for x in inputs])
-            maps, extent, proposals = self.segment_images(
-                [x["image"] for x in inputs], vocabulary, labels
-            )
-            for j, i in enumerate(members):
-                size = output_size(inputs[j])
-                results[i] = self._result(maps[j], extent, proposals, j, size, len(vocabulary))
+            for i, result in zip(members, self._results_of_one_size(inputs, vocabulary)):
+                results[i] = result
         return results
 
-    def segment_images(
+    def _results_of_one_size(self, inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
+        labels = None
+        if all("sem_seg" in x for x in inputs):
+            labels = torch.stack([self._labels_of(x, len(vocabulary)) for x in inputs])
+        images = [x["image"] for x in inputs]
+        logits, extent, proposals = self._segment_images(images, vocabulary, labels)
+        results = []
+        for i, x in enumerate(inputs):
+            keep = proposals.valid[i]
+            ids, scores = proposals.ids[i][keep], proposals.scores[i][keep]
+            sem_seg = SemSegProposals(
+                logits[i][keep].float(), ids, len(vocabulary), output_size(x), extent
+            )
+            results.append({"sem_seg": sem_seg, "proposals": {"ids": ids, "scores": scores}})
+        return results
+
+    def _result_in_windows(self, inputs: dict, vocabulary: Vocabulary) -> dict:
+        def propose(image: Tensor) -> tuple[Tensor, Tensor]:
+            labels = None
+            if "sem_seg" in inputs:
+                labels = self._labels_of(inputs, len(vocabulary))[None]
+            _, _, proposals = self._segment_images([image], vocabulary, labels)
+            keep = proposals.valid[0]
+            return proposals.ids[0][keep], proposals.scores[0][keep]
+
+        def segment(image: Tensor, ids: Tensor) -> tuple[Tensor, tuple[float, float]]:
+            logits, extent, _ = self._segment_images([image], vocabulary, ids=ids[None])
+            return logits[0], extent
+
+        labels, ids, scores = self.window.segment(
+            inputs["image"], output_size(inputs), len(vocabulary), propose, segment
+        )
+        return {"sem_seg": labels, "proposals": {"ids": ids, "scores": scores}}
+
+    def _segment_images(
         self,
         images: list[Tensor],
         vocabulary: Vocabulary,
         labels: Tensor | None = None,
         ids: Tensor | None = None,
     ) -> tuple[Tensor, tuple[float, float], Proposals]:
-        """Segment images of one size.
-
-        Args:
-            images: B tensors (3, H, W), 0 to 255.
-            vocabulary: the C categories.
-            labels: (B, H, W), for the oracle.
-            ids: (B, K) categories to propose, instead of those that stage 1 would choose.
+        """Segment B images (3, H, W) of the same size, 0 to 255.
 
         Returns:
-            the maps (B, K, h, w) that MODEL.DCP_CLIP.OUTPUT asks for; the (rows, columns) of their
-            grid that the images cover, the rest being padding; the proposals.
+            the logits (B, K, h, w) that MODEL.DCP_CLIP.OUTPUT selects; the (rows, columns) of their
+            grid that the images cover, the rest is padding; the proposals.
         """
-        batch = ImageList.from_tensors(
-            [self._normalise(image) for image in images], self.backbone.size_divisibility
+        batch = self._preprocess(images)
+        stages, proposals, _ = self.segment(
+            batch.tensor, batch.image_sizes, vocabulary, labels, ids
         )
-        maps, proposals, _ = self.segment(batch.tensor, batch.image_sizes, vocabulary, labels, ids)
-        output = list(maps)[-1] if self.output == "last" else self.output
-        if output not in maps:
+        output = list(stages)[-1] if self.output == "last" else self.output
+        if output not in stages:
             raise ValueError(
-                f"MODEL.DCP_CLIP.OUTPUT is '{output}', but this model's maps are "
-                f"{', '.join(maps)}; set it to 'last' or one of these."
+                f"MODEL.DCP_CLIP.OUTPUT is '{output}', but this model has the logits "
+                f"{', '.join(stages)}; set it to 'last' or one of these."
             )
-        logits = maps[output]
+        logits = stages[output]
         covered = zip(images[0].shape[-2:], logits.shape[-2:], batch.tensor.shape[-2:])
         rows, columns = (side * cells / padded for side, cells, padded in covered)
         return logits, (rows, columns), proposals
-
-    @staticmethod
-    def _result(
-        maps: Tensor,
-        extent: tuple[float, float],
-        proposals: Proposals,
-        index: int,
-        size: tuple[int, int],
-        num_categories: int,
-    ) -> dict:
-        """The output of one image from its maps (K, h, w)."""
-        keep = proposals.valid[index]
-        ids, scores = proposals.ids[index][keep], proposals.scores[index][keep]
-        return {
-            "sem_seg": SemSegProposals(maps[keep].float(), ids, num_categories, size, extent),
-            "proposals": {"ids": ids, "scores": scores},
-        }

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from dcp_clip.config import setup_cfg
 from dcp_clip.data import resolve_dataset_name
 from dcp_clip.data.aliases import PEER_NAMES
-from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 
 
 def test_the_table_names_what_exists_and_clashes_with_nothing():
@@ -33,7 +33,7 @@ def test_config_and_vocabulary_take_them(theirs, ours, caplog):
     cfg = setup_cfg("", ["DATASETS.TEST", f"('{theirs}', 'camvid_sem_seg_val')"])
     assert cfg.DATASETS.TEST == (ours, "camvid_sem_seg_val")
     assert f"'{theirs}' is '{ours}' here" in caplog.text
-    assert Vocabulary.parse(theirs) == Vocabulary.from_dataset(ours)
+    assert parse_vocabulary(theirs) == dataset_vocabulary(ours)
 
 
 @pytest.mark.parametrize(

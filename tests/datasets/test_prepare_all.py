@@ -7,10 +7,10 @@ import pytest
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 from PIL import Image
 
-import dcp_clip.data.prepare
+import dcp_clip.data.preparation.convert
+from dcp_clip.data.catalog import load_sem_seg
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.prepare_program import run_program
-from dcp_clip.data.register import load_sem_seg
+from dcp_clip.data.preparation.program import run_program
 
 
 def move_folder(source, target):
@@ -52,7 +52,7 @@ def test_every_pixel(case, tmp_path, workers, contents):
 def test_interrupted_and_repeated_runs(case, tmp_path, contents, monkeypatch):
     case.run(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
-    read, calls = dcp_clip.data.prepare._read_photograph, []
+    read, calls = dcp_clip.data.preparation.convert._read_photograph, []
 
     def stop_at_second(path):
         calls.append(path)
@@ -60,7 +60,7 @@ def test_interrupted_and_repeated_runs(case, tmp_path, contents, monkeypatch):
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(dcp_clip.data.prepare, "_read_photograph", stop_at_second)
+    monkeypatch.setattr(dcp_clip.data.preparation.convert, "_read_photograph", stop_at_second)
     assert run_program(lambda: case.run(tmp_path / "out")) == 130
     stopped = {p: (tmp_path / "out" / p).stat().st_mtime_ns for p in contents(tmp_path / "out")}
     assert {p for p in stopped if p.suffix == case.suffix} and len(stopped) < len(whole)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcp_clip.data.emoji_scenes import prepare
-from dcp_clip.data.emoji_scenes.art import ART
-from dcp_clip.data.emoji_scenes.names import load_name_list
+from dcp_clip.emoji_scenes import prepare
+from dcp_clip.emoji_scenes.art import ART
+from dcp_clip.emoji_scenes.names import load_name_list
 
 _PATH = Path(__file__).parents[2] / "datasets" / "prepare_emoji_scenes.py"
 _spec = importlib.util.spec_from_file_location("prepare_emoji_scenes", _PATH)

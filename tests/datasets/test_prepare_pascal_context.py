@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from dcp_clip.data.label_formats import read_prepared
+from dcp_clip.data.label_maps import read_prepared
 from dcp_clip.data.pairing import DatasetError
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
-import dcp_clip.data.benchmarks
-from dcp_clip.categories import load_names
-from dcp_clip.data.benchmarks import BENCHMARKS, register_benchmarks
-from dcp_clip.data.mapper import SemSegMapper, VocabularyMapper
+import dcp_clip.data.builtin
+from dcp_clip.data.builtin import BENCHMARKS, register_benchmarks
+from dcp_clip.data.dataset_mapper import SemSegDatasetMapper, VocabularyMapper
+from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.evaluation import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
-from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary.categories import load_names
 
 ROOT = Path(__file__).parents[2]
 # Categories present and scored of each miniature, in the order of docs/benchmarks.md. PC-459 has as
@@ -44,7 +44,7 @@ def prepare_and_register(cases, root):
         mini |= {key: replace(BENCHMARKS[key], counts=counts) for key in case.expected}
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dcp_clip.data.benchmarks, "BENCHMARKS", mini)
+            patch.setattr(dcp_clip.data.builtin, "BENCHMARKS", mini)
             register_benchmarks(root)
         yield mini
     finally:
@@ -67,10 +67,10 @@ def test_train_step_and_evaluation(prepared, make_model, make_cfg):
             name = benchmark.dataset_name(split)
             dicts = DatasetCatalog.get(name)
             assert [d["image_id"] for d in dicts] == sorted(stems)
-            mapper = SemSegMapper.from_datasets(cfg, [name], [])
-            mapper = VocabularyMapper(mapper, Vocabulary.from_dataset(name))
+            mapper = SemSegDatasetMapper.from_datasets(cfg, [name], [])
+            mapper = VocabularyMapper(mapper, dataset_vocabulary(name))
             records = [mapper(d) for d in dicts]
-            num_labels = benchmark.num_foreground or len(Vocabulary.from_dataset(name))
+            num_labels = benchmark.num_foreground or len(dataset_vocabulary(name))
             for record in records:
                 expected = case.expected[key][record["image_id"]]
                 labels = record["sem_seg"].numpy()
@@ -82,7 +82,7 @@ def test_train_step_and_evaluation(prepared, make_model, make_cfg):
         few = benchmark.num_foreground is not None
         evaluator = (BackgroundMeanIoUEvaluator if few else MeanIoUEvaluator)(name)
         evaluator.reset()
-        num_names = len(Vocabulary.from_dataset(name))
+        num_names = len(dataset_vocabulary(name))
         for record in records:
             ids = record["sem_seg"].clamp(max=num_names - 1)
             one_hot = torch.nn.functional.one_hot(ids, num_names)
@@ -90,7 +90,7 @@ def test_train_step_and_evaluation(prepared, make_model, make_cfg):
         scores = evaluator.evaluate()["sem_seg"]
         assert scores["mIoU"] == pytest.approx(100) and scores["pACC"] == pytest.approx(100)
 
-        model.set_vocabulary(Vocabulary.from_dataset(name))
+        model.set_vocabulary(dataset_vocabulary(name))
         model.train()
         losses = model(records[:1])
         sum(losses.values()).backward()

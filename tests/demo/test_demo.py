@@ -15,9 +15,9 @@ from detectron2.config import get_cfg
 from PIL import Image
 from torch.nn import functional as F
 
-from dcp_clip.image_io import ImageReadError
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegProposals
+from dcp_clip.utils.image_io import ImageReadError
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "demo"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcp_clip.visualization import draw_overlay, save_label_map
+from dcp_clip.utils.visualization import draw_overlay, save_label_map
 from dcp_clip.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dcp_clip.data.register import register_sem_seg
+from dcp_clip.data.catalog import register_sem_seg
+from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
-from dcp_clip.vocabulary import Vocabulary
 
 NAME = "test_trainer_sem_seg"
 BASE = {
@@ -58,7 +58,7 @@ class Repeating(Trainer):
     @classmethod
     def build_train_loader(cls, cfg):
         generator = torch.Generator().manual_seed(5)
-        vocabulary = Vocabulary.from_dataset(cfg.DATASETS.TRAIN[0])
+        vocabulary = dataset_vocabulary(cfg.DATASETS.TRAIN[0])
         batch = [
             {
                 "image": torch.randint(0, 256, (3, 32, 48), generator=generator).byte(),

@@ -8,8 +8,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.register import register_sem_seg
 from dcp_clip.engine import Trainer
 from dcp_clip.evaluation import MeanIoUEvaluator
 from dcp_clip.vocabulary import VocabularyError
@@ -107,7 +107,7 @@ def test_one_data_set_is_returned_as_detectron2_does(config, datasets, model, tm
 
 def test_an_oracle_is_called_one_in_the_report(config, datasets, model, tmp_path):
     plain = Trainer.test(config(SMALL, LARGE), model)
-    oracle = Trainer.test(config(SMALL, LARGE, **{"TEST.TRUE_MASKS": True}), model)
+    oracle = Trainer.test(config(SMALL, LARGE, **{"TEST.ORACLE_MASKS": True}), model)
     assert oracle[SMALL]["sem_seg"]["pACC"] != plain[SMALL]["sem_seg"]["pACC"]
     assert oracle[SMALL]["proposals"] == plain[SMALL]["proposals"]
     assert "within the true masks (an oracle)" in report(tmp_path)[1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dcp_clip.engine.muon import Muon, hidden_matrices, orthogonalised
-from dcp_clip.engine.solver import build_optimizer
+from dcp_clip.engine.optimizer import build_optimizer
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,9 +108,9 @@ def test_the_solver_gives_matrices_a_rate_of_their_own(make_cfg):
     cfg = make_cfg(
         opts={
             "SOLVER.OPTIMIZER": "MUON",
-            "SOLVER.MUON_LR_FACTOR": 3.0,
+            "SOLVER.MUON_LR_MULTIPLIER": 3.0,
             "SOLVER.BASE_LR": 0.01,
-            "SOLVER.LR_FACTOR_TEXT": 0.5,
+            "SOLVER.TEXT_LR_MULTIPLIER": 0.5,
             "MODEL.CLIP.TRAIN_IMAGE": "all",
             "MODEL.CLIP.TRAIN_TEXT": "all",
         }

@@ -6,10 +6,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from dcp_clip.checkpoint import load_weights
-from dcp_clip.data.register import register_sem_seg
+from dcp_clip.data.catalog import register_sem_seg
+from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
-from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.engine.checkpoint import load_weights
 
 
 def test_interrupted_and_resumed_training_equals_uninterrupted(config, run):
@@ -164,7 +164,7 @@ def test_records_come_from_the_data_set(config, dataset):
     # Two of the three images, in random order; one of the three has no void.
     assert max(r["sem_seg"].max() for r in records) == 255
     (record,) = next(iter(Trainer.build_test_loader(config(), dataset)))
-    assert record["vocabulary"] == Vocabulary.from_dataset(dataset)
+    assert record["vocabulary"] == dataset_vocabulary(dataset)
     assert (record["height"], record["width"]) == (40, 48)
 
 
@@ -192,7 +192,7 @@ def test_other_tasks_are_refused(config, dataset):
 
 
 def test_weights_that_do_not_fit_stop_the_training(config, tmp_path, repeating):
-    from dcp_clip.checkpoint import WeightsError
+    from dcp_clip.engine.checkpoint import WeightsError
 
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
     trainer = repeating(config(**{"MODEL.WEIGHTS": str(tmp_path / "other.pth")}))

@@ -13,8 +13,8 @@ from sklearn.metrics import confusion_matrix
 
 from dcp_clip.evaluation import confusion
 from dcp_clip.evaluation.confusion import (
+    assign_majority_labels,
     count_pairs,
-    name_true_masks,
     probe_detectron2,
     score,
 )
@@ -84,7 +84,7 @@ def test_a_true_mask_has_the_name_of_most_of_its_pixels(pair):
     for label in set(labels):
         mask = labels == label
         named[mask] = np.bincount(prediction[mask]).argmax()
-    counts = name_true_masks(count_pairs(prediction, labels, c))
+    counts = assign_majority_labels(count_pairs(prediction, labels, c))
     assert (counts == count_pairs(named, labels, c)).all()
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcp_clip.data.emoji_scenes.register import PREFIX
+from dcp_clip.emoji_scenes.register import PREFIX
 from dcp_clip.evaluation import (
     BackgroundMeanIoUEvaluator,
     MeanIoUEvaluator,

@@ -174,7 +174,7 @@ def test_true_masks_are_named_image_by_image(register, evaluate):
     """In the first image most of each category is right, in the second category 1 is called 2."""
     records = register(NAME, [[[0, 0, 0, 1, 1, 255]], [[0, 0, 1, 1, 1, 1]]], 3)
     predictions = [[[0, 0, 1, 1, 1, 1]], [[0, 0, 0, 2, 2, 1]]]
-    results = evaluate(MeanIoUEvaluator(NAME, true_masks=True), records, predictions, 3)
+    results = evaluate(MeanIoUEvaluator(NAME, oracle_masks=True), records, predictions, 3)
     result = results["sem_seg"]
     assert result["IoU-class0"] == 100
     assert result["IoU-class1"] == pytest.approx(100 * 2 / 6)
@@ -184,8 +184,8 @@ def test_true_masks_are_named_image_by_image(register, evaluate):
 @pytest.mark.parametrize("other", [{"boundary_iou": True}, {"output_dir": "predictions"}])
 def test_true_masks_are_nobodys_prediction(register, other):
     register(NAME, [[[0]]], 3)
-    with pytest.raises(ValueError, match="TEST.TRUE_MASKS .* TEST.SAVE_PREDICTIONS False"):
-        MeanIoUEvaluator(NAME, true_masks=True, **other)
+    with pytest.raises(ValueError, match="TEST.ORACLE_MASKS .* TEST.SAVE_PREDICTIONS False"):
+        MeanIoUEvaluator(NAME, oracle_masks=True, **other)
 
 
 def test_background(register, evaluate):

@@ -30,7 +30,7 @@ POOL = [
     ["window"],
 ]
 SIZES = st.sampled_from([(33, 47), (64, 64), (1, 1), (5, 200), (97, 20)])
-SYNONYMS = "MODEL.DCP_CLIP.VOCABULARY.SYNONYMS"
+SYNONYM_POOLING = "MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING"
 K = "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS"
 
 
@@ -88,7 +88,7 @@ def test_these_models_see_what_they_are_shown(models, make_image):
 @FEW
 @given(data=st.data())
 def test_2_shuffled_names_shuffle_the_answer(models, make_image, clip, synonyms, data):
-    model = models(clip, {SYNONYMS: synonyms})
+    model = models(clip, {SYNONYM_POOLING: synonyms})
     names = POOL[: data.draw(st.integers(2, len(POOL)))]
     image = make_image(*data.draw(SIZES), seed=data.draw(st.integers(0, 5)))
     shuffled = data.draw(st.permutations(names))
@@ -100,7 +100,7 @@ def test_2_shuffled_names_shuffle_the_answer(models, make_image, clip, synonyms,
 @settings(FEW, max_examples=10)
 @given(data=st.data())
 def test_3_names_that_are_not_proposed_change_no_bit(models, make_image, clip, synonyms, data):
-    model = models(clip, {SYNONYMS: synonyms})
+    model = models(clip, {SYNONYM_POOLING: synonyms})
     image = make_image(*data.draw(SIZES), seed=data.draw(st.integers(0, 5)))
     everything = POOL + [[f"thing {i}"] for i in range(data.draw(st.sampled_from([0, 1, 30])))]
     maps, scores, grown = run(model, image, everything)
@@ -164,7 +164,7 @@ def test_5_an_image_does_not_see_its_neighbours(models, make_image, clip, sizes,
 
 OTHERWISE = {
     "merged": {"MODEL.DCP_CLIP.PROPOSAL.NUM_POSITIONS": 3},
-    "renaming": {"MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME": "RenamingRefinement"},
+    "renaming": {"MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME": "ReassignmentRefinement"},
 }
 
 

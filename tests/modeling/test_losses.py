@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from dcp_clip.modeling.class_refinement import MaskPooledRefinement, Refinement
 from dcp_clip.modeling.losses import (
     SegmentationCriterion,
     labels_to_proposals,
     present_categories,
 )
+from dcp_clip.modeling.stages.stage5_class_refinement import MaskPooledRefinement, Refinement
 from dcp_clip.structures import Proposals
 
 LOSS = "MODEL.DCP_CLIP.LOSS."

@@ -29,7 +29,7 @@ def gradients(model, losses):
 
 @pytest.fixture(scope="module")
 def trained(make_model):
-    opts = {"MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": 0.0, "MODEL.DCP_CLIP.LOSS.BALANCE": 0.5}
+    opts = {"MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": 0.0, "MODEL.DCP_CLIP.LOSS.CLASS_BALANCE": 0.5}
     # The ViT has no stochastic depth or batch statistics, so a forward pass can be repeated.
     return make_model("test-vit-16", opts)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dcp_clip.config import setup_cfg
-from dcp_clip.modeling.clip_loading import load_clip
-from dcp_clip.modeling.text_features import TextFeatures
+from dcp_clip.modeling.clip.loading import load_clip
+from dcp_clip.structures import TextFeatures
 from dcp_clip.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,8 +45,8 @@ def models(tiny_clips, randomize):
             options = {
                 "MODEL.CLIP.NAME": name,
                 "MODEL.CLIP.PRETRAINED": "",
-                "MODEL.CLIP.WINDOW": window,
-                "MODEL.CLIP.WINDOW_STRIDE": stride,
+                "MODEL.CLIP.ENCODER_WINDOW": window,
+                "MODEL.CLIP.ENCODER_WINDOW_STRIDE": stride,
                 "MODEL.DEVICE": "cpu",
                 STAGES + "VOCABULARY.TEMPLATES": "single",
                 STAGES + "VOCABULARY.CACHE_DIR": "",
@@ -68,7 +68,7 @@ def test_every_file_has_a_miniature():
     for path in FILES:
         cfg = setup_cfg(path)
         name, window, _ = MINIATURES[path.stem]
-        assert bool(cfg.MODEL.CLIP.WINDOW) == bool(window)
+        assert bool(cfg.MODEL.CLIP.ENCODER_WINDOW) == bool(window)
         assert cfg.MODEL.CLIP.PRETRAINED and not cfg.MODEL.WEIGHTS
 
 
@@ -139,7 +139,9 @@ def test_each_ingredient_can_be_switched_off(models, make_image, stem):
     logits = run(models(stem), image, POOL[:4])[2].logits
     switches = [("FINE_DECODER", "BilinearDecoder"), ("CLASS_REFINEMENT", "NoRefinement")]
     opts = [{f"{STAGES}{node}.NAME": name} for node, name in switches]
-    opts += [{"MODEL.CLIP.WINDOW": 0}, {"MODEL.CLIP.DENSE": "value"}] * stem.startswith("vit")
+    opts += [{"MODEL.CLIP.ENCODER_WINDOW": 0}, {"MODEL.CLIP.DENSE": "value"}] * stem.startswith(
+        "vit"
+    )
     for change in opts:
         other = run(models(stem, change), image, POOL[:4])[2].logits
         assert (logits - other).abs().max() > 1e-2, change

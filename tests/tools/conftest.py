@@ -8,12 +8,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from dcp_clip.data.register import register_sem_seg
+from dcp_clip.data.catalog import register_sem_seg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import dry_run
-import dry_run_costs
+
+from dcp_clip.benchmarking import dry_run_costs as dry_run_costs
 
 NAMES = ["sky", "tree", "car", "road", "wall", "cat"]
 RED, BLUE = (220, 30, 30), (30, 30, 220)

@@ -9,14 +9,15 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.register import register_sem_seg
 from dcp_clip.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import dry_run
-import dry_run_batch
+
+from dcp_clip.benchmarking import dry_run_batch as dry_run_batch
 
 NAMES = ["sky", "tree", "car", "road", "wall", "cat"]
 UNTRAINED = {

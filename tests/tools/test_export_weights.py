@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dcp_clip.checkpoint import load_weights
-from dcp_clip.modeling.clip_loading import load_clip
+from dcp_clip.engine.checkpoint import load_weights
+from dcp_clip.modeling.clip.loading import load_clip
 
 TOOL = Path(__file__).parents[2] / "tools" / "export_weights.py"
 
@@ -105,7 +105,7 @@ def test_of_an_averaging_training_the_average_is_mixed(tool, config_file, make_c
 
 def test_a_second_share_is_refused(tool, config_file, tmp_path):
     path, cfg = config_file
-    save_model(cfg, tmp_path / "model_final.pth", {"CLIPShareHook": {"share": 0.4}})
+    save_model(cfg, tmp_path / "model_final.pth", {"WeightInterpolationHook": {"share": 0.4}})
     with pytest.raises(SystemExit, match="model_final.pth has a share .*already, 0.4"):
         tool.export(tmp_path / "model_final.pth", tmp_path / "o.pth", tool.read_tower(path), 0.5)
     values, _ = tool.export(tmp_path / "model_final.pth", tmp_path / "o.pth")

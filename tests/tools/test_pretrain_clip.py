@@ -10,12 +10,12 @@ import torch
 from detectron2.engine import default_argument_parser
 
 from dcp_clip.config import setup_cfg
-from dcp_clip.data.emoji_scenes.art import SEEN_ART, UNSEEN_ART
-from dcp_clip.data.emoji_scenes.names import load_name_list
-from dcp_clip.data.emoji_scenes.register import FOLDER
-from dcp_clip.data.emoji_scenes.sprites import save_sprites
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.modeling.clip_loading import load_clip
+from dcp_clip.emoji_scenes.art import SEEN_ART, UNSEEN_ART
+from dcp_clip.emoji_scenes.names import load_name_list
+from dcp_clip.emoji_scenes.register import FOLDER
+from dcp_clip.emoji_scenes.sprites import save_sprites
+from dcp_clip.modeling.clip.loading import load_clip
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "emoji_scenes" / "clip_tiny.yaml"

@@ -11,10 +11,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import reproduce_emoji_scenes
-import reproduce_runner
-import reproduce_steps
 
-from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS
+from dcp_clip.emoji_scenes.subsets import SCENE_COUNTS
+from dcp_clip.experiments import reproduce_runner as reproduce_runner
+from dcp_clip.experiments import reproduce_steps as reproduce_steps
 
 PLAN = """
 base: base.yaml
@@ -130,8 +130,8 @@ def test_validation_reads_the_same_weights(run, project):
 
 def test_options_for_all_rows(run, project):
     options = ("--variants", "default,free", "--seeds", "1")
-    status, _, _, calls = run(*options, "SOLVER.CLIP_SHARE_IMAGE", "0.25")
-    given = [call.split()[0] for call in calls if "SOLVER.CLIP_SHARE_IMAGE 0.25" in call]
+    status, _, _, calls = run(*options, "SOLVER.WISE_FT_ALPHA", "0.25")
+    given = [call.split()[0] for call in calls if "SOLVER.WISE_FT_ALPHA 0.25" in call]
     assert status == 0 and given == 3 * ["train_net.py"] and len(calls) == 5
     status, _, err, calls = run(*options)
     assert status == 1 and "made with" in err and calls == []
@@ -142,7 +142,7 @@ def test_options_for_all_rows(run, project):
     [
         (("SOLVER.MOMENTUM",), "row default: .*odd length"),
         (("SOLVER.NO_SUCH_KEY", "1"), "row default: .*NO_SUCH_KEY"),
-        (("SOLVER.CLIP_SHARE_IMAGE", "0"), "row default: .*CLIP_SHARE_IMAGE"),
+        (("SOLVER.WISE_FT_ALPHA", "0"), "row default: .*WISE_FT_ALPHA"),
         (("SEED", "3"), "SEED cannot be set here"),
         (("free", "--seeds", "--split", "val"), "options come before KEY VALUE"),
     ],

@@ -12,9 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-import reproduce_runner
-from reproduce_runner import StepError, run_steps
-from reproduce_steps import Step
+from dcp_clip.experiments import reproduce_runner as reproduce_runner
+from dcp_clip.experiments.reproduce_runner import StepError, run_steps
+from dcp_clip.experiments.reproduce_steps import Step
 
 # Before the code of every step: its folder, and a function to wait for a file.
 PRELUDE = """

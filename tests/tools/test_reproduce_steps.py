@@ -15,8 +15,8 @@ import reproduce_plan  # noqa: E402
 import reproduce_steps  # noqa: E402
 
 from dcp_clip.config import setup_cfg  # noqa: E402
-from dcp_clip.data.emoji_scenes.register import scene_list  # noqa: E402
-from dcp_clip.data.emoji_scenes.subsets import SCENE_COUNTS  # noqa: E402
+from dcp_clip.emoji_scenes.register import scene_list  # noqa: E402
+from dcp_clip.emoji_scenes.subsets import SCENE_COUNTS  # noqa: E402
 from dcp_clip.modeling import build as registries  # noqa: E402
 
 PLAN = ROOT / "configs" / "emoji_scenes" / "ablation.yaml"

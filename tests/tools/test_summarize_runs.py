@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-import run_results
 import summarize_runs
+
+from dcp_clip.experiments import run_results as run_results
 
 BASE, UNSEEN = "emoji_scenes_base_test", "emoji_scenes_unseen_style_test"
 

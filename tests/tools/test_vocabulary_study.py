@@ -5,15 +5,15 @@ import sys
 
 import numpy as np
 import pytest
-import study_names
 import torch
 import vocabulary_study
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
-from study_names import NameSource, StudyError
-from study_questions import StudyImages, make_rows, registered
 
+from dcp_clip.experiments import study_names as study_names
+from dcp_clip.experiments.study_names import NameSource, StudyError
+from dcp_clip.experiments.study_questions import StudyImages, make_rows, registered
 from dcp_clip.structures import SemSegProposals
 from dcp_clip.vocabulary import Vocabulary
 

@@ -1,0 +1,1 @@
+"""What the benchmarking programs in tools/ share."""

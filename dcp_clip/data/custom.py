@@ -1,0 +1,118 @@
+"""People's own data: a folder of photographs and a folder of label maps become a dataset.
+
+See docs/custom_data.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from dcp_clip.data.catalog import register_sem_seg
+from dcp_clip.data.vocabularies import parse_vocabulary
+from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary.categories import IGNORE_LABEL, VocabularyError
+
+_IMAGE_EXT = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_LABEL_EXT = (".png", ".tif", ".tiff")
+_REQUIRED, _OPTIONAL = ("name", "images", "labels", "names"), ("ignore",)
+# Registered by this module, and so free to be registered again.
+_registered: set[str] = set()
+
+
+def register_sem_seg_folder(
+    name: str,
+    images: str | Path,
+    labels: str | Path,
+    names: Vocabulary | str | Path | Sequence,
+    ignore: int = IGNORE_LABEL,
+) -> None:
+    """Register photographs and label maps as a dataset for DATASETS.TRAIN and DATASETS.TEST.
+
+    The folders are looked at when the dataset is first used. Registering a name of one's own again
+    replaces what it stood for.
+
+    Args:
+        name: e.g. "street_train".
+        images: folder of photographs.
+        labels: folder of label maps with the stems of the photographs: single-channel PNG or TIFF
+            of 8 or 16 bits, with a palette or without, whose values are positions in `names`, from
+            0, or `ignore`. Relative paths are relative to the current directory; "~" is the home
+            directory.
+        names: the C categories in the order of the label values: a list of names (or of lists of
+            synonyms), "sky; tree; car, automobile", a .txt or .json file, or the name of a
+            registered dataset (see :meth:`Vocabulary.parse`).
+        ignore: value of the pixels that count for nothing; not one of 0 ... C-1.
+
+    Raises:
+        ValueError: if `name` is another dataset's, or `ignore` does not fit.
+        VocabularyError: if `names` cannot be read.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"A dataset needs a name, got {name!r}.")
+    if name in DatasetCatalog and name not in _registered:
+        raise ValueError(
+            f"There is a dataset '{name}' already, Detectron2's or this project's: choose another "
+            "name."
+        )
+    folders = []
+    for what, folder in (("images", images), ("labels", labels)):
+        if not isinstance(folder, str | Path) or not str(folder):
+            raise ValueError(f"'{what}' of the dataset '{name}' must be a folder, got {folder!r}.")
+        folders.append(Path(folder).expanduser())
+    try:
+        vocabulary = parse_vocabulary(names)
+    except VocabularyError as e:
+        raise VocabularyError(f"'names' of the dataset '{name}': {e}") from e
+    if not isinstance(ignore, int) or isinstance(ignore, bool) or not 0 <= ignore <= 65535:
+        raise ValueError(
+            f"'ignore' of the dataset '{name}' is {ignore!r}: it must be a whole number from 0 to "
+            "65535."
+        )
+    register_sem_seg(
+        name,
+        *folders,
+        vocabulary,
+        ignore_label=ignore,
+        image_ext=_IMAGE_EXT,
+        label_ext=_LABEL_EXT,
+        advice=f"These are the folders of the dataset '{name}' (see docs/custom_data.md).",
+        replace=True,
+    )
+    _registered.add(name)
+
+
+def register_config_folders(cfg: CfgNode) -> None:
+    """Register what DATASETS.SEM_SEG_FOLDERS lists; :func:`dcp_clip.setup_cfg` does it.
+
+    Each entry is a mapping with the arguments of :func:`register_sem_seg_folder` as keys.
+
+    Raises:
+        ValueError: naming the entry and what is wrong with it.
+    """
+    entries = cfg.DATASETS.SEM_SEG_FOLDERS
+    seen: set[str] = set()
+    for i, entry in enumerate(entries):
+        where = f"DATASETS.SEM_SEG_FOLDERS[{i}]"
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"{where} is {entry!r}: it must be a mapping with the keys "
+                f"{', '.join(_REQUIRED + _OPTIONAL)}."
+            )
+        for key in entry:
+            if key not in _REQUIRED + _OPTIONAL:
+                raise ValueError(
+                    f"{where} has the unknown key '{key}'; known are "
+                    f"{', '.join(_REQUIRED + _OPTIONAL)}."
+                )
+        for key in _REQUIRED:
+            if entry.get(key) in (None, "", [], ()):
+                raise ValueError(f"{where} lacks the key '{key}'.")
+        if entry["name"] in seen:
+            raise ValueError(f"{where}: the name '{entry['name']}' is given twice.")
+        try:
+            register_sem_seg_folder(**entry)
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}") from e
+        seen.add(entry["name"])

@@ -1,0 +1,228 @@
+"""What the scripts in ``datasets/`` share: turn a benchmark's files into train ids, once.
+
+A prepared dataset has its photographs unchanged (unless they are to be shrunk) and single-channel
+label maps of train ids: 8-bit PNG with 255 = ignored, or 16-bit TIFF with 65535 = ignored where
+the categories do not fit 8 bits. Every file appears under its name only when it is complete and
+checked, so that a run that was stopped is simply started again.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dcp_clip.data.label_maps import LabelEncoding, read_prepared
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.utils.image_io import atomic_write, write_png
+
+# An image file and what its label map is decoded from: a file, or an object with a name.
+Pair = tuple[Path, Any]
+
+
+def prepare_split(
+    pairs: Sequence[Pair],
+    image_dir: Path,
+    label_dir: Path,
+    encoding: LabelEncoding,
+    *,
+    workers: int = 1,
+    max_short_side: int | None = None,
+    description: str = "",
+) -> int:
+    """Write the photographs and label maps of one split; skip those that are there already.
+
+    Args:
+        pairs: image files with stems of their own, and what their label maps are decoded from.
+        image_dir: output folder of photographs, which are linked, or copied across file systems.
+        label_dir: output folder of label maps.
+        encoding: how to read label maps, and what they become.
+        workers: processes; 1 works in this one.
+        max_short_side: longest allowed short side in pixels; None leaves all images as they are.
+            With it every image is encoded anew, also those that are small enough: bilinear without
+            antialiasing, JPEG of Pillow's default quality; label maps by the nearest pixel. That
+            is how the field has shortened ADE20K's full version since MaskFormer.
+        description: name on the progress bar.
+
+    Returns:
+        The number of pairs written, i.e. not skipped.
+
+    Raises:
+        DatasetError: if a file is unreadable, image and label map differ in size, a label has a
+            forbidden value, or an output folder holds files that these pairs do not produce. The
+            good pairs are written nonetheless.
+    """
+    convert = partial(
+        _convert_pair,
+        image_dir=image_dir,
+        label_dir=label_dir,
+        encoding=encoding,
+        max_short_side=max_short_side,
+    )
+    outputs = [_output_names(image, encoding, max_short_side) for image, _ in pairs]
+    for folder, names in (
+        (image_dir, {o[0] for o in outputs}),
+        (label_dir, {o[1] for o in outputs}),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".*.part"):  # atomic_write, killed
+            unfinished.unlink()
+        strange = sorted(
+            {path.name for path in folder.iterdir() if not path.name.startswith(".")} - names
+        )
+        if strange:
+            raise DatasetError(
+                f"{folder / strange[0]} is not made from this input ({len(strange)} such files): "
+                f"remove {folder} and start again."
+            )
+    return sum(run_parallel(convert, pairs, workers=workers, description=description))
+
+
+def run_parallel(
+    function: Callable[[Any], Any], items: Sequence, *, workers: int, description: str = ""
+) -> list:
+    """Apply a picklable function to every item with a progress bar, and keep the order.
+
+    Raises:
+        DatasetError: after all items were tried, if the function raised DatasetError or OSError
+            for some: tells the first message and how many more there are.
+    """
+    task = partial(_attempt, function)
+    progress = partial(tqdm, total=len(items), desc=description, unit="file", disable=None)
+    if workers <= 1 or len(items) <= 1:
+        outcomes = list(progress(map(task, items)))
+    else:
+        chunk = max(1, min(16, len(items) // (4 * workers)))
+        # Ctrl-C reaches every process; a worker stopped amid its queues would hang the pool.
+        with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:
+            try:
+                outcomes = list(progress(pool.map(task, items, chunksize=chunk)))
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)  # what has begun is finished, nothing else
+                raise
+    errors = [error for error, _ in outcomes if error is not None]
+    if errors:
+        more = f" ({len(errors) - 1} more files failed)" if len(errors) > 1 else ""
+        raise DatasetError(f"{errors[0]}{more}")
+    return [result for _, result in outcomes]
+
+
+def count_pixels(label_dir: Path, encoding: LabelEncoding, *, workers: int = 1) -> np.ndarray:
+    """Count the pixels of every category in a folder of prepared label maps.
+
+    Lets users compare what they prepared with the figures in datasets/README.md.
+
+    Returns:
+        (C + 1,) int64; the last entry is the ignored pixels.
+
+    Raises:
+        DatasetError: if a label map holds a value that is neither a train id nor ignored.
+    """
+    files = sorted(label_dir.glob(f"[!.]*{encoding.suffix}"))  # not those that macOS leaves
+    count = partial(_histogram, num_categories=len(encoding.names), ignore=encoding.ignore_label)
+    histograms = run_parallel(count, files, workers=workers, description="count pixels")
+    return np.sum(histograms, axis=0, dtype=np.int64)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _attempt(function: Callable[[Any], Any], item: Any) -> tuple[str | None, Any]:
+    try:
+        return None, function(item)
+    except (DatasetError, OSError) as e:
+        return str(e), None
+
+
+def _output_names(
+    image: Path, encoding: LabelEncoding, max_short_side: int | None
+) -> tuple[str, str]:
+    image_name = image.name if max_short_side is None else f"{image.stem}.jpg"
+    return image_name, f"{image.stem}{encoding.suffix}"
+
+
+def _convert_pair(
+    pair: Pair,
+    *,
+    image_dir: Path,
+    label_dir: Path,
+    encoding: LabelEncoding,
+    max_short_side: int | None,
+) -> bool:
+    image, label = pair
+    image_name, label_name = _output_names(image, encoding, max_short_side)
+    image_out, label_out = image_dir / image_name, label_dir / label_name
+    # The label map is written last, so it vouches for the image as well.
+    if label_out.exists() and image_out.exists():
+        if max_short_side is not None or image_out.stat().st_size == image.stat().st_size:
+            return False
+    train_ids = encoding.train_ids(label)
+    photograph = _read_photograph(image)
+    if photograph.size != train_ids.shape[::-1]:
+        raise DatasetError(
+            f"{image} is {photograph.width} x {photograph.height} pixels, but its label map "
+            f"{label} is {train_ids.shape[1]} x {train_ids.shape[0]}."
+        )
+    if max_short_side is None:
+        _link_or_copy(image, image_out)
+    else:
+        photograph, train_ids = _shorten(photograph, train_ids, max_short_side)
+        with atomic_write(image_out) as f:
+            photograph.save(f, format="JPEG")
+    if encoding.suffix == ".png":
+        write_png(label_out, train_ids)
+    else:
+        with atomic_write(label_out) as f:
+            Image.fromarray(train_ids).save(f, format="TIFF", compression="tiff_adobe_deflate")
+    return True
+
+
+def _read_photograph(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()  # an archive that was cut off shows only here
+            return image
+    except (OSError, SyntaxError) as e:
+        raise DatasetError(f"The image {path} cannot be read: {e}.") from e
+
+
+def _shorten(
+    photograph: Image.Image, labels: np.ndarray, max_short_side: int
+) -> tuple[Image.Image, np.ndarray]:
+    photograph = photograph.convert("RGB")
+    short, long = sorted(photograph.size)
+    if short <= max_short_side:
+        return photograph, labels
+    sides = {short: max_short_side, long: round(long / short * max_short_side)}
+    size = (sides[photograph.width], sides[photograph.height])
+    pixels = cv2.resize(np.asarray(photograph), size, interpolation=cv2.INTER_LINEAR)
+    return Image.fromarray(pixels), cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        with open(source, "rb") as reader, atomic_write(target) as writer:
+            shutil.copyfileobj(reader, writer)
+
+
+def _histogram(label: Path, *, num_categories: int, ignore: int) -> np.ndarray:
+    counts = np.bincount(read_prepared(label).ravel(), minlength=ignore + 1)
+    if counts[num_categories:ignore].any():
+        value = num_categories + int(np.flatnonzero(counts[num_categories:ignore])[0])
+        raise DatasetError(
+            f"{label} holds the label {value}, but there are {num_categories} categories: remove "
+            "it and start again."
+        )
+    return np.append(counts[:num_categories], counts[ignore])

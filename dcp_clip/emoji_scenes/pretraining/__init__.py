@@ -1,0 +1,1 @@
+"""Contrastive pre-training of the small CLIP of EmojiScenes (tools/pretrain_clip.py)."""

@@ -1,0 +1,233 @@
+"""Images with captions, drawn on the fly: what the tiny CLIP is pre-trained on.
+
+The pictures are simpler than the benchmark's scenes and drawn a batch at a time, as a pre-training
+needs a million of them: sprites of the seen styles, warped and tinted, over textures. No label map
+is made; all that a picture comes with is the names of what was drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcp_clip.emoji_scenes.names import NameList
+from dcp_clip.emoji_scenes.pretraining.drawing import PLAIN, STRONG, DrawingBank, Look, uniform
+from dcp_clip.vocabulary.prompts import build_prompts
+
+__all__ = ["PairBatch", "PairOptions", "PairSource"]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What the pictures and captions are made of. Lengths are shares of a picture's side."""
+
+    # Side of a drawing in a picture of one thing, and in one of several.
+    single_size: tuple[float, float] = (0.5, 1.05)
+    scene_size: tuple[float, float] = (0.2, 0.6)
+    # Things in a picture of several, both included.
+    scene_things: tuple[int, int] = (1, 5)
+    # Share of the pictures of one thing that show a texture alone.
+    texture_rate: float = 0.06
+    # Grey levels of noise, at most; and brightness of the whole picture.
+    noise: float = 8.0
+    image_gain: tuple[float, float] = (0.85, 1.12)
+    # How often a synonym stands for the name, and textures drawn of each kind of stuff.
+    synonym_rate: float = 0.25
+    textures: int = 48
+
+
+@dataclass
+class PairBatch:
+    """Pictures and captions.
+
+    Attributes:
+        images: (B, 3, R, R) float, RGB, 0 to 255.
+        captions: T texts, each naming one thing or stuff.
+        match: (B, T) int8: 1 where the caption tells what is in the picture, 0 where not, -1 where
+            it tells of the texture behind a single thing, which is neither asked for nor denied.
+    """
+
+    images: Tensor
+    captions: list[str]
+    match: Tensor
+
+
+class PairSource:
+    """Draws batches of pictures with captions; the same for the same seed and number."""
+
+    def __init__(
+        self,
+        sprites: str | Path,
+        styles: tuple[str, ...],
+        names: NameList,
+        templates: tuple[str, ...],
+        *,
+        seed: int = 0,
+        options: PairOptions = PairOptions(),
+    ):
+        """
+        Args:
+            sprites: folder of the sprites.
+            styles: the styles to draw things in; a thing that none of them draws is left out.
+            names: all things and stuff.
+            templates: captions with ``{}`` for the name; the name alone is always one of them.
+            seed: of everything drawn.
+            options: what pictures and captions are made of.
+
+        Raises:
+            DatasetError: if the sprites are missing.
+        """
+        self.names, self.options, self.seed = names, options, seed
+        self.templates = templates
+        self._bank = DrawingBank(sprites, styles, names, options.textures)
+        self.things = self._bank.things
+        first = len(names.things)
+        self._grounds = np.array(
+            [first + i for i, s in enumerate(names.stuff) if s.place == "ground"]
+        )
+        self._backdrops = np.array(
+            [first + i for i, s in enumerate(names.stuff) if s.place != "ground"]
+        )
+        self._stuff = np.arange(first, len(names.entries))
+
+    def singles(self, number: int, size: int, count: int, *, look: Look = STRONG) -> PairBatch:
+        """Batch `number` of `count` pictures of `size` pixels, each of one thing on a texture.
+
+        No thing comes twice in a batch as long as there are enough of them, so that no caption but
+        its own is right for a picture.
+
+        Args:
+            number: of the batch.
+            size: R, pixels.
+            count: B.
+            look: how drawings are warped and tinted.
+        """
+        o, rng = self.options, np.random.default_rng([self.seed, 0, number])
+        plain = min(round(o.texture_rate * count), len(self._stuff))
+        repeats = -(-(count - plain) // len(self.things))
+        order = np.concatenate([rng.permutation(self.things) for _ in range(repeats)])
+        things = order[: count - plain]
+        behind = np.concatenate(
+            [
+                rng.choice(self._stuff, len(things)),
+                rng.choice(self._stuff, plain, replace=False).astype(np.int64),
+            ]
+        )
+        canvas = self._bank.textures(rng, behind, size)
+        sides = uniform(rng, *o.single_size, len(things))
+        room = np.maximum(1 - 0.75 * sides, 0.05)
+        centres = uniform(rng, -1, 1, (len(things), 2)) * room[:, None]
+        drawn = self._bank.drawings(rng, things, sides, centres, size, look)
+        canvas[: len(things)] = drawn[:, :3] + canvas[: len(things)] * (1 - drawn[:, 3:])
+        present = np.zeros((count, len(self.names.entries)), np.int8)
+        present[np.arange(count), behind] = -1
+        present[np.arange(len(things)), things] = 1
+        present[np.arange(len(things), count), behind[len(things) :]] = 1
+        return self._finish(rng, canvas, present, extra=0)
+
+    def scenes(
+        self, number: int, size: int, count: int, *, look: Look = STRONG, extra: int = 160
+    ) -> PairBatch:
+        """Batch `number` of `count` pictures of several things on one or two kinds of stuff.
+
+        Args:
+            number: of the batch.
+            size: R, pixels.
+            count: B.
+            look: how drawings are warped and tinted.
+            extra: captions, at most, of what is in none of the pictures.
+        """
+        o, rng = self.options, np.random.default_rng([self.seed, 1, number])
+        canvas, present = self._stage(rng, size, count)
+        low, high = o.scene_things
+        amount = rng.integers(low, high + 1, count)
+        most = amount.max()  # in a small batch perhaps less than `high`
+        owner = torch.full((count, 1, size, size), -1)  # which of the dealt things is uppermost
+        dealt = np.stack([rng.choice(self.things, high, replace=False) for _ in range(count)])
+        for k in range(most):
+            rows = np.nonzero(amount > k)[0]
+            things = dealt[rows, k]
+            sides = uniform(rng, *o.scene_size, len(rows))
+            centres = uniform(rng, -0.8, 0.8, (len(rows), 2))
+            drawn = self._bank.drawings(rng, things, sides, centres, size, look)
+            alpha = drawn[:, 3:]
+            index = torch.from_numpy(rows)
+            shade = F.avg_pool2d(alpha.roll(size // 32 + 1, 2), 3, 1, 1)
+            strength = torch.from_numpy(rng.choice([0, 0.2, 0.35], (len(rows), 1, 1, 1)))
+            ground = canvas[index] * (1 - strength.float() * shade)
+            canvas[index] = drawn[:, :3] + ground * (1 - alpha)
+            owner[index] = torch.where(alpha > 0.5, k, owner[index])
+        # What later things hid almost wholly is not told.
+        for k in range(most):
+            seen = (owner == k).flatten(1).float().mean(1).numpy() > 0.008
+            rows = np.nonzero(seen)[0]
+            present[rows, dealt[rows, k]] = 1
+        return self._finish(rng, canvas, present, extra)
+
+    def probe(self, size: int, number: int = 0) -> tuple[Tensor, Tensor]:
+        """For zero-shot classification: every thing once, upright, on a texture.
+
+        Returns:
+            (N, 3, R, R) float pictures, 0 to 255, and the (N,) ids of what is in them.
+        """
+        rng = np.random.default_rng([self.seed, 2, number])
+        canvas = self._bank.textures(rng, rng.choice(self._stuff, len(self.things)), size)
+        sides = uniform(rng, 0.65, 0.95, len(self.things))
+        centres = uniform(rng, -1, 1, (len(sides), 2)) * (1 - sides)[:, None]
+        drawn = self._bank.drawings(rng, self.things, sides, centres, size, PLAIN)
+        images = drawn[:, :3] + canvas * (1 - drawn[:, 3:])
+        return images.clamp(0, 255), torch.from_numpy(self.things)
+
+    def _stage(self, rng: np.random.Generator, size: int, count: int) -> tuple[Tensor, np.ndarray]:
+        """Ground, and a backdrop above it in most pictures."""
+        present = np.zeros((count, len(self.names.entries)), np.int8)
+        grounds, backdrops = rng.choice(self._grounds, count), rng.choice(self._backdrops, count)
+        horizon = uniform(rng, -0.5, 0.4, count)
+        horizon[rng.random(count) < 0.3] = -2.0  # ground alone
+        tilt = uniform(rng, -0.15, 0.15, count)
+        axis = torch.linspace(-1, 1, size)
+        edge = torch.from_numpy(np.stack([horizon, tilt], 1)).float()
+        above = axis[None, :, None] < edge[:, :1, None] + edge[:, 1:, None] * axis[None, None]
+        canvas = torch.where(
+            above[:, None],
+            self._bank.textures(rng, backdrops, size),
+            self._bank.textures(rng, grounds, size),
+        )
+        present[np.arange(count), grounds] = 1
+        rows = np.nonzero(horizon > -1)[0]
+        present[rows, backdrops[rows]] = 1
+        return canvas, present
+
+    def _finish(
+        self, rng: np.random.Generator, canvas: Tensor, present: np.ndarray, extra: int
+    ) -> PairBatch:
+        o = self.options
+        gain = uniform(rng, *o.image_gain, (len(canvas), 1, 1, 1))
+        canvas = canvas * torch.from_numpy(gain).float()
+        noise = torch.from_numpy(rng.random((len(canvas), 1, 1, 1)) * o.noise).float()
+        grain = torch.from_numpy(rng.random(canvas.shape, dtype=np.float32) * 2 - 1)
+        told = np.nonzero((present == 1).any(0))[0]
+        if extra:
+            others = np.setdiff1d(np.concatenate([self.things, self._stuff]), told)
+            more = rng.choice(others, min(extra, len(others)), replace=False)
+            told = np.concatenate([told, more])
+        return PairBatch(
+            (canvas + noise * grain).clamp(0, 255),
+            [self._caption(rng, int(i)) for i in told],
+            torch.from_numpy(present[:, told]),
+        )
+
+    def _caption(self, rng: np.random.Generator, entry: int) -> str:
+        entry = self.names.entries[entry]
+        name = entry.name
+        if entry.synonyms and rng.random() < self.options.synonym_rate:
+            name = entry.synonyms[int(rng.integers(len(entry.synonyms)))]
+        if rng.random() < 0.5:
+            return name
+        template = self.templates[int(rng.integers(len(self.templates)))]
+        return build_prompts([name], [template])[0]

@@ -1,0 +1,133 @@
+"""Pre-training of a small CLIP with Detectron2's trainer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+from torch.nn import functional as F
+
+from dcp_clip.data.catalog import datasets_root
+from dcp_clip.emoji_scenes.art import SEEN_ART, UNSEEN_ART, ArtPackage
+from dcp_clip.emoji_scenes.names import load_name_list
+from dcp_clip.emoji_scenes.pretraining.drawing import MILD, STRONG
+from dcp_clip.emoji_scenes.pretraining.pairs import PairBatch, PairSource
+from dcp_clip.emoji_scenes.register import FOLDER
+from dcp_clip.engine.trainer import Trainer
+from dcp_clip.modeling.clip.text_encoder import TextEncoder
+from dcp_clip.vocabulary.prompts import load_templates
+
+__all__ = ["CLIPTrainer", "PairLoader"]
+
+logger = logging.getLogger(__name__)
+
+# Pixels of the pictures of the zero-shot classification, and how often each thing is shown.
+_PROBE_SIZE, _PROBE_VIEWS = 64, 4
+_PROMPTS_PER_CHUNK = 512
+
+
+def _pair_source(cfg: CfgNode, art: Sequence[ArtPackage]) -> PairSource:
+    return _load_pair_source(
+        Path(datasets_root()) / FOLDER / "sprites",
+        tuple(package.style for package in art),
+        load_templates(cfg.PRETRAIN.TEMPLATES),
+        max(cfg.SEED, 0),
+    )
+
+
+@functools.lru_cache(
+    maxsize=2
+)  # the seen styles', for training and test alike, and the unseen one's
+def _load_pair_source(
+    sprites: Path, styles: tuple[str, ...], templates: tuple[str, ...], seed: int
+) -> PairSource:
+    return PairSource(sprites, styles, load_name_list(), templates, seed=seed)
+
+
+class PairLoader:
+    """The batches of a pre-training, one an iteration; each depends on the seed and its number."""
+
+    def __init__(self, cfg: CfgNode, source: PairSource):
+        """
+        Args:
+            cfg: reads PRETRAIN, SEED and SOLVER.MAX_ITER.
+            source: draws the pictures.
+        """
+        self.node, self.length, self.seed = cfg.PRETRAIN, cfg.SOLVER.MAX_ITER, max(cfg.SEED, 0)
+        self.source = source
+        self.start = 0
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        # The next batch is drawn while the model learns from this one.
+        with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
+            coming = None
+            for number in range(self.start, self.length):
+                batch = coming.result() if coming else self.batch(number)
+                coming = pool.submit(self.batch, number + 1) if number + 1 < self.length else None
+                yield batch
+
+    def batch(self, number: int) -> PairBatch:
+        """The batch of iteration `number`."""
+        node = self.node
+        look = STRONG if number < node.STRONG_UNTIL * self.length else MILD
+        rng = np.random.default_rng([self.seed, 3, number])
+        if number < node.SINGLES_UNTIL * self.length or number % 2:
+            size = int(rng.choice(node.SINGLE_SIZES))
+            return self.source.singles(
+                number, size, max(2, node.SINGLE_PIXELS // size**2), look=look
+            )
+        size = int(rng.choice(node.SCENE_SIZES))
+        return self.source.scenes(number, size, max(2, node.SCENE_PIXELS // size**2), look=look)
+
+
+class CLIPTrainer(Trainer):
+    """Trains the meta-architecture ``CLIPPretraining`` on drawings; see tools/pretrain_clip.py."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        self._trainer.data_loader.start = self.start_iter
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> PairLoader:
+        return PairLoader(cfg, _pair_source(cfg, SEEN_ART))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> dict:
+        """Zero-shot classification of single drawings among all names, in percent."""
+        names = load_name_list()
+        vocabulary = names.vocabulary(tuple(range(len(names.entries))))
+        training, results = model.training, {}
+        model.eval()
+        encoder = TextEncoder(
+            text=model.text_encoder,
+            tokenizer=model.tokenizer,
+            model_name=cfg.MODEL.CLIP.NAME,
+            templates=load_templates(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES),
+            synonyms="first",
+            chunk_size=_PROMPTS_PER_CHUNK,
+        ).eval()
+        with torch.no_grad():
+            text = encoder.encode_vocabulary(vocabulary).embeddings
+            for kind, art in (("seen", SEEN_ART), ("unseen_style", (UNSEEN_ART,))):
+                source = _pair_source(cfg, art)
+                ranks = torch.cat([_ranks(model, source, text, v) for v in range(_PROBE_VIEWS)])
+                for k in (1, 5):
+                    results[f"{kind}_top{k}"] = 100 * (ranks < k).float().mean().item()
+        model.train(training)
+        logger.info("Zero-shot, %d names: %s", len(vocabulary), results)
+        return {"zero_shot": results}
+
+
+def _ranks(model: nn.Module, source: PairSource, text: torch.Tensor, view: int) -> torch.Tensor:
+    """How many names are ahead of the right one, for each picture."""
+    images, ids = source.probe(_PROBE_SIZE, view)
+    pooled = [model.encode_images(part)["pooled"] for part in images.split(128)]
+    cosines = F.normalize(torch.cat(pooled), dim=1) @ text.T
+    return (cosines > cosines.gather(1, ids[:, None].to(cosines.device))).sum(1)

@@ -1,0 +1,132 @@
+"""Sprites: the drawings as pixels, rendered once and kept beside the dataset.
+
+``<dataset>/sprites/<style>.npz`` holds ``images`` (N, S, S, 4) uint8, ``names`` (N,) and the art's
+``licence``: RGBA with straight alpha, each drawing trimmed and centred, its longer side S pixels.
+"""
+
+import functools
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+
+from dcp_clip.data.pairing import DatasetError
+from dcp_clip.utils.image_io import atomic_write
+
+# Alpha from which a pixel belongs to the drawing, when margins are trimmed.
+_VISIBLE = 20
+# A drawing with fewer opaque pixels than this share of its square failed to render.
+_MIN_AREA = 0.01
+
+
+def check_renderer() -> None:
+    """Raise DatasetError if resvg-py is not installed, before thousands of drawings tell so."""
+    _import_renderer()
+
+
+def render_svg(svg: str, size: int) -> np.ndarray:
+    """Render an SVG document with resvg, trim it and fit it into a square.
+
+    Args:
+        svg: the document; its fonts are not looked up, so that every machine renders the same.
+        size: S, pixels of the longer side.
+
+    Returns:
+        (S, S, 4) uint8, RGBA with straight alpha.
+
+    Raises:
+        DatasetError: if resvg-py is not installed, or nothing is to be seen in the document.
+    """
+    renderer = _import_renderer()
+    try:
+        # At twice the size, because margins are cut and the rest is then reduced.
+        png = renderer.svg_to_bytes(svg_string=svg, width=2 * size, skip_system_fonts=True)
+    except (ValueError, RuntimeError) as e:
+        raise DatasetError(f"An SVG document cannot be rendered: {e}.") from e
+    with Image.open(io.BytesIO(bytes(png))) as image:
+        return fit_sprite(np.array(image.convert("RGBA")), size)
+
+
+def fit_sprite(rgba: np.ndarray, size: int) -> np.ndarray:
+    """Trim the transparent margins of (H, W, 4) RGBA and centre it in a square (S, S, 4).
+
+    Raises:
+        DatasetError: if there is next to nothing in it.
+    """
+    rows, columns = np.nonzero(rgba[..., 3] > _VISIBLE)
+    if len(rows) < _MIN_AREA * rgba.shape[0] * rgba.shape[1]:
+        raise DatasetError("A drawing is empty.")
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    image = Image.fromarray(rgba).crop(tuple(int(v) for v in box))
+    scale = size / max(image.size)
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BOX)
+    square = Image.new("RGBA", (size, size))
+    square.paste(image, ((size - width) // 2, (size - height) // 2))
+    return np.array(square)
+
+
+def save_sprites(
+    path: Path, names: Sequence[str], images: Sequence[np.ndarray], licence: str = ""
+) -> None:
+    """Write the sprites of one style: N names, which may repeat, and N images (S, S, 4) uint8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as f:
+        np.savez_compressed(f, names=np.array(names), images=np.stack(images), licence=licence)
+
+
+def load_sprites(folder: str | Path, styles: Iterable[str]) -> dict[tuple[str, str], np.ndarray]:
+    """Load all sprites of some styles, e.g. to pre-train a CLIP on them.
+
+    Args:
+        folder: ``$DETECTRON2_DATASETS/emoji_scenes/sprites``.
+        styles: names of styles, see :mod:`dcp_clip.emoji_scenes.art`.
+
+    Returns:
+        {(style, name): (V, S, S, 4) uint8 RGBA}, V >= 1 drawings; no style draws every name.
+
+    Raises:
+        DatasetError: if a file is missing or damaged.
+    """
+    sprites: dict[tuple[str, str], np.ndarray] = {}
+    for style in styles:
+        names, images, _ = _load(str(Path(folder) / f"{style}.npz"))
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            rows.setdefault(name, []).append(row)
+        sprites |= {(style, name): images[found] for name, found in rows.items()}
+    return sprites
+
+
+def describe_sprites(path: Path) -> tuple[int, str]:
+    """The S of a style's sprites, and the licence of its art."""
+    _, images, licence = _load(str(path))
+    return images.shape[1], licence
+
+
+def _import_renderer() -> ModuleType:
+    try:
+        import resvg_py
+    except ImportError as e:
+        raise DatasetError(
+            "The Python package resvg-py, which renders the art, is not installed: "
+            "pip install -r requirements-emoji.txt."
+        ) from e
+    return resvg_py
+
+
+@functools.lru_cache(maxsize=16)
+def _load(path: str) -> tuple[list[str], np.ndarray, str]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["names"].tolist(), file["images"], str(file["licence"])
+    except FileNotFoundError as e:
+        raise DatasetError(
+            f"The sprites {path} do not exist: run `python datasets/prepare_emoji_scenes.py`."
+        ) from e
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise DatasetError(f"The sprites {path} cannot be read ({e}): remove the file.") from e

@@ -1,0 +1,80 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+__all__ = ["EMAHook"]
+
+
+class EMAHook(HookBase):
+    """Exponential moving average of the weights and buffers.
+
+    Evaluations during training use the average. At the last iteration it becomes the model, so
+    ``model_final.pth`` and the final evaluation have the same weights. Checkpoints contain it, so
+    resumed training continues with it. Register this hook before the checkpointer and the
+    evaluation.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        """
+        Args:
+            model: without its distributed wrapper.
+            decay: decay per iteration; it is smaller in the first iterations.
+        """
+        self._model = model
+        self._decay = decay
+        self._average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False
+        )
+
+    @property
+    def average(self) -> nn.Module:
+        """The model with the averaged weights."""
+        return self._average.module
+
+    def after_step(self) -> None:
+        step = self.trainer.iter + 1
+        # A smaller decay at first, so that the random initial weights disappear from the average.
+        decay = min(self._decay, (1 + step) / (10 + step))
+        self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self._average.update_parameters(self._model)
+        # The statistics of batch norm are averages already.
+        for mean, now in zip(self._average.module.buffers(), self._model.buffers(), strict=True):
+            mean.copy_(now)
+        if step >= self.trainer.max_iter:
+            self._copy(self._average.module, self._model)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the model holds the averaged weights."""
+        backup = [p.detach().clone() for p in self._model.parameters()]
+        self._copy(self._average.module, self._model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._model.parameters(), backup, strict=True):
+                    parameter.copy_(value)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(source: nn.Module, target: nn.Module) -> None:
+        for a, b in zip(source.parameters(), target.parameters(), strict=True):
+            b.copy_(a)
+
+    def state_dict(self) -> dict:
+        return {
+            "average": self._average.module.state_dict(),
+            "n_averaged": self._average.n_averaged.clone(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self._average.module.load_state_dict(state["average"])
+        self._average.n_averaged.copy_(state["n_averaged"])

@@ -1,0 +1,112 @@
+"""Weight interpolation with the original CLIP at the end of training (WiSE-FT)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from torch import Tensor, nn, no_grad
+
+from dcp_clip.modeling import CLIPBackbone
+
+__all__ = ["WeightInterpolationHook", "interpolate_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+@no_grad()
+def interpolate_weights(
+    trained: Mapping[str, Tensor], original: Mapping[str, Tensor], alpha: float
+) -> None:
+    """Interpolate the weights of an image tower with CLIP's original ones, in place.
+
+    Args:
+        trained: state of the trained tower.
+        original: state of the tower before training; integers (counters) are ignored.
+        alpha: weight of `original`; 0 changes nothing.
+    """
+    # The statistics of batch norm belong to the weights and are interpolated too.
+    for key, value in original.items():
+        if value.is_floating_point():
+            trained[key].lerp_(value.to(trained[key]), alpha)
+
+
+class WeightInterpolationHook(HookBase):
+    """Mixes CLIP's original weights into the trained image tower, once, after the last iteration.
+
+    Training fits the tower to the categories with masks and makes it forget some of what it knew
+    about others. Weights between the original and the trained ones keep most of the gain and avoid
+    most of the loss (WiSE-FT, arXiv 2109.01903). This costs no iteration and no time at inference.
+
+    Register this hook after the hooks that change the last weights, and before the checkpointer and
+    the evaluation: ``model_final.pth`` and the final evaluation have the interpolated weights,
+    earlier checkpoints have the trained ones. Training that continues from its end (with a larger
+    SOLVER.MAX_ITER) starts from the interpolated weights and interpolates again. The statistics of
+    TEST.PRECISE_BN are those of the trained weights and are interpolated like all others.
+    """
+
+    def __init__(self, model: nn.Module, alpha: float, average: nn.Module | None = None):
+        """
+        Args:
+            model: without its distributed wrapper; its `backbone` has CLIP's original weights.
+            alpha: weight of the original weights, between 0 and 1.
+            average: a moving average of the model, which is interpolated too.
+        """
+        self._towers = [m.backbone for m in (model, average) if m is not None]
+        self._alpha = alpha
+        # On the CPU, where memory is cheap.
+        state = model.backbone.state_dict()
+        self._original = {key: value.to("cpu", copy=True) for key, value in state.items()}
+        self._done = False
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, model: nn.Module, average: nn.Module | None = None
+    ) -> WeightInterpolationHook | None:
+        """The hook for SOLVER.WISE_FT_ALPHA; None if it is 0 or the image tower does not train.
+
+        Raises:
+            ValueError: if the value is not in [0, 1), or there are no original weights of CLIP.
+        """
+        alpha = cfg.SOLVER.WISE_FT_ALPHA
+        if not 0 <= alpha < 1:
+            raise ValueError(
+                f"SOLVER.WISE_FT_ALPHA is {alpha}; it must be at least 0 and below 1 "
+                "(MODEL.CLIP.TRAIN_IMAGE 'none' keeps all of CLIP's image tower)."
+            )
+        if not alpha or not any(p.requires_grad for p in model.backbone.parameters()):
+            return None
+        if not cfg.MODEL.CLIP.PRETRAINED:
+            raise ValueError(
+                f"SOLVER.WISE_FT_ALPHA is {alpha}, but there are no original weights of CLIP: name "
+                "them in MODEL.CLIP.PRETRAINED, or set it to 0.0."
+            )
+        if not isinstance(model.backbone, CLIPBackbone):
+            raise ValueError(
+                f"SOLVER.WISE_FT_ALPHA is {alpha}, but the backbone of {type(model).__name__} is "
+                "not CLIP's image tower alone: set it to 0.0."
+            )
+        return cls(model, alpha, average)
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            for tower in self._towers:
+                interpolate_weights(tower.state_dict(), self._original, self._alpha)
+            self._done = True
+
+    def before_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter and not self._done:
+            logger.warning(
+                "This training ended without SOLVER.WISE_FT_ALPHA, and has no iteration left to "
+                "apply %s: use tools/export_weights.py --wise-ft-alpha.",
+                self._alpha,
+            )
+
+    def state_dict(self) -> dict:
+        """After the end of training: the alpha that was applied, so that it is not applied twice."""
+        return {"share": self._alpha} if self._done else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._done = True

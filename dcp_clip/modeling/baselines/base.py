@@ -1,0 +1,129 @@
+"""What the baseline heads share: CLIP's two towers, all C categories, and a feature pyramid."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, ShapeSpec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcp_clip.modeling.clip.build import build_clip
+from dcp_clip.modeling.layers import resize_to, valid_positions
+from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
+from dcp_clip.structures import Proposals, Refinement, TextFeatures
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = [
+    "BaselineSegmentor",
+    "Pyramid",
+    "conv_norm_relu",
+    "cosine_similarity",
+    "resize_to_stride",
+]
+
+# The stride that each level is resized to; res5 keeps its own. The levels of a ViT have one grid,
+# and those of a small tower may be finer than their names say.
+_STRIDES = {"res4": 16, "res3": 8, "res2": 4}
+
+
+class BaselineSegmentor(OpenVocabularySegmentor):
+    """CLIP's image and text towers and one head that gives logits of all categories: K = C."""
+
+    def __init__(self, *, head: nn.Module, channels_last: bool = False, **common):
+        """
+        Args:
+            head: ``forward(features, text)``, with the output of the backbone and
+                :class:`TextFeatures`, returns logits (B, C, H/4, W/4).
+            channels_last: keep convolutions in channels-last memory format.
+            common: see :class:`OpenVocabularySegmentor`.
+        """
+        super().__init__(**common)
+        self.head = head
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def clip_config(cls, cfg: CfgNode) -> dict:
+        """The arguments above that do not depend on the head."""
+        return {
+            "channels_last": cfg.MODEL.DCP_CLIP.CHANNELS_LAST,
+            **build_clip(cfg),
+            **cls.common_config(cfg),
+        }
+
+    def segment(
+        self,
+        images: Tensor,
+        image_sizes: list[tuple[int, int]],
+        vocabulary: Vocabulary,
+        labels: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
+        """See :meth:`OpenVocabularySegmentor.segment`. The logits "fine" are those of all
+        categories; `ids` has no effect."""
+        features = self.backbone(images)
+        logits = self.head(features, self.text_encoder.encode_vocabulary(vocabulary))
+        pixel_valid = valid_positions(
+            image_sizes, images.shape[-2:], logits.shape[-2:], images.device
+        )
+        return {"fine": logits}, Proposals.all_categories(logits, pixel_valid), None
+
+
+def cosine_similarity(unit: Tensor, text: TextFeatures) -> Tensor:
+    """(B, C, ...) cosine similarity of unit-length features (B, D, ...) and all categories.
+
+    Of several synonyms the best one counts. Never in half precision, as the similarities decide
+    between categories.
+    """
+    with torch.autocast(unit.device.type, enabled=False):
+        synonyms = text.embeddings.float()[text.category_rows].unbind(1)
+        parts = (torch.einsum("bd...,cd->bc...", unit.float(), features) for features in synonyms)
+        return reduce(torch.maximum, parts)
+
+
+def conv_norm_relu(in_channels: int, out_channels: int) -> Conv2d:
+    """3x3 convolution, group norm with four groups, ReLU."""
+    norm = nn.GroupNorm(4, out_channels)
+    return Conv2d(in_channels, out_channels, 3, padding=1, bias=False, norm=norm, activation=F.relu)
+
+
+def resize_to_stride(feature: Tensor, image: Tensor, stride: int) -> Tensor:
+    """Resize features of an image (B, 3, H, W) to the grid of a stride."""
+    height, width = image.shape[-2:]
+    return resize_to(feature, (-(-height // stride), -(-width // stride)))
+
+
+class Pyramid(nn.Module):
+    """Top-down pathway (FPN, arXiv 1612.03144) from CLIP's dense features to stride 4."""
+
+    def __init__(self, input_shape: dict[str, ShapeSpec], dim: int):
+        """
+        Args:
+            input_shape: output shape of the backbone; dense, res2 to res4 and, if there is one,
+                res5 are used.
+            dim: channels of every level; a multiple of 4.
+        """
+        super().__init__()
+        self.strides = {"res5": input_shape["res5"].stride} if "res5" in input_shape else {}
+        self.strides |= _STRIDES
+        self.top = nn.Conv2d(input_shape["dense"].channels, dim, 1)
+        self.laterals = nn.ModuleDict(
+            {key: nn.Conv2d(input_shape[key].channels, dim, 1) for key in self.strides}
+        )
+        self.merges = nn.ModuleDict({key: conv_norm_relu(dim, dim) for key in self.strides})
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The output of the backbone to levels (B, dim, h, w) by name, the coarsest first."""
+        dense = features["dense"]
+        # Unit-length vectors times sqrt(D) have entries of unit size.
+        x = self.top(F.normalize(dense, dim=1) * dense.shape[1] ** 0.5)
+        levels = {}
+        for key, stride in self.strides.items():
+            # Projection and resizing commute; the projected features are cheaper to resize.
+            lateral = self.laterals[key](features[key])
+            lateral = resize_to_stride(lateral, features["image"], stride)
+            x = levels[key] = self.merges[key](resize_to(x, lateral.shape[-2:]) + lateral)
+        return levels

@@ -1,0 +1,109 @@
+"""A closed-vocabulary FPN on the same encoder, with the same losses: what to compare with."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from torch import Tensor, nn
+
+from dcp_clip.modeling.clip.freezing import freeze_tower
+from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
+from dcp_clip.structures import Proposals
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["FPNBaseline"]
+
+_LEVELS = ["res2", "res3", "res4", "res5"]
+
+
+@META_ARCH_REGISTRY.register()
+class FPNBaseline(OpenVocabularySegmentor):
+    """CLIPBackbone, Detectron2's FPN and its semantic segmentation head (Panoptic FPN, arXiv
+    1901.02446): one output channel a category of DATASETS.TRAIN, in that order.
+
+    It cannot name anything else. It is here so that DCP-CLIP's accuracy on a closed vocabulary can
+    be compared with a plain network of the same encoder, data, augmentation, losses and time.
+    """
+
+    @configurable
+    def __init__(self, *, fpn: FPN, head: SemSegFPNHead, channels_last: bool = False, **common):
+        """
+        Args:
+            fpn: on a convolutional CLIPBackbone.
+            head: Detectron2's head; its loss is not used.
+            channels_last: keep convolutions in channels-last memory format.
+            common: see :class:`OpenVocabularySegmentor`.
+        """
+        super().__init__(backbone=fpn, **common)
+        self._trained = self.vocabulary
+        self.head = head
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        common = cls.common_config(cfg)
+        if common["vocabulary"] is None:
+            raise ValueError("FPNBaseline has a channel a category: set DATASETS.TRAIN.")
+        bottom_up, dim = build_backbone(cfg), cfg.MODEL.BASELINES.FPN.DIM
+        missing = sorted(set(_LEVELS) - set(bottom_up.output_shape()))
+        if missing:
+            raise ValueError(
+                f"MODEL.CLIP.NAME is '{cfg.MODEL.CLIP.NAME}', whose image tower has no "
+                f"{', '.join(missing)}; FPNBaseline needs one of strides 4, 8, 16 and 32."
+            )
+        freeze_tower(cfg, "TRAIN_IMAGE", bottom_up)
+        fpn = FPN(bottom_up, _LEVELS, dim, norm="BN")
+        fpn.pixel_mean, fpn.pixel_std = bottom_up.pixel_mean, bottom_up.pixel_std
+        shape = {
+            k: ShapeSpec(channels=dim, stride=2 ** int(k[1])) for k in ("p2", "p3", "p4", "p5")
+        }
+        head = SemSegFPNHead(
+            shape,
+            num_classes=len(common["vocabulary"]),
+            conv_dims=dim,
+            common_stride=4,
+            norm="BN",
+        )
+        # The projection to CLIP's joint space is not read here.
+        nn.Module.requires_grad_(bottom_up.visual.head, False)
+        return {
+            "fpn": fpn,
+            "head": head,
+            "channels_last": cfg.MODEL.DCP_CLIP.CHANNELS_LAST,
+            **common,
+        }
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """As the base class's.
+
+        Raises:
+            ValueError: for another vocabulary than the one it was built for.
+        """
+        self._check(vocabulary)
+        super().set_vocabulary(vocabulary)
+
+    def _check(self, vocabulary: Vocabulary) -> None:
+        if vocabulary != self._trained:
+            raise ValueError("FPNBaseline knows the categories of DATASETS.TRAIN only.")
+
+    def segment(
+        self,
+        images: Tensor,
+        image_sizes: list[tuple[int, int]],
+        vocabulary: Vocabulary,
+        labels: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Proposals, None]:
+        """See :meth:`OpenVocabularySegmentor.segment`; one map, "fine", over all categories.
+
+        Raises:
+            ValueError: for another vocabulary than the one it was built for.
+        """
+        self._check(vocabulary)
+        logits = self.head.layers(self.backbone(images))
+        return {"fine": logits}, Proposals.all_categories(logits), None

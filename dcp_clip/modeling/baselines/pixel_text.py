@@ -1,0 +1,70 @@
+"""Pixel embeddings times text: the idea of LSeg (arXiv 2201.03546)."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcp_clip.modeling.baselines.base import (
+    BaselineSegmentor,
+    Pyramid,
+    conv_norm_relu,
+    cosine_similarity,
+)
+from dcp_clip.modeling.layers import resize_to
+from dcp_clip.structures import TextFeatures
+
+__all__ = ["PixelTextHead", "PixelTextSegmentor"]
+
+
+class PixelTextHead(nn.Module):
+    """Moves CLIP's dense map, upsampled, within CLIP's space, by what a pyramid of its features
+    says at stride 4; a pixel's logits are scaled cosine similarities to all categories.
+
+    Departures from LSeg: a convolutional pyramid in the place of its ViT decoder; and the
+    correction starts at zero, so an untrained head answers as CLIP would.
+    """
+
+    def __init__(self, input_shape: dict[str, ShapeSpec], dim: int, scale: float):
+        """
+        Args:
+            input_shape: of the backbone.
+            dim: channels of the pyramid.
+            scale: initial factor from cosine similarities to logits.
+        """
+        super().__init__()
+        self.pyramid = Pyramid(input_shape, dim)
+        self.refine = conv_norm_relu(dim, dim)
+        self.out = nn.Conv2d(dim, input_shape["dense"].channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def forward(self, features: dict[str, Tensor], text: TextFeatures) -> Tensor:
+        """What the backbone returned and C categories to logits (B, C, H/4, W/4)."""
+        correction = self.out(self.refine(self.pyramid(features)["res2"]))
+        dense = F.normalize(features["dense"].float(), dim=1)
+        pixels = F.normalize(resize_to(dense, correction.shape[-2:]) + correction, dim=1)
+        return self.scale * cosine_similarity(pixels, text)
+
+
+@META_ARCH_REGISTRY.register()
+class PixelTextSegmentor(BaselineSegmentor):
+    """An embedding a pixel in CLIP's joint space, compared with every name: see
+    :class:`PixelTextHead`."""
+
+    @configurable
+    def __init__(self, **kwargs):
+        """See :class:`BaselineSegmentor`."""
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        towers = cls.clip_config(cfg)
+        shape = towers["backbone"].output_shape()
+        scale = cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE
+        return {"head": PixelTextHead(shape, cfg.MODEL.BASELINES.DIM, scale), **towers}

@@ -1,0 +1,30 @@
+"""The families of image towers, one module each.
+
+To add a family: write a module with a subclass of :class:`ImageTower` and list it here.
+"""
+
+from torch import nn
+
+from dcp_clip.modeling.clip.families.base import ImageTower
+from dcp_clip.modeling.clip.families.convnext import ConvNeXtTower
+from dcp_clip.modeling.clip.families.vit import ViTTower
+from dcp_clip.modeling.clip.readings import DenseReading
+
+__all__ = ["FAMILIES", "ImageTower", "build_image_tower"]
+
+FAMILIES: tuple[type[ImageTower], ...] = (ConvNeXtTower, ViTTower)
+
+
+def build_image_tower(visual: nn.Module, reading: DenseReading) -> ImageTower:
+    """The reader of an open_clip image tower.
+
+    Raises:
+        ValueError: if no family reads this kind of tower, or the family does not read this one.
+    """
+    for family in FAMILIES:
+        if family.matches(visual):
+            return family(visual, reading)
+    raise ValueError(
+        f"CLIPBackbone reads open_clip's ConvNeXt-like timm towers and its ViT, not "
+        f"{type(visual).__name__}; choose another MODEL.CLIP.NAME."
+    )

@@ -1,0 +1,53 @@
+"""Which weights of CLIP's towers train."""
+
+from __future__ import annotations
+
+import re
+
+from detectron2.config import CfgNode
+from torch import nn
+
+__all__ = ["POLICIES", "freeze_tower"]
+
+# Patterns for the parameter names of a tower; a parameter trains if one of them matches.
+POLICIES = {
+    "none": (),
+    "all": ("",),
+    # Queries, keys, values and position embeddings. CAT-Seg (arXiv 2303.11797) found that training
+    # the queries and values of a ViT keeps its open vocabulary best.
+    "attention": (r"attn\.in_proj", r"positional_embedding"),
+    # The layers closest to the joint embedding space.
+    "late": (
+        r"stages\.3\.",
+        r"trunk\.head",
+        r"^visual\.head",
+        r"resblocks\.(8|9|1\d|2\d)\.",
+        r"proj$",
+    ),
+}
+
+
+def freeze_tower(cfg: CfgNode, key: str, tower: nn.Module) -> None:
+    """Set ``requires_grad`` of a tower's parameters as MODEL.CLIP.<key> says.
+
+    Args:
+        cfg: the whole config.
+        key: "TRAIN_IMAGE" or "TRAIN_TEXT".
+        tower: the image or text tower.
+
+    Raises:
+        ValueError: for an unknown policy, or one that matches no parameter of the tower.
+    """
+    policy = cfg.MODEL.CLIP[key]
+    if policy not in POLICIES:
+        raise ValueError(f"MODEL.CLIP.{key} is '{policy}'; known are {', '.join(POLICIES)}.")
+    matched = False
+    for name, parameter in tower.named_parameters():
+        trains = any(re.search(pattern, name) for pattern in POLICIES[policy])
+        parameter.requires_grad_(trains)
+        matched |= trains
+    if policy != "none" and not matched:
+        raise ValueError(
+            f"MODEL.CLIP.{key} is '{policy}', which matches no parameter of "
+            f"{cfg.MODEL.CLIP.NAME}; use 'none' or 'all'."
+        )

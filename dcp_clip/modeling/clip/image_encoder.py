@@ -1,0 +1,131 @@
+"""CLIP's image encoder as a Detectron2 backbone."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from dcp_clip.modeling.clip.encoder_windows import encode_in_windows
+from dcp_clip.modeling.clip.families import build_image_tower
+from dcp_clip.modeling.clip.loading import clip_pixel_stats, load_clip
+from dcp_clip.modeling.clip.readings import DenseReading
+
+__all__ = ["CLIPBackbone"]
+
+
+@BACKBONE_REGISTRY.register()
+class CLIPBackbone(Backbone):
+    """CLIP's image tower, read as a feature pyramid, as dense features and as one vector.
+
+    ``forward`` takes images (B, 3, H, W), normalised with :attr:`pixel_mean` and :attr:`pixel_std`,
+    H and W multiples of :attr:`size_divisibility`, and returns a dict of
+
+    * ``res2`` to ``res4``, and ``res5`` of a convolutional tower with stride 32: the pyramid, with
+      the strides that :meth:`output_shape` gives;
+    * ``dense`` (B, D, h, w): every position of the last grid in CLIP's joint embedding space, not
+      normalised;
+    * ``pooled`` (B, D): what ``encode_image`` returns for the same pixels, not normalised;
+    * ``image`` (B, 3, H, W): the input, for decoders that follow its edges.
+
+    How each family of towers is read is documented in :mod:`dcp_clip.modeling.clip.families`.
+
+    With `window`, the tower sees larger images in overlapping windows of about the size it was
+    trained on, see :func:`encode_in_windows`. ``pooled`` stays that of the whole image, so that
+    parity with CLIP holds.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        visual: nn.Module,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        reading: DenseReading = DenseReading(),  # noqa: B008  (immutable)
+        window: int = 0,
+        window_stride: int = 0,
+    ):
+        """
+        Args:
+            visual: open_clip's image tower.
+            pixel_mean: three values on the 0 to 255 scale, RGB.
+            pixel_std: likewise.
+            reading: how the dense features of a ViT are read; a convolutional tower has one way.
+            window: size of the encoder windows in pixels; 0 for none.
+            window_stride: pixels from one encoder window to the next.
+
+        Raises:
+            ValueError: for a tower that no family reads, or windows that do not fit its grid.
+        """
+        super().__init__()
+        self.visual = visual
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self.window, self.window_stride = window, window_stride
+        self._tower = build_image_tower(visual, reading)
+        self._check_windows()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
+        clip, node = load_clip(cfg), cfg.MODEL.CLIP
+        mean, std = clip_pixel_stats(clip)
+        return {
+            "visual": clip.visual,
+            "pixel_mean": mean,
+            "pixel_std": std,
+            "reading": DenseReading(node.DENSE, node.DENSE_RESIDUAL, node.NACLIP_STD),
+            "window": node.ENCODER_WINDOW,
+            "window_stride": node.ENCODER_WINDOW_STRIDE,
+        }
+
+    def _check_windows(self) -> None:
+        window, stride, divisor = self.window, self.window_stride, self.size_divisibility
+        if not window:
+            return
+        if window < 0 or window % divisor or stride % divisor or not 0 < stride <= window:
+            raise ValueError(
+                f"MODEL.CLIP.ENCODER_WINDOW is {window} and ENCODER_WINDOW_STRIDE {stride}; both "
+                f"must be multiples of {divisor} pixels for this encoder, the stride above 0 and "
+                "at most the window."
+            )
+
+    @property
+    def size_divisibility(self) -> int:
+        """H and W must be multiples of this many pixels."""
+        return self._tower.size_divisibility
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of CLIP's joint embedding space."""
+        return self._tower.shapes["dense"].channels
+
+    def train(self, mode: bool = True) -> CLIPBackbone:
+        """A frozen tower stays in evaluation mode: no drop path, no new batch norm statistics."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.visual.parameters()):
+            self.visual.eval()
+        return self
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {**self._tower.shapes, "image": ShapeSpec(channels=3, stride=1)}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to res2 .. res5, dense, pooled and image; see the class.
+
+        Raises:
+            ValueError: if H or W is not a multiple of :attr:`size_divisibility`.
+        """
+        divisor = self.size_divisibility
+        if images.shape[-2] % divisor or images.shape[-1] % divisor:
+            raise ValueError(
+                f"image of {images.shape[-2]} x {images.shape[-1]} pixels given to an encoder that "
+                f"needs multiples of {divisor}; pad it first."
+            )
+        if self.window and max(images.shape[-2:]) > self.window:
+            out = encode_in_windows(self._tower.encode, images, self.window, self.window_stride)
+            out["pooled"] = self._tower.pooled(images)
+        else:
+            out = self._tower.encode(images)
+        out["image"] = images
+        return out

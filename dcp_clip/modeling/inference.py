@@ -1,0 +1,177 @@
+"""Evaluation of large images in overlapping windows, with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcp_clip.modeling.clip.encoder_windows import window_starts
+from dcp_clip.structures import SemSegLabels
+from dcp_clip.utils.label_map import RowResizer, resized_bands, rows_per_band
+
+__all__ = ["SlidingWindow"]
+
+_CELL = 4  # pixels: the logits of all windows are on one grid of this stride
+
+
+class SlidingWindow:
+    """Segments an image window by window, into the categories proposed for the whole image.
+
+    The whole image, reduced to the size of a window, chooses the K categories, so that all windows
+    have the same ones. Where windows overlap, their logits are averaged with weights that decrease
+    towards the border of a window. Finished rows become labels immediately: only one row of windows
+    and the label map are in memory.
+    """
+
+    def __init__(self, size: int, stride: int):
+        """
+        Args:
+            size: height and width of a window in pixels.
+            stride: pixels from one window to the next.
+
+        Raises:
+            ValueError: if a value is not a multiple of 4 or leaves gaps; the message names the key.
+        """
+        node = "MODEL.DCP_CLIP.SLIDING_WINDOW"
+        for key, value in (("SIZE", size), ("STRIDE", stride)):
+            if value <= 0 or value % _CELL:
+                raise ValueError(f"{node}.{key} is {value}; it must be a positive multiple of 4.")
+        if stride > size:
+            raise ValueError(
+                f"{node}.STRIDE is {stride}, which leaves gaps between windows of {size} pixels."
+            )
+        self.size, self.stride = size, stride
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> SlidingWindow | None:
+        """None if MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE is 0."""
+        node = cfg.MODEL.DCP_CLIP.SLIDING_WINDOW
+        if not node.SIZE:
+            return None
+        return cls(node.SIZE, node.STRIDE or node.SIZE // 2 // _CELL * _CELL)
+
+    def is_needed(self, image: Tensor) -> bool:
+        """Whether an image (3, H, W) is larger than a window."""
+        return max(image.shape[-2:]) > self.size
+
+    def segment(
+        self,
+        image: Tensor,
+        size: tuple[int, int],
+        num_categories: int,
+        propose: Callable[[Tensor], tuple[Tensor, Tensor]],
+        segment: Callable[[Tensor, Tensor], tuple[Tensor, tuple[float, float]]],
+    ) -> tuple[SemSegLabels, Tensor, Tensor]:
+        """Segment one image.
+
+        Args:
+            image: (3, H, W).
+            size: (height, width) of the label map.
+            num_categories: C.
+            propose: from an image (3, h, w) to the ids (K,) and scores (K,) of its categories.
+            segment: from a window (3, h, w) and ids (K,) to logits (K, h', w') and the (rows,
+                columns) of their grid that the window covers.
+
+        Returns:
+            the label map, the ids (K,) and the scores (K,).
+        """
+        height, width = image.shape[-2:]
+        ids, scores = propose(self._reduce(image))
+        rows, columns = -(-height // _CELL), -(-width // _CELL)
+        extent = (height / _CELL, width / _CELL)
+        writer = _LabelWriter(size, (rows, columns), extent, ids, num_categories)
+        # Windows start at whole cells, so that their logits are on the same grid.
+        tops, lefts = (
+            [
+                _CELL * start
+                for start in window_starts(cells, self.size // _CELL, self.stride // _CELL)
+            ]
+            for cells in (rows, columns)
+        )
+        total = torch.zeros(len(ids), 0, columns, device=ids.device)
+        weight = total.new_zeros(0, columns)
+        done = 0  # rows of cells that no later window covers
+        for top, next_top in zip(tops, [*tops[1:], None]):
+            bottom = -(-min(top + self.size, height) // _CELL)
+            more = bottom - done - total.shape[1]
+            total, weight = F.pad(total, (0, 0, 0, more)), F.pad(weight, (0, 0, 0, more))
+            for left in lefts:
+                window = image[:, top : top + self.size, left : left + self.size]
+                logits = resize_to_grid(*segment(window, ids), window.shape[-2:])
+                weights = window_weights(*logits.shape[-2:], logits.device)
+                x = left // _CELL
+                place = np.s_[..., top // _CELL - done : bottom - done, x : x + logits.shape[2]]
+                total[place] += logits * weights
+                weight[place] += weights
+            finished = rows if next_top is None else next_top // _CELL
+            count = finished - done
+            writer.write(total[:, :count] / weight[:count])
+            # Copied: a slice would keep the memory of the finished rows.
+            total, weight = total[:, count:].clone(), weight[count:].clone()
+            done = finished
+        return SemSegLabels(writer.label_map, ids, num_categories), ids, scores
+
+    def _reduce(self, image: Tensor) -> Tensor:
+        """The whole image (3, H, W) at the size of a window."""
+        factor = self.size / max(image.shape[-2:])
+        size = [max(1, round(side * factor)) for side in image.shape[-2:]]
+        # On the CPU, bytes are resized as bytes: there is no float copy of a large image.
+        return F.interpolate(image[None].cpu(), size, mode="bilinear", antialias=True)[0]
+
+
+def resize_to_grid(
+    logits: Tensor, extent: tuple[float, float], window_size: tuple[int, int]
+) -> Tensor:
+    """The logits of a window (K, h, w) on the grid of cells that all windows share."""
+    cells = [-(-side // _CELL) for side in window_size]
+    # The cells can extend beyond the window: those of 6 pixels cover 8.
+    extent = [e * n * _CELL / side for e, n, side in zip(extent, cells, window_size)]
+    return torch.cat([band for _, band in resized_bands(logits.float(), cells, extent)], dim=1)
+
+
+def window_weights(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(rows, columns) weights of the cells of a window: largest in the middle, never zero."""
+
+    def ramp(n: int) -> Tensor:
+        position = torch.arange(n, device=device, dtype=torch.float32)
+        return torch.minimum(position + 1, n - position) / n
+
+    return ramp(rows)[:, None] * ramp(columns)
+
+
+class _LabelWriter:
+    """Turns finished rows of logits into rows of a label map."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        grid: tuple[int, int],
+        extent: tuple[float, float],
+        ids: Tensor,
+        num_categories: int,
+    ):
+        self.label_map = np.empty(size, np.min_scalar_type(num_categories - 1))
+        self._ids = ids.cpu().numpy().astype(self.label_map.dtype)
+        self._resize = RowResizer(size, grid, extent, ids.device)
+        self._logits = torch.zeros(len(ids), 0, grid[1], device=ids.device)
+        self._first = 0  # the grid row that _logits begins with
+        self._written = 0
+
+    def write(self, logits: Tensor) -> None:
+        """Take the next rows of logits, (K, n, columns), and label the pixels they complete."""
+        logits = torch.cat([self._logits, logits], dim=1)
+        end = self._resize.rows_within(self._first + logits.shape[1])
+        band = rows_per_band(logits, self.label_map.shape[1])
+        for start in range(self._written, end, band):
+            stop = min(start + band, end)
+            best = self._resize(logits, start, stop, self._first).argmax(dim=0)
+            self.label_map[start:stop] = self._ids[best.cpu().numpy()]
+        self._written = end
+        # The next row of pixels still needs the last row of cells.
+        self._first += logits.shape[1] - 1
+        self._logits = logits[:, -1:].clone()

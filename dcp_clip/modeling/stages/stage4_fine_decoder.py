@@ -1,0 +1,233 @@
+"""Stage 4: refine the coarse logits of each category with the encoder's finer features."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcp_clip.modeling.layers import resize_to
+from dcp_clip.modeling.stages.registry import FINE_DECODER_REGISTRY
+
+__all__ = ["BilinearDecoder", "PyramidDecoder"]
+
+_LEVELS = (("res4", 16), ("res3", 8), ("res2", 4))
+_GROUPS = 4  # of group norm
+
+
+def _target_size(feature: Tensor, stride: int, target: int) -> tuple[int, int]:
+    """Size of the grid of stride `target` for an image whose `feature` has stride `stride`."""
+    h, w = feature.shape[-2:]
+    return -(-h * stride // target), -(-w * stride // target)
+
+
+def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) -> Conv2d:
+    return Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        bias=norm == "",
+        norm=get_norm(norm, out_channels) if norm != "GN" else nn.GroupNorm(_GROUPS, out_channels),
+        activation=F.relu_,
+    )
+
+
+class _CategoryStep(nn.Module):
+    """One step of the category pathway: the maps of all categories are one batch.
+
+    Work that is done K times at full size is kept small. The maps are convolved before they are
+    upsampled. The image features are convolved once for each image, then weighted channel by
+    channel for each category by a gate from its text feature: K products instead of K convolutions.
+    """
+
+    def __init__(self, channels: int, image_channels: int, text_channels: int, norm: str | None):
+        """With `norm` None there is no normalisation and no second convolution."""
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        self.guide = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.gate = nn.Linear(text_channels, channels)
+        self.norm = self.refine = None
+        if norm is not None:
+            norm_layer = (
+                nn.GroupNorm(_GROUPS, channels) if norm == "GN" else get_norm(norm, channels)
+            )
+            self.norm = norm_layer or nn.Identity()
+            self.refine = _conv(channels, channels, norm)
+
+    def forward(self, maps: Tensor, image: Tensor, text_features: Tensor) -> Tensor:
+        """maps (B*K, C, h', w'), image (B, G, h, w), text_features (B, K, d) to (B*K, C, h, w)."""
+        maps = resize_to(self.mix(maps), image.shape[-2:])
+        maps = maps.unflatten(0, text_features.shape[:2])
+        gate = 1 + self.gate(text_features)[..., None, None]
+        guide = self.guide(image)[:, None]
+        # The maps of all categories at stride 4 are the model's largest tensor. They are changed in
+        # place, except where autograd would copy them.
+        add = torch.addcmul if maps.requires_grad else Tensor.addcmul_
+        maps = add(maps, gate, guide)
+        if self.norm is None:
+            return F.relu_(maps).flatten(0, 1)
+        maps = F.relu_(self.norm(maps.flatten(0, 1)))
+        return maps + self.refine(maps)
+
+
+@FINE_DECODER_REGISTRY.register()
+class PyramidDecoder(nn.Module):
+    """Two pathways from the coarse grid to stride 4, through the encoder's strides 16, 8 and 4.
+
+    The image pathway (once for each image, as in an FPN) merges the visual features of stage 3 with
+    res4, res3 and res2. The category pathway (K times, with few channels) upsamples the map of each
+    category in the same steps, guided by the image pathway. Its weights are shared over the
+    categories, so unseen categories become as sharp as seen ones. The result is added to the
+    upsampled coarse logits.
+
+    With `pixel_text`, the product of the last image features and the text feature is added: a
+    per-pixel classifier, which learns the appearance of the trained categories quickly.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: dict[str, ShapeSpec],
+        visual_channels: int,
+        text_channels: int,
+        image_dim: int,
+        category_dim: int,
+        norm: str,
+        pixel_text: bool,
+    ):
+        """
+        Args:
+            input_shape: output shape of the backbone; res2, res3 and res4 are used.
+            visual_channels, text_channels: widths of the features from stage 3.
+            image_dim: channels of the image pathway.
+            category_dim: channels of the category pathway.
+            norm: "GN", "BN", "SyncBN", "LN" (over channels) or "".
+            pixel_text: add the product of pixel and text features at stride 4.
+
+        Raises:
+            ValueError: if "GN" cannot divide a width into its groups.
+        """
+        super().__init__()
+        for key, width in (("IMAGE_DIM", image_dim), ("CATEGORY_DIM", category_dim)):
+            if norm == "GN" and width % _GROUPS:
+                raise ValueError(
+                    f"MODEL.DCP_CLIP.FINE_DECODER.{key} is {width}; with NORM 'GN' it must be a "
+                    f"multiple of {_GROUPS}."
+                )
+        self.text_norm = nn.LayerNorm(text_channels)
+        self.strides = {key: input_shape[key].stride for key, _ in _LEVELS}
+        self.visual = nn.Conv2d(visual_channels, image_dim, 1)
+        self.laterals = nn.ModuleDict(
+            {key: nn.Conv2d(input_shape[key].channels, image_dim, 1) for key, _ in _LEVELS}
+        )
+        self.merges = nn.ModuleDict({key: _conv(image_dim, image_dim, norm) for key, _ in _LEVELS})
+        self.embed = nn.Conv2d(2, category_dim, 3, padding=1)
+        # No second convolution at stride 4, where it would cost as much as everything else.
+        widths = (category_dim, image_dim, text_channels)
+        self.steps = nn.ModuleDict(
+            {key: _CategoryStep(*widths, norm if stride > 4 else None) for key, stride in _LEVELS}
+        )
+        self.out = nn.Conv2d(category_dim, 1, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.pixel = self.name = None
+        if pixel_text:
+            self.pixel = nn.Conv2d(image_dim, image_dim, 1)
+            self.name = nn.Linear(text_channels, image_dim)
+            nn.init.zeros_(self.name.weight)
+            nn.init.zeros_(self.name.bias)
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        input_shape: dict[str, ShapeSpec],
+        visual_channels: int,
+        text_channels: int,
+    ) -> dict:
+        node = cfg.MODEL.DCP_CLIP.FINE_DECODER
+        return {
+            "input_shape": input_shape,
+            "visual_channels": visual_channels,
+            "text_channels": text_channels,
+            "image_dim": node.IMAGE_DIM,
+            "category_dim": node.CATEGORY_DIM,
+            "norm": node.NORM,
+            "pixel_text": node.PIXEL_TEXT,
+        }
+
+    def forward(
+        self,
+        coarse: Tensor,
+        visual: Tensor,
+        text_features: Tensor,
+        features: dict[str, Tensor],
+        proposal_valid: Tensor,
+    ) -> Tensor:
+        """
+        Args:
+            coarse: (B, K, h, w) logits.
+            visual: (B, d, h, w) from stage 3.
+            text_features: (B, K, d) from stage 3.
+            features: output of the backbone; res2, res3 and res4 are used.
+            proposal_valid: (B, K) bool, False for padded proposals.
+
+        Returns:
+            fine logits (B, K, H/4, W/4).
+        """
+        b, k = coarse.shape[:2]
+        image = self.visual(visual)
+        text_features = self.text_norm(text_features)
+        maps = self.embed(_category_input(coarse, proposal_valid).flatten(0, 1))
+        for key, target in _LEVELS:
+            feature = features[key]
+            size = _target_size(feature, self.strides[key], target)
+            # Projection and resizing commute; the projected features are cheaper to resize.
+            lateral = resize_to(self.laterals[key](feature), size)
+            image = self.merges[key](resize_to(image, size) + lateral)
+            maps = self.steps[key](maps, image, text_features)
+        correction = self.out(maps).view(b, k, *maps.shape[-2:])
+        if self.pixel is not None:
+            pixels = self.pixel(image)
+            product = torch.einsum("bkc,bchw->bkhw", self.name(text_features), pixels)
+            correction = correction + product * pixels.shape[1] ** -0.5
+        return resize_to(coarse, maps.shape[-2:]) + correction
+
+
+def _category_input(coarse: Tensor, proposal_valid: Tensor) -> Tensor:
+    """(B, K, 2, h, w): logits of each category relative to all categories and to the best one."""
+    logits = coarse.float()
+    proposed = logits.masked_fill(~proposal_valid[..., None, None], float("-inf"))
+    against_all = logits - proposed.logsumexp(1, keepdim=True)
+    against_best = logits - proposed.amax(1, keepdim=True)
+    return 0.3 * torch.stack([against_all, against_best], dim=2).clamp(-20, 20)
+
+
+@FINE_DECODER_REGISTRY.register()
+class BilinearDecoder(nn.Module):
+    """Bilinear upsampling of the coarse logits to stride 4; nothing learned."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        input_shape: dict[str, ShapeSpec],
+        visual_channels: int,
+        text_channels: int,
+    ):
+        super().__init__()
+        self.stride = input_shape["res2"].stride
+
+    def forward(
+        self,
+        coarse: Tensor,
+        visual: Tensor,
+        text_features: Tensor,
+        features: dict[str, Tensor],
+        proposal_valid: Tensor,
+    ) -> Tensor:
+        """As :meth:`PyramidDecoder.forward`."""
+        return resize_to(coarse, _target_size(features["res2"], self.stride, 4))

@@ -1,0 +1,239 @@
+"""Stage 5: the masks go back to CLIP and correct the categories."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcp_clip.modeling.stages.registry import CLASS_REFINEMENT_REGISTRY
+from dcp_clip.structures import Refinement
+
+__all__ = ["MaskPooledRefinement", "NoRefinement", "ReassignmentRefinement"]
+
+_HIDDEN_DIM = 32  # of the classifier
+
+
+@CLASS_REFINEMENT_REGISTRY.register()
+class MaskPooledRefinement(nn.Module):
+    """Compares CLIP's dense features, averaged inside and outside each mask, with the K categories.
+
+    *Whether* a category is present is decided separately from *where* it is, and the two
+    probabilities are multiplied (their logarithms added), as in SAM 3 (arXiv 2511.16719).
+    Mask-pooled CLIP features follow FC-CLIP (arXiv 2308.02487). A small classifier weighs the
+    evidence. Its inputs mean the same for every category (similarities, margins, area, confidence),
+    so it works for unseen categories too.
+
+    With `learned` off nothing has parameters. The presence of a category is then its probability
+    among the K categories by the features under its own mask, to the power of `weight`. The final
+    logits are FC-CLIP's geometric ensemble of the probabilities of the pixel and of the mask, both
+    from CLIP's own cosine similarities: log p(pixel) + weight * log p(mask), up to a constant for
+    each pixel. FC-CLIP's exponent alpha of the mask is weight / (1 + weight): its 0.4 and 0.8 (for
+    seen and unseen categories, with a trained classifier) are weights of 0.67 and 4. There are two
+    differences. FC-CLIP pools before the tower's last norm and projection; here the projected
+    features of unit length are pooled. The masks of FC-CLIP come from a trained decoder; here they
+    come from the same features that they pool. A hard mask selects exactly the positions that are
+    similar to its category, so it would confirm any category; `temperature` softens the masks, so
+    that they include what is around them.
+    """
+
+    _num_outputs = 1  # of the classifier, for each mask: the logit that its category is present
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        scale: float,
+        learned: bool,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        hidden_dim: int = _HIDDEN_DIM,
+    ):
+        """
+        Args:
+            scale: factor from cosine similarities to logits; the initial value if it is learned.
+            learned: if False, the module has no parameters.
+            weight: exponent of the mask's probability if nothing is learned.
+            temperature: temperature of the softmax that turns fine logits into masks.
+            hidden_dim: width of the classifier.
+
+        Raises:
+            ValueError: if the weight or the temperature is not above 0.
+        """
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.CLASS_REFINEMENT.MASK_TEMPERATURE is {temperature}; it must be "
+                "above 0."
+            )
+        if weight <= 0:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT is {weight}; it must be above 0 "
+                "(CLASS_REFINEMENT.NAME 'NoRefinement' switches the stage off)."
+            )
+        self.learned, self.weight, self.temperature = learned, float(weight), float(temperature)
+        if learned:
+            self.scale = nn.Parameter(torch.tensor(float(scale)))
+            self.classifier = nn.Sequential(
+                nn.Linear(6, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, self._num_outputs)
+            )
+            # Every proposal counts as present at first: the log-sigmoid of 3 is nearly zero.
+            nn.init.zeros_(self.classifier[-1].weight)
+            nn.init.constant_(self.classifier[-1].bias, 3.0)
+        else:
+            self.scale = float(scale)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        node = cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT
+        return {
+            "scale": cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
+            "learned": node.LEARNED,
+            "weight": node.WEIGHT,
+            "temperature": node.MASK_TEMPERATURE,
+        }
+
+    def forward(
+        self,
+        fine: Tensor,
+        dense: Tensor,
+        text_features: Tensor,
+        scores: Tensor,
+        pixel_valid: Tensor,
+        proposal_valid: Tensor,
+    ) -> Refinement:
+        """
+        Args:
+            fine: (B, K, H/4, W/4) logits.
+            dense: (B, D, h, w).
+            text_features: (B, K, D) of unit length.
+            scores: (B, K) proposal scores.
+            pixel_valid: (B, h, w) bool, False at padding.
+            proposal_valid: (B, K) bool, False for padded proposals.
+        """
+        # Cosine similarities decide between categories, so never in half precision.
+        with torch.autocast(fine.device.type, enabled=False):
+            return self._refine(
+                fine, dense, text_features.float(), scores.float(), pixel_valid, proposal_valid
+            )
+
+    def _refine(
+        self, fine, dense, text_features, scores, pixel_valid, proposal_valid
+    ) -> Refinement:
+        masks = self._masks(fine, dense, pixel_valid, proposal_valid)
+        features = F.normalize(dense.float(), dim=1).flatten(2).mT  # (B, N, D)
+        pooled = torch.bmm(masks, features)
+        mask_logits = self._mask_logits(pooled, text_features, proposal_valid)
+        if not self.learned:
+            log_probability = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
+            return Refinement(_logit_of_log(self.weight * log_probability), mask_logits)
+        evidence = self._evidence(
+            mask_logits, masks, features, text_features, scores, pixel_valid, proposal_valid
+        )
+        return Refinement(self.classifier(evidence).squeeze(2).float(), mask_logits)
+
+    def _masks(
+        self, fine: Tensor, dense: Tensor, pixel_valid: Tensor, proposal_valid: Tensor
+    ) -> Tensor:
+        """(B, K, N) soft masks on the grid of the dense features, 0 at padding."""
+        masks = fine.float() / self.temperature
+        masks = masks.masked_fill(~proposal_valid[..., None, None], float("-inf")).softmax(1)
+        # On the dense grid, pooling costs K x h x w x D only.
+        masks = F.adaptive_avg_pool2d(masks, dense.shape[-2:]) * pixel_valid[:, None]
+        return masks.flatten(2)
+
+    def _mask_logits(self, pooled: Tensor, text_features: Tensor, proposal_valid: Tensor) -> Tensor:
+        """(B, K, K) similarity of the features pooled under each mask (B, K, D) and each text."""
+        logits = self.scale * torch.bmm(F.normalize(pooled, dim=2), text_features.mT)
+        return logits.masked_fill(~proposal_valid[:, None], float("-inf"))
+
+    def _evidence(
+        self, mask_logits, masks, features, text_features, scores, pixel_valid, proposal_valid
+    ) -> Tensor:
+        """(B, K, 6): inputs of the classifier, which mean the same for every category."""
+        area = masks.sum(2)
+        # Not the sum over all positions minus that under the mask: for a mask that fills the image,
+        # this would be rounding noise of unit length.
+        outside = torch.bmm((1 - masks) * pixel_valid.flatten(1)[:, None], features)
+        own = mask_logits.diagonal(dim1=1, dim2=2)
+        log_probability = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
+        contrast = own - self.scale * (F.normalize(outside, dim=2) * text_features).sum(2)
+        confidence = (masks * masks).sum(2) / area.clamp(min=1e-6)
+        return torch.stack(
+            [
+                own.masked_fill(~proposal_valid, 0.0) / 10,
+                log_probability.masked_fill(~proposal_valid, 0.0) / 5,
+                contrast.masked_fill(~proposal_valid, 0.0) / 10,
+                (area / pixel_valid.flatten(1).sum(1, keepdim=True) + 1e-4).log() / 5,
+                confidence,
+                scores,
+            ],
+            dim=2,
+        )
+
+
+@CLASS_REFINEMENT_REGISTRY.register()
+class ReassignmentRefinement(MaskPooledRefinement):
+    """The area of a mask can also be reassigned to other categories.
+
+    An object whose pixels look like several categories is split into several masks. CLIP's features
+    are pooled under each mask, and its area is distributed over the categories in proportion to how
+    well they fit; a learned bonus favours the mask's own category. The pieces of one object have
+    similar features, so they get the same category. That masks are classified, and pixels take the
+    category of their masks, is the idea of MaskFormer (arXiv 2107.06278).
+
+    The pooled features are CLIP's projected ones before normalisation, which is what CLIP pools for
+    an image. Positions are weighted by the square of the mask, as those at the border of an object
+    also show what is around it.
+    """
+
+    _num_outputs = 2  # presence, and the bonus of the mask's own category
+
+    @configurable
+    def __init__(self, **kwargs):
+        """
+        Args:
+            kwargs: see :class:`MaskPooledRefinement`.
+
+        Raises:
+            ValueError: as there, and if `learned` is off.
+        """
+        super().__init__(**kwargs)
+        if not self.learned:
+            raise ValueError(
+                "MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED is False, but ReassignmentRefinement "
+                "learns; use MaskPooledRefinement."
+            )
+
+    def _refine(
+        self, fine, dense, text_features, scores, pixel_valid, proposal_valid
+    ) -> Refinement:
+        masks = self._masks(fine, dense, pixel_valid, proposal_valid)
+        features = dense.float().flatten(2).mT  # (B, N, D)
+        pooled = torch.bmm(masks.square(), features)
+        mask_logits = self._mask_logits(pooled, text_features, proposal_valid)
+        evidence = self._evidence(
+            mask_logits, masks, features, text_features, scores, pixel_valid, proposal_valid
+        )
+        presence, bonus = self.classifier(evidence).float().unbind(2)
+        reassignment = (mask_logits + bonus.diag_embed()).softmax(2)
+        return Refinement(presence, mask_logits, reassignment)
+
+
+def _logit_of_log(log_probability: Tensor) -> Tensor:
+    """The logit whose log-sigmoid is `log_probability` (<= 0), finite at probability 1."""
+    log_probability = log_probability.clamp(max=-1e-6)
+    return log_probability - (-torch.expm1(log_probability)).log()
+
+
+@CLASS_REFINEMENT_REGISTRY.register()
+class NoRefinement(nn.Module):
+    """Masks do not correct the categories."""
+
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
+        super().__init__()
+
+    def forward(self, fine, dense, text_features, scores, pixel_valid, proposal_valid) -> None:
+        return None

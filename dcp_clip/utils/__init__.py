@@ -1,0 +1,1 @@
+"""Reading and writing images, drawing, and helpers of command lines."""

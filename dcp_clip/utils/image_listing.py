@@ -1,0 +1,95 @@
+"""Finding the images that a user means: files, folders and patterns."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcp_clip.utils.image_io import ImageReadError
+
+# What `list_images` takes for an image inside a folder. HEIC, as telephones write it, cannot be
+# read: better a message than a photograph that is passed over.
+IMAGE_EXTENSIONS = frozenset(
+    (
+        ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif "
+        ".tiff .webp"
+    ).split()
+)
+
+
+def list_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
+    """Find the images that a user means.
+
+    Args:
+        inputs: files (always taken, whatever their name), folders (searched with their sub-folders
+            for `IMAGE_EXTENSIONS`; hidden ones are passed over) and glob patterns (``**`` goes into
+            sub-folders; filtered like folders unless the pattern itself ends in an extension).
+
+    Returns:
+        list[Path]: the images in the order of `inputs`, naturally sorted within each (2.jpg before
+        10.jpg), each file once.
+
+    Raises:
+        ImageReadError: if one of the inputs does not exist, or holds or matches no image.
+    """
+    found: dict[str, Path] = {}
+    if isinstance(inputs, (str, os.PathLike)):
+        inputs = [inputs]
+    for given in inputs:
+        matches = _list_input(os.fspath(given))
+        for path in sorted(matches, key=_natural_key):
+            found.setdefault(os.path.abspath(path), path)
+    if not found:
+        raise ImageReadError("no images: no input was given")
+    return list(found.values())
+
+
+def _list_input(given: str) -> list[Path]:
+    path = Path(given)
+    if path.is_dir():
+        matches = _list_folder(path)
+        if not matches:
+            raise ImageReadError(
+                f"no images in {given}: the folder holds no file of a known image type"
+            )
+        return matches
+    if path.exists():
+        return [path]
+    if not glob.has_magic(given):
+        raise ImageReadError(f"no images in {given}: no such file or folder")
+    suffix = Path(given).suffix
+    any_file = suffix != "" and not glob.has_magic(suffix)
+    matches = []
+    for match in map(Path, glob.iglob(given, recursive=True)):
+        if match.is_dir():
+            # '**' lists the files inside by itself.
+            matches += [] if "**" in given else _list_folder(match)
+        elif any_file or match.suffix.lower() in IMAGE_EXTENSIONS:
+            matches.append(match)
+    if not matches:
+        raise ImageReadError(f"no images in {given}: the pattern matches no image file")
+    return matches
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    def stop(error: OSError) -> None:
+        # os.walk would leave out a folder that it may not read without a word.
+        reason = error.strerror or error
+        raise ImageReadError(f"cannot search {error.filename}: {reason}") from error
+
+    matches = []
+    for parent, folders, files in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
+                matches.append(Path(parent, name))
+    return matches
+
+
+def _natural_key(path: Path) -> list:
+    # Splitting on digits puts text at even and numbers at odd positions, so they never compare.
+    return [
+        [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part.lower())]
+        for part in path.parts
+    ]

@@ -1,0 +1,19 @@
+"""Category names: vocabularies, synonyms, prompts, colours, and the lists that ship with them.
+
+This package imports nothing else of DCP-CLIP and needs no torch.
+"""
+
+from dcp_clip.vocabulary.categories import Category, VocabularyError, load_names
+from dcp_clip.vocabulary.colors import default_color
+from dcp_clip.vocabulary.prompts import build_prompts, load_templates
+from dcp_clip.vocabulary.vocabulary import Vocabulary
+
+__all__ = [
+    "Category",
+    "Vocabulary",
+    "VocabularyError",
+    "build_prompts",
+    "default_color",
+    "load_names",
+    "load_templates",
+]

@@ -1,0 +1,27 @@
+"""Zero-shot classification by a CLIP in pre-training."""
+
+from types import SimpleNamespace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dcp_clip.emoji_scenes.pretraining.trainer import _ranks
+
+
+def make_world(pooled):
+    """A model and a source of three pictures of the things 0, 1 and 2."""
+    model = SimpleNamespace(encode_images=lambda images: {"pooled": pooled})
+    source = SimpleNamespace(probe=lambda size, view: (torch.zeros(3, 3, 8, 8), torch.arange(3)))
+    return model, source
+
+
+def test_ranks_by_hand():
+    text = torch.eye(3)
+    pooled = torch.tensor([[3.0, 1, 2], [3, 1, 2], [3, 1, 2]])
+    assert _ranks(*make_world(pooled), text, 0).tolist() == [0, 2, 1]
+
+
+def test_ranks_are_computed_on_the_models_device():
+    with FakeTensorMode():
+        world = make_world(torch.empty(3, 5, device="cuda"))
+        assert _ranks(*world, torch.empty(3, 5, device="cuda"), 0).device.type == "cuda"

@@ -1,0 +1,250 @@
+"""Optimiser groups, and the average of the weights."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+from dcp_clip.engine.optimizer import EMAHook, build_optimizer, rates_by_part
+from dcp_clip.modeling.clip.freezing import part_of
+
+SOLVER = {
+    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.WEIGHT_DECAY": 0.05,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.IMAGE_LR_MULTIPLIER": 0.1,
+    "SOLVER.TEXT_LR_MULTIPLIER": 0.5,
+    "MODEL.CLIP.TRAIN_IMAGE": "all",
+    "MODEL.CLIP.TRAIN_TEXT": "all",
+}
+
+
+def build(make_cfg, **opts):
+    cfg = make_cfg(opts={**SOLVER, **opts})
+    model = build_model(cfg)
+    return model, build_optimizer(cfg, model)
+
+
+def settings_of(model, optimizer, key):
+    names = {p: n for n, p in model.named_parameters()}
+    return {names[p]: g[key] for g in optimizer.param_groups for p in g["params"]}
+
+
+def test_learning_rates_by_part(make_cfg):
+    model, optimizer = build(make_cfg)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    rates = settings_of(model, optimizer, "lr")
+    assert rates.keys() == dict(model.named_parameters()).keys()
+    factor = {"backbone": 0.1, "text_encoder": 0.5}
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.01 * factor.get(part_of(name), 1.0)), name
+    assert {part_of(n) for n in rates} >= {"backbone", "text_encoder", "coarse_decoder"}
+
+
+def test_norms_do_not_decay(make_cfg):
+    model, optimizer = build(make_cfg)
+    decay = settings_of(model, optimizer, "weight_decay")
+    norms = [
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+    assert norms and all(decay[name] == 0 for name in norms)
+    assert decay["fine_decoder.visual.weight"] == 0.05
+
+
+@pytest.mark.parametrize("clip", ["test-convnext", "test-vit-16"])
+def test_factors_gates_and_positions_do_not_decay(make_cfg, clip):
+    """Decay would pull a temperature of 20 or a position to zero, which means nothing there."""
+    cfg = make_cfg(clip, {**SOLVER, "SOLVER.WEIGHT_DECAY_BIAS": 0.01})
+    model = build_model(cfg)
+    decay = settings_of(model, build_optimizer(cfg, model), "weight_decay")
+    by_leaf = {}
+    for name, value in decay.items():
+        by_leaf.setdefault(name.rsplit(".", 1)[-1], set()).add(value)
+    for leaf in ("scale", "gate", "bias_weight", "positional_embedding"):
+        assert by_leaf[leaf] == {0.0}, leaf
+    assert decay["text_encoder.text.transformer.resblocks.0.attn.in_proj_bias"] == 0.01
+    assert decay["text_encoder.text.transformer.resblocks.0.attn.in_proj_weight"] == 0.05
+    if clip == "test-vit-16":
+        assert by_leaf["class_embedding"] == {0.0}
+    else:
+        assert by_leaf["gamma"] == {0.0}  # ConvNeXt's layer scale
+
+
+def test_frozen_parameters_are_left_out(make_cfg):
+    model, optimizer = build(make_cfg, **{"MODEL.CLIP.TRAIN_IMAGE": "none"})
+    names = settings_of(model, optimizer, "lr")
+    assert names and not [n for n in names if n.startswith("backbone")]
+
+
+def test_gradients_are_clipped_over_the_whole_model(make_cfg):
+    clip = {
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 1.0,
+        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.MOMENTUM": 0.0,
+        "SOLVER.WEIGHT_DECAY": 0.0,
+        "SOLVER.IMAGE_LR_MULTIPLIER": 1.0,
+        "SOLVER.TEXT_LR_MULTIPLIER": 1.0,
+    }
+    model, optimizer = build(make_cfg, **clip)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    optimizer.step()
+    moved = sum((p - before[n]).square().sum() for n, p in model.named_parameters())
+    assert float(moved.sqrt()) == pytest.approx(0.01, rel=1e-2)
+
+
+def test_clipping_sees_the_gradients_without_the_scale_of_mixed_precision(make_cfg):
+    """AMP multiplies the loss by a large number; clipped with it in, all steps would be tiny.
+
+    With a fused AdamW, GradScaler leaves the division to the kernel, after the clipping.
+    """
+    options = {
+        "SOLVER.AMP.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 1.0,
+    }
+    model, optimizer = build(make_cfg, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss = sum((1e-6 * p).sum() for p in parameters)  # its norm is far below the threshold
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    for p in parameters:
+        torch.testing.assert_close(p.grad, torch.full_like(p, 1e-6), rtol=1e-3, atol=0)
+
+
+def test_sgd_and_unknown_optimisers(make_cfg):
+    _, optimizer = build(make_cfg, **{"SOLVER.OPTIMIZER": "SGD", "SOLVER.MOMENTUM": 0.8})
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["momentum"] == 0.8
+    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER is 'LION'"):
+        build(make_cfg, **{"SOLVER.OPTIMIZER": "LION"})
+
+
+def test_nothing_to_train(make_cfg):
+    cfg = make_cfg()
+    model = build_model(cfg).requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing in this model trains.*--eval-only"):
+        build_optimizer(cfg, model)
+
+
+def test_the_table_is_logged(make_cfg, caplog):
+    with caplog.at_level(logging.INFO, logger="dcp_clip"):
+        build(make_cfg)
+    assert "coarse_decoder" in caplog.text and "0.005" in caplog.text  # the text encoder's rate
+
+
+# ---- the average
+
+
+def run_steps(model, hook, steps, start=0, max_iter=100):
+    """Give the model's parameter the values 1, 2, 3 ... and let the hook follow."""
+    hook.trainer = SimpleNamespace(iter=start, max_iter=max_iter)
+    for step in range(start, start + steps):
+        with torch.no_grad():
+            model.weight.fill_(step + 1.0)
+        hook.trainer.iter = step
+        hook.after_step()
+
+
+def averages(decay, steps):
+    """The definition: a short average first, then one of the asked length."""
+    value = 1.0
+    for step in range(2, steps + 1):
+        d = min(decay, (1 + step) / (10 + step))
+        value = d * value + (1 - d) * step
+    return value
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.998])
+def test_average_by_hand(decay):
+    model = nn.Linear(1, 1, bias=False)
+    hook = EMAHook(model, decay)
+    run_steps(model, hook, 7)
+    assert float(model.weight) == 7
+    with hook.averaged():
+        assert float(model.weight) == pytest.approx(averages(decay, 7), rel=1e-5)
+    assert float(model.weight) == 7
+
+
+def test_the_weights_come_back_after_an_error():
+    model = nn.Linear(1, 1, bias=False)
+    hook = EMAHook(model, 0.5)
+    run_steps(model, hook, 4)
+    with pytest.raises(KeyboardInterrupt), hook.averaged():
+        raise KeyboardInterrupt
+    assert float(model.weight) == 4
+
+
+def test_an_average_goes_on_after_a_break(tmp_path):
+    model = nn.Linear(1, 1, bias=False)
+    hook = EMAHook(model, 0.9)
+    run_steps(model, hook, 4)
+    torch.save(hook.state_dict(), tmp_path / "ema.pth")
+    resumed_model = nn.Linear(1, 1, bias=False)
+    resumed = EMAHook(resumed_model, 0.9)
+    resumed.load_state_dict(torch.load(tmp_path / "ema.pth", weights_only=True))
+    run_steps(resumed_model, resumed, 5, start=4)
+    with resumed.averaged():
+        assert float(resumed_model.weight) == pytest.approx(averages(0.9, 9), rel=1e-5)
+
+
+def test_the_average_is_the_final_model():
+    model = nn.Linear(1, 1, bias=False)
+    run_steps(model, EMAHook(model, 0.9), 6, max_iter=6)
+    assert float(model.weight) == pytest.approx(averages(0.9, 6), rel=1e-5)
+
+
+def test_batch_statistics_are_taken_as_they_are():
+    model = nn.BatchNorm1d(2)
+    hook = EMAHook(model, 0.9)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=9)
+    for i in range(3):
+        model(torch.randn(4, 2) + i)
+        hook.after_step()
+    average = hook.state_dict()["average"]
+    torch.testing.assert_close(average["running_mean"], model.running_mean)
+    assert average["num_batches_tracked"] == 3
+
+
+def test_rates_by_part_are_the_highest_that_muon_takes(make_cfg):
+    opts = {**SOLVER, "SOLVER.OPTIMIZER": "MUON", "SOLVER.MUON_LR_MULTIPLIER": 5.0}
+    opts |= {"MODEL.CLIP.TRAIN_TEXT": "none"}
+    cfg = make_cfg(opts=opts)
+    model = build_model(cfg)
+    told = rates_by_part(cfg, model)
+    highest: dict[str, float] = {}
+    for name, rate in settings_of(model, build_optimizer(cfg, model), "lr").items():
+        highest[part_of(name)] = max(rate, highest.get(part_of(name), 0.0))
+    assert max(highest.values()) == pytest.approx(0.05)
+    assert {part: told[part] for part in highest} == pytest.approx(highest)
+    assert told["text_encoder"] == pytest.approx(0.01 * 0.5)  # frozen
+
+
+def test_the_norm_of_clipping_is_the_configs(make_cfg):
+    clip = {"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 1.0, "NORM_TYPE": 1.0}
+    model, optimizer = build(
+        make_cfg,
+        **{f"SOLVER.CLIP_GRADIENTS.{key}": value for key, value in clip.items()},
+        **{"SOLVER.OPTIMIZER": "SGD"},
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    total = sum(p.grad.abs().sum() for p in model.parameters())
+    assert total == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_factor_for_biases_is_refused(make_cfg):
+    with pytest.raises(ValueError, match="BIAS_LR_FACTOR is 2.0"):
+        build(make_cfg, **{"SOLVER.BIAS_LR_FACTOR": 2.0})

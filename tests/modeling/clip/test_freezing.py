@@ -1,0 +1,96 @@
+"""What trains is what the policy says, and the table tells it."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from dcp_clip.modeling.clip.freezing import POLICIES, trainable_table
+
+IMAGE, TEXT = "MODEL.CLIP.TRAIN_IMAGE", "MODEL.CLIP.TRAIN_TEXT"
+
+
+def trained(model, part):
+    """Names of the trained parameters of a part, within the part."""
+    return {n for n, p in getattr(model, part).named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def build(make_cfg):
+    def build(clip, opts=None):
+        return build_model(make_cfg(clip, opts))
+
+    return build
+
+
+def test_towers_are_frozen_by_default(build):
+    model = build("test-convnext")
+    assert not trained(model, "backbone") and not trained(model, "text_encoder")
+    for part in ("guidance", "coarse_decoder", "fine_decoder", "refinement"):
+        assert len(trained(model, part)) == len(list(getattr(model, part).parameters())) > 0
+
+
+def test_all(build):
+    model = build("test-convnext", {IMAGE: "all", TEXT: "all"})
+    for part in ("backbone", "text_encoder"):
+        assert len(trained(model, part)) == len(list(getattr(model, part).parameters()))
+
+
+def test_attention(build):
+    model = build("test-vit-16", {IMAGE: "attention", TEXT: "attention"})
+    names = trained(model, "backbone")
+    assert "visual.positional_embedding" in names
+    assert len([n for n in names if "attn.in_proj" in n]) == 2 * 3
+    assert not [n for n in names if "mlp" in n or "ln_" in n or "conv1" in n]
+    assert "text.positional_embedding" in trained(model, "text_encoder")
+
+
+@pytest.mark.parametrize("clip", ["test-convnext", "test-convnext-mlp", "dcp-tiny-cnn"])
+def test_late_is_the_last_stage_and_the_projection(build, clip):
+    names = trained(build(clip, {IMAGE: "late"}), "backbone")
+    assert all("stages.3." in n or ".head." in n for n in names)
+    assert any("stages.3." in n for n in names) and any(n.startswith("visual.head") for n in names)
+
+
+@pytest.mark.parametrize(
+    "clip, policies, message",
+    [
+        ("test-convnext", {IMAGE: "some"}, "TRAIN_IMAGE is 'some'; known are none, all"),
+        ("test-convnext", {TEXT: "some"}, "TRAIN_TEXT is 'some'"),
+        ("test-convnext", {IMAGE: "attention"}, "'attention', which matches no parameter"),
+    ],
+)
+def test_policies_that_cannot_be(build, clip, policies, message):
+    with pytest.raises(ValueError, match=message):
+        build(clip, policies)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_step_changes_what_trains_and_nothing_else(make_model, make_image, policy):
+    model = make_model("test-vit-16", {IMAGE: policy, TEXT: "none"}).train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    labels = torch.arange(32).expand(32, -1) // 8
+    sum(model([{"image": make_image(32, 32), "sem_seg": labels}]).values()).backward()
+    optimizer.step()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed <= {n for n, p in model.named_parameters() if p.requires_grad}
+    tower = {n for n in changed if n.startswith("backbone.")}
+    assert bool(tower) == (policy != "none")
+
+
+def test_table(build):
+    model = build("test-vit-16", {TEXT: "all"})
+    lines = trainable_table(model, {"backbone": 0.1, "text_encoder": 0.002, "guidance": 3.0})
+    rows = {
+        cells[0]: cells[1:]
+        for cells in (
+            [c.strip() for c in line.strip("|").split("|")] for line in lines.splitlines()
+        )
+    }
+    text = sum(p.numel() for p in model.text_encoder.parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.backbone.parameters())
+    assert rows["text_encoder"] == [f"{text:,}", f"{text:,}", "0.002"]
+    assert rows["backbone"] == [f"{frozen:,}", "0", ""]
+    assert rows["guidance"][2] == "3" and rows["fine_decoder"][2] == ""
+    assert rows["total"][:2] == [f"{whole:,}", f"{whole - frozen:,}"]

@@ -1,0 +1,149 @@
+"""Evaluation in windows: the answer of the whole where it can be, and one pass of memory."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from dcp_clip.modeling.inference import SlidingWindow
+from dcp_clip.structures import Proposals
+from dcp_clip.utils.label_map import resized_bands
+from dcp_clip.vocabulary import Vocabulary
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from dcp_clip.benchmarking.meters import peak_bytes
+
+NODE = "MODEL.DCP_CLIP.SLIDING_WINDOW."
+NAMES = Vocabulary(["sky", "tree", "car", "road", "wall", "cat"])
+IDS = torch.tensor([4, 0, 5])
+
+
+class LocalModel:
+    """Its maps are the image's colours, averaged over cells of 4 x 4: a window sees what the whole
+    image sees. It pads to multiples of `divisor`, with another colour, and proposes `ids`, three or
+    a multiple of three, to the first image it gets only."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, divisor=8, ids=IDS):
+        self.divisor, self.ids, self.calls = divisor, ids, []
+
+    def segment_images(self, images, vocabulary, labels=None, ids=None):
+        (image,) = images
+        height, width = image.shape[-2:]
+        assert (ids is None) == (not self.calls)
+        self.calls.append((height, width))
+        padded = [-(-side // self.divisor) * self.divisor for side in (height, width)]
+        canvas = F.pad(image[None].float(), (0, 3, 0, 3), mode="replicate")
+        canvas = F.pad(canvas, (0, padded[1] - width - 3, 0, padded[0] - height - 3), value=-1e3)
+        maps = F.avg_pool2d(canvas, 4).repeat(1, len(self.ids) // 3, 1, 1)
+        ids = self.ids[None] if ids is None else ids
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        proposals = Proposals(ids, ids / 10, valid, torch.zeros(1, ids.shape[1], 2))
+        return maps, (height / 4, width / 4), proposals
+
+
+def labels_of_whole(image, size):
+    height, width = image.shape[-2:]
+    cells = F.avg_pool2d(F.pad(image[None].float(), (0, 3, 0, 3), mode="replicate"), 4)[0]
+    cells = cells[:, : -(-height // 4), : -(-width // 4)]
+    bands = resized_bands(cells, size, (height / 4, width / 4))
+    return torch.cat([band for _, band in bands], dim=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    output=st.none() | st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    window=st.sampled_from([(16, 8), (16, 16), (24, 4), (32, 28)]),
+    divisor=st.sampled_from([4, 8, 16]),
+)
+def test_windows_give_the_answer_of_the_whole(size, output, window, divisor):
+    generator = torch.Generator().manual_seed(sum(size))
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    inputs = {"image": image}
+    if output:
+        inputs |= {"height": output[0], "width": output[1]}
+    model, slider = LocalModel(divisor), SlidingWindow(*window)
+    result = slider.segment(model, inputs, NAMES)
+    maps = labels_of_whole(image, output or size)
+    best, second = maps.topk(2, dim=0).values
+    clear = best - second > 1e-3
+    label_map = result["sem_seg"].argmax(dim=0)
+    assert torch.equal(label_map[clear], IDS[maps.argmax(0)][clear])
+    assert label_map.shape == (output or size)
+    assert torch.equal(result["proposals"]["ids"], IDS)
+    assert max(model.calls[0]) <= slider.size
+    assert all(max(call) <= slider.size for call in model.calls)
+
+
+def test_the_whole_image_proposes(make_model, make_image):
+    """Windows get the categories of the whole image, even those that they do not show."""
+    model = make_model(opts={NODE + "SIZE": 64, NODE + "STRIDE": 32})
+    seen = []
+    model.proposal.register_forward_hook(lambda _, args, out: seen.append((args[6], out.ids)))
+    with torch.no_grad():
+        (output,) = model([{"image": make_image(100, 150), "height": 50, "width": 75}])
+    assert seen[0][0] is None and len(seen) == 1 + 3 * 4
+    assert all(torch.equal(ids, seen[0][1]) for _, ids in seen)
+    sem_seg = output["sem_seg"]
+    assert sem_seg.image_size == (50, 75)
+    assert torch.equal(sem_seg.category_ids, seen[0][1][0])
+    assert set(sem_seg.argmax().unique().tolist()) <= set(sem_seg.category_ids.tolist())
+
+
+def test_the_oracle_proposes_for_all_windows(make_model, make_image):
+    """Maps and ids in one order: windows paint what the whole image was told."""
+    opts = {NODE + "SIZE": 64, "MODEL.DCP_CLIP.PROPOSAL.NAME": "OracleProposal"}
+    model = make_model(opts=opts)
+    image, labels = make_image(64, 128), torch.tensor([5, 1, 3, 0]).repeat_interleave(32)
+    inputs = {"image": image, "sem_seg": labels.expand(64, 128), "vocabulary": NAMES}
+    with torch.no_grad():
+        sem_seg = model([inputs])[0]["sem_seg"]
+        assert sem_seg.category_ids.tolist() == [0, 1, 3, 5]
+        ids = sem_seg.category_ids
+        maps, _, _ = model.segment_images([image[..., :64]], NAMES, ids=ids[None])
+    left = ids[maps[0].argmax(0)]  # of the first window, alone there
+    painted = sem_seg.argmax()[2:64:4, 2:32:4]
+    assert (painted == left[:, :8]).float().mean() > 0.8
+
+
+def test_an_image_that_fits_a_window_is_segmented_whole(make_model, make_image):
+    images = [{"image": make_image(64, 48)}, {"image": make_image(40, 64, seed=1)}]
+    with torch.no_grad():
+        windowed = make_model(opts={NODE + "SIZE": 64})(images)
+        whole = make_model()(images)
+    for a, b in zip(windowed, whole, strict=True):
+        assert torch.equal(a["sem_seg"].logits, b["sem_seg"].logits)
+
+
+def test_memory_grows_by_the_image_only():
+    """By the bytes of the image, not by its logits, which are 15 bytes a pixel here."""
+    names, peaks = Vocabulary([f"thing {i}" for i in range(60)]), []
+    for height in (96, 96, 960):  # the first call pays for what is made once
+        image = torch.zeros(3, height, 40, dtype=torch.uint8)
+        model = LocalModel(ids=torch.arange(60))
+        run = partial(SlidingWindow(32, 16).segment, model, {"image": image}, names)
+        peaks.append(peak_bytes(run, model.device))
+    assert peaks[1] > 60 * 8 * 10 * 4
+    assert peaks[2] - peaks[1] < 5 * (960 - 96) * 40
+
+
+@pytest.mark.parametrize(
+    "size, stride, key", [(30, 8, "SIZE"), (32, 6, "STRIDE"), (32, 36, "gaps"), (-4, 4, "SIZE")]
+)
+def test_bad_values_name_their_key(make_cfg, size, stride, key):
+    cfg = make_cfg(opts={NODE + "SIZE": size, NODE + "STRIDE": stride})
+    with pytest.raises(ValueError, match=key):
+        SlidingWindow.from_config(cfg)
+
+
+def test_off_by_default_and_half_overlapping(make_cfg):
+    assert SlidingWindow.from_config(make_cfg()) is None
+    assert SlidingWindow.from_config(make_cfg(opts={NODE + "SIZE": 40})).stride == 20

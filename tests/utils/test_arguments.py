@@ -1,0 +1,32 @@
+"""Arguments that several programs take."""
+
+import argparse
+
+import pytest
+
+from dcp_clip.utils.arguments import format_error, positive, require_folders
+
+
+def test_positive_numbers(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--n", type=positive)
+    assert parser.parse_args(["--n", "3"]).n == 3
+    for text in ("0", "-2", "two"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--n={text}"])
+        assert f"argument --n: invalid positive value: '{text}'" in capsys.readouterr().err
+
+
+def test_a_file_needs_its_folder(tmp_path):
+    require_folders({"--json": None, "--plot": tmp_path / "plot.png"})
+    with pytest.raises(SystemExit, match=f"--plot: the folder {tmp_path / 'absent'} does not"):
+        require_folders({"--json": str(tmp_path / "a.json"), "--plot": tmp_path / "absent" / "b"})
+
+
+def test_errors_are_said_as_they_were_raised(tmp_path):
+    assert format_error(KeyError("no key 'A'.")) == "no key 'A'."
+    assert format_error(ValueError("no.")) == "no."
+    with pytest.raises(OSError) as error:  # its first argument is a number
+        (tmp_path / "absent").open()
+    assert "No such file or directory" in format_error(error.value)
+    assert str(tmp_path / "absent") in format_error(error.value)

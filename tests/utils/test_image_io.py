@@ -1,0 +1,256 @@
+"""Reading images of every kind, and writing results safely."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcp_clip.utils.image_io import (
+    ImageReadError,
+    atomic_write,
+    read_image,
+    read_image_and_size,
+    write_png,
+)
+
+
+def _photo(height: int = 40, width: int = 60) -> np.ndarray:
+    """A smooth picture that survives JPEG: red grows to the right, green downwards."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * x // width, 255 * y // height, 0 * x + 90], axis=-1).astype(np.uint8)
+
+
+def _close(a: np.ndarray, b: np.ndarray, tolerance: float = 6) -> bool:
+    return a.shape == b.shape and np.abs(a.astype(float) - b).mean() < tolerance
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.jpg", "a.bmp", "a.tif", "a.webp", "a.ppm", "ü 图.png"]
+)
+def test_formats_and_unicode_names(tmp_path, name):
+    Image.fromarray(_photo()).save(tmp_path / name)
+    image = read_image(tmp_path / name)
+    assert image.dtype == np.uint8
+    assert _close(image, _photo())
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "I;16", "I;16B", "I", "F"])
+def test_modes_become_rgb(tmp_path, mode):
+    photo = Image.fromarray(_photo())
+    grey = np.asarray(photo.convert("L"))
+    if mode in ("I;16", "I;16B", "I"):
+        kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+        photo = Image.fromarray((grey.astype(np.int32) * 257).astype(kind))
+        assert photo.mode == mode
+    elif mode == "F":
+        photo = Image.fromarray(grey.astype(np.float32) / 100 - 1)
+        low, high = grey.min(), grey.max()
+        grey = (grey - float(low)) * 255 / (high - low)
+    else:
+        photo = photo.convert(mode)
+    path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.tif")
+    photo.save(path)
+    image = read_image(path)
+    if mode in ("P", "CMYK", "YCbCr"):
+        expected = _photo()
+    else:
+        expected = np.repeat(grey[..., None], 3, axis=-1)
+    assert _close(image, expected, tolerance={"1": 130, "P": 30}.get(mode, 12))
+
+
+def test_16_bit_colour(tmp_path):
+    deep = _photo().astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "a.png"), deep[..., ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), _photo())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_become_white(tmp_path, mode):
+    if mode == "P":
+        image = Image.fromarray(np.array([[0, 1]], np.uint8))
+        image.putpalette([0, 0, 0, 10, 20, 30])
+        image.save(tmp_path / "a.png", transparency=0)
+        second = [10, 20, 30]
+    else:
+        image = Image.fromarray(np.array([[[9, 9, 9, 0], [10, 20, 30, 255]]], np.uint8), "RGBA")
+        image.convert(mode).save(tmp_path / "a.png")
+        second = [10, 20, 30] if mode == "RGBA" else [19, 19, 19]
+    pixels = read_image(tmp_path / "a.png")[0]
+    assert pixels[0].tolist() == [255, 255, 255]
+    np.testing.assert_allclose(pixels[1], second, atol=1)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("max_pixels", [None, 600])
+def test_exif_orientation(tmp_path, suffix, orientation, max_pixels):
+    upright = Image.fromarray(_photo())
+    # What the camera stores: the inverse of the turn that the tag asks for.
+    turns = {2: 0, 3: 1 + 2, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright if orientation == 1 else upright.transpose(turns[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a{suffix}", exif=exif)
+    image, size = read_image_and_size(tmp_path / f"a{suffix}", max_pixels)
+    assert size == (40, 60)
+    if max_pixels is None:
+        assert _close(image, _photo())
+    else:
+        assert image.shape == (20, 30, 3)
+        assert _close(image, _photo(20, 30), tolerance=8)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_tiny_and_thin(tmp_path, size):
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (size[1], size[0], 3)
+    image, full = read_image_and_size(tmp_path / "a.png", max_pixels=100)
+    assert full == (size[1], size[0])
+    assert 1 <= image.shape[0] * image.shape[1] <= 100
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "I;16", "1", "CMYK"])
+def test_reduction_keeps_aspect_and_content(tmp_path, mode):
+    photo = Image.fromarray(_photo(400, 600))
+    if mode == "I;16":
+        photo = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    else:
+        photo = photo.convert(mode)
+    photo.save(tmp_path / "a.tif")
+    whole = read_image(tmp_path / "a.tif")
+    image, size = read_image_and_size(tmp_path / "a.tif", max_pixels=24_000)
+    assert size == (400, 600)
+    assert image.shape == (126, 189, 3)
+    expected = cv2.resize(whole, image.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert _close(image, expected, tolerance=15 if mode == "1" else 6)
+
+
+def test_large_photograph_is_read_in_bounded_memory(tmp_path):
+    # 12,000 x 9,000 pixels: beyond Pillow's own limit.
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (12000, 9000), (200, 30, 40)).save(path, quality=30)
+    limit = Image.MAX_IMAGE_PIXELS
+    image, size = read_image_and_size(path, max_pixels=1_000_000)
+    assert size == (9000, 12000)
+    assert 900_000 < image.shape[0] * image.shape[1] <= 1_000_000
+    assert Image.MAX_IMAGE_PIXELS == limit
+
+
+def test_absurd_size_is_refused_before_decoding(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("L", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 30_000, 30_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    with pytest.raises(ImageReadError, match=r"bomb\.png: 30000 x 30000 pixels .* 300 megapixels"):
+        read_image(path)
+
+
+def _bad_files(folder: Path) -> dict[str, Path]:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        folder / "good.png"
+    )
+    Image.open(folder / "good.png").save(folder / "good.jpg")
+    png, jpg = (folder / "good.png").read_bytes(), (folder / "good.jpg").read_bytes()
+    contents = {
+        "empty.jpg": b"",
+        "text.jpg": b"not an image at all\n" * 20,
+        "zeros.png": bytes(1000),
+        "truncated.jpg": jpg[: len(jpg) // 2],
+        "truncated.png": png[: len(png) // 2],
+        "header only.png": png[:20],
+        "corrupt.png": png[:200] + bytes(50) + png[250:],
+        "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder.jpg").mkdir()
+    return {name: folder / name for name in [*contents, "folder.jpg", "absent.jpg"]}
+
+
+BAD_NAMES = (
+    "empty.jpg text.jpg zeros.png truncated.jpg truncated.png corrupt.png eps.png "
+    "folder.jpg absent.jpg"
+).split()
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "header only.png"])
+def test_bad_file_is_one_sentence_with_its_name(tmp_path, name):
+    path = _bad_files(tmp_path)[name]
+    with pytest.raises(ImageReadError) as error:
+        read_image(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 120
+
+
+def test_damaged_exif_does_not_matter(tmp_path):
+    Image.fromarray(_photo()).save(
+        tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage"
+    )
+    assert _close(read_image(tmp_path / "a.jpg"), _photo())
+
+
+def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
+    path = tmp_path / ("ü" * 120 + ".txt")  # 244 bytes: hardly room for a longer temporary name
+    with atomic_write(path, "w") as f:
+        f.write("älter")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as f:
+        f.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_text("utf-8") == "älter"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_write_png(tmp_path):
+    colours = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
+    labels = np.array([[0, 1], [2, 1]], np.uint8)
+    write_png(tmp_path / "labels.png", labels, palette=colours)
+    with Image.open(tmp_path / "labels.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), labels)
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.asarray(colours)[labels])
+    deep = np.array([[0, 300], [65535, 1]], np.uint16)
+    write_png(tmp_path / "deep.png", deep)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "deep.png"), -1), deep)
+    write_png(tmp_path / "rgb.png", _photo())
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), _photo())
+    with pytest.raises(ValueError, match="bad.png"):
+        write_png(tmp_path / "bad.png", labels.astype(np.float32))
+    with pytest.raises(ValueError, match="256 colours"):
+        write_png(tmp_path / "bad.png", deep, palette=colours)
+
+
+def test_a_quickly_written_png_holds_every_pixel(tmp_path):
+    rng = np.random.default_rng(2)
+    colour = rng.integers(0, 256, (30, 40, 3), np.uint8)
+    grey = rng.integers(0, 65536, (30, 40), np.uint16)
+    for array, mode in ((colour, "RGB"), (grey, "I;16")):
+        path = tmp_path / f"ü {array.ndim}.png"
+        write_png(path, array, quick=True)
+        with Image.open(path) as image:
+            assert image.mode == mode
+            np.testing.assert_array_equal(np.asarray(image), array)
+    with pytest.raises(ValueError, match="palette"):
+        write_png(tmp_path / "bad.png", colour[:, :, 0], palette=[(0, 0, 0)] * 256, quick=True)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".HEIF"])
+def test_a_telephones_format_is_named(tmp_path, suffix):
+    path = tmp_path / f"photo{suffix}"
+    path.write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64))
+    with pytest.raises(ImageReadError, match=f"photo{suffix}: HEIC .* convert it to JPEG"):
+        read_image(path)

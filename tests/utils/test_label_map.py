@@ -1,0 +1,64 @@
+"""Label maps made and measured in bands."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dcp_clip.utils.label_map import RowResizer, category_shares, resized_bands
+
+
+def joined(*args):
+    return torch.cat([band for _, band in resized_bands(*args)], dim=1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 24), (37, 100), (100, 37), (300, 2)])
+@pytest.mark.parametrize("band_rows", [1, 5, None])
+@pytest.mark.parametrize("grid", [(1, 1), (7, 9), (16, 24)])
+def test_bands_give_the_answer_of_the_whole(size, band_rows, grid):
+    logits = torch.randn(5, *grid, generator=torch.Generator().manual_seed(0))
+    whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(joined(logits, size, None, band_rows), whole, rtol=1e-5, atol=1e-5)
+    starts = [start for start, _ in resized_bands(logits, size, None, band_rows)]
+    assert starts == list(range(0, size[0], band_rows or size[0]))
+
+
+@pytest.mark.parametrize("size", [(12, 20), (48, 80), (5, 33)])
+def test_a_part_of_the_grid(size):
+    """3 x 5 cells of 4 x 8: as if the picture were enlarged whole and cut."""
+    logits = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    scale = size[0] / 3, size[1] / 5
+    columns = ((torch.arange(size[1]) + 0.5) / scale[1] - 0.5) * 2 / 7 - 1
+    rows = ((torch.arange(size[0]) + 0.5) / scale[0] - 0.5) * 2 / 3 - 1
+    where = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
+    expected = F.grid_sample(
+        logits[None], where[None].float(), padding_mode="border", align_corners=True
+    )[0]
+    torch.testing.assert_close(joined(logits, size, (3, 5)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_a_part_of_the_maps():
+    maps = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
+    resize = RowResizer((25, 10), (6, 5), (6, 5), maps.device)
+    whole = joined(maps, (25, 10))
+    assert resize.rows_within(1) == 0
+    for known in range(2, 7):
+        end = resize.rows_within(known)
+        assert torch.equal(resize(maps[:, :known], 0, end), whole[:, :end])
+        if known < 6:  # the next pixel needs one more row of the grid
+            with pytest.raises(IndexError):
+                resize(maps[:, :known], 0, end + 1)
+    assert resize.rows_within(6) == 25
+    assert torch.equal(resize(maps[:, 3:], 20, 25, first_row=3), whole[:, 20:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits(dtype):
+    logits = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(joined(logits, (9, 9)), joined(logits.float(), (9, 9)))
+
+
+def test_shares_leave_unlabelled_pixels_out():
+    shares = category_shares(np.array([[0, 0, 2, 255], [2, 2, 0, -1]], np.int16), 3)
+    np.testing.assert_allclose(shares, [3 / 8, 0, 3 / 8])
+    assert shares.sum() < 1

@@ -1,0 +1,136 @@
+"""Overlays and label maps: nothing is covered, mislabelled or lost."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcp_clip.utils.visualization import (
+    MAX_SIDE,
+    MIN_SIDE,
+    draw_overlay,
+    save_label_map,
+)
+from dcp_clip.vocabulary import Vocabulary
+
+COLORS = [(200, 0, 0), (0, 160, 0), (0, 0, 220)]
+VOCABULARY = Vocabulary(["sky", "tree", "car"], colors=COLORS)
+
+
+def _has(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((picture == color).all(axis=-1).any())
+
+
+def _halves(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.zeros((height, width), np.uint8)
+    labels[:, width // 2 :] = 1
+    return np.full((height, width, 3), 100, np.uint8), labels
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (500, 500)])
+def test_legend_is_outside_and_names_only_what_was_found(size):
+    image, labels = _halves(*size)
+    overlay = draw_overlay(image, labels, VOCABULARY, alpha=1.0)
+    assert overlay.dtype == np.uint8
+    assert overlay.shape[0] > size[0] or overlay.shape[1] > size[1]
+    picture = overlay[: size[0], : size[1]]
+    assert (picture[:, 10] == COLORS[0]).all()
+    assert (picture[:, -10] == COLORS[1]).all()
+    legend = overlay[size[0] :] if overlay.shape[0] > size[0] else overlay[:, size[1] :]
+    assert [_has(legend, color) for color in COLORS] == [True, True, False]
+
+
+def test_unlabelled_pixels_stay_as_photographed():
+    image = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
+    overlay = draw_overlay(image, np.full((500, 500), 255), VOCABULARY)
+    np.testing.assert_array_equal(overlay[:500, :500], image)
+
+
+def test_regions_show_the_photograph_and_a_boundary():
+    image, labels = _halves(480, 640)
+    image[:, :100] = 200
+    picture = draw_overlay(image, labels, VOCABULARY)[:480, :640].astype(int)
+    assert (picture[:, 50] > picture[:, 150]).all()
+    assert (picture[:, 320] > 200).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_regions_are_mixed_as_the_plain_formula_says(alpha, dtype):
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (480, 640, 3), np.uint8)
+    labels = np.repeat(np.repeat(rng.integers(0, 4, (8, 8)), 60, 0), 80, 1).astype(dtype)
+    labelled = labels < 3  # the fourth is no category
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    colours = np.array([*COLORS, (0, 0, 0)])[labels]
+    plain = (1 - alpha) * (0.5 * image + 0.5 * grey[..., None]) + alpha * colours
+    plain = np.where(labelled[..., None], plain, image)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    plain[edge] = 0.15 * plain[edge] + 0.85 * 255
+    picture = draw_overlay(image, labels, VOCABULARY, alpha=alpha)[:480, :640]
+    assert np.abs(picture - plain).max() <= 1.5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (30, 40), (2500, 3000)])
+def test_any_size(size):
+    image, labels = _halves(*size)
+    overlay = draw_overlay(image, labels, VOCABULARY)
+    assert min(overlay.shape[:2]) >= 30
+    assert MIN_SIDE <= max(overlay.shape[:2]) <= 1.6 * MAX_SIDE
+
+
+def test_label_map_of_the_original_size_on_a_reduced_photograph():
+    image, labels = _halves(2000, 4000)
+    small = np.ascontiguousarray(image[::4, ::4])
+    overlay = draw_overlay(small, labels, VOCABULARY, alpha=1.0)
+    assert overlay.shape[1] == 1000
+    assert (overlay[:500, 490] == COLORS[0]).all()
+    assert (overlay[:500, 510] == COLORS[1]).all()
+
+
+def test_many_small_and_strange_names():
+    names = [f"category {i}" for i in range(200)]
+    names[:4] = ["ü" * 1000, "дерево", "木", "<b>&amp;</b>"]
+    vocabulary = Vocabulary(names)
+    labels = np.arange(480 * 640).reshape(480, 640) % 200
+    overlay = draw_overlay(np.zeros((480, 640, 3), np.uint8), labels, vocabulary)
+    assert overlay.shape[1] == 640
+    assert 480 < overlay.shape[0] < 1000  # most are folded into "other"
+
+
+def test_small_categories_are_folded():
+    labels = np.zeros((480, 640), int)
+    labels[0, :20], labels[0, 20:40] = 1, 2
+    image = np.zeros((480, 640, 3), np.uint8)
+    folded = draw_overlay(image, labels, VOCABULARY, min_share=0.01)[480:]
+    assert not _has(folded, COLORS[1]) and not _has(folded, COLORS[2])
+    every = draw_overlay(image, labels, VOCABULARY, min_share=0.0)[480:]
+    assert _has(every, COLORS[1]) and _has(every, COLORS[2])
+
+
+@pytest.mark.parametrize("num_categories", [1, 2, 255, 256, 1000])
+def test_label_map_holds_the_ids(tmp_path, num_categories):
+    vocabulary = Vocabulary([f"category {i}" for i in range(num_categories)])
+    labels = np.arange(1000).reshape(20, 50) % num_categories
+    path = tmp_path / "ü labels.png"
+    save_label_map(path, labels, vocabulary)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(image), labels)
+        assert image.mode == ("P" if num_categories <= 255 else "I;16")
+        if image.mode == "P":
+            colors = np.asarray(vocabulary.colors)[labels]
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colors)
+        else:
+            np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), labels)
+
+
+def test_too_many_categories_for_a_png(tmp_path):
+    class Huge(Vocabulary):
+        def __len__(self) -> int:
+            return 70_000
+
+    with pytest.raises(ValueError, match="labels.png.*65536.*70000"):
+        save_label_map(tmp_path / "labels.png", np.zeros((2, 2), int), Huge(["a"]))
+    assert not list(tmp_path.iterdir())

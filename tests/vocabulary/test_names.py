@@ -1,0 +1,152 @@
+"""The category lists that ship: as many as there must be, in the benchmarks' own order."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary.categories import load_names
+
+# Number of categories, sum of their raw_ids, number of synonyms, number that are respelled.
+LISTS = {
+    "camvid_11": (11, 55, 0, 0),
+    "coco_stuff_171": (171, 15892, 0, 31),
+    "ade20k_150": (150, 11325, 183, 0),
+    "ade20k_847": (847, 1343266, 434, 1),
+    "pascal_context_59": (59, 12378, 0, 3),
+    "pascal_context_459": (459, 105570, 0, 96),
+    "pascal_voc_20": (20, 210, 0, 3),
+    "pascal_voc_20b": (59, 210, 0, 3),
+}
+ROWS = [  # list, train id, raw id, name, official, synonyms
+    ("coco_stuff_171", 0, 0, "person", "person", ()),
+    ("coco_stuff_171", 11, 12, "stop sign", "stop sign", ()),
+    ("coco_stuff_171", 79, 89, "toothbrush", "toothbrush", ()),
+    ("coco_stuff_171", 80, 91, "banner", "banner", ()),
+    ("coco_stuff_171", 161, 172, "wall", "wall-other", ()),
+    ("coco_stuff_171", 133, 144, "playing field", "playingfield", ()),
+    ("coco_stuff_171", 170, 181, "wood", "wood", ()),
+    ("ade20k_150", 7, 8, "bed", "bed", ()),
+    ("ade20k_150", 14, 15, "door", "door", ("double door",)),
+    ("ade20k_150", 44, 45, "chest of drawers", None, ("chest", "bureau", "dresser")),
+    ("ade20k_150", 130, 131, "screen", "screen", ("silver screen", "projection screen")),
+    ("ade20k_150", 149, 150, "flag", "flag", ()),
+    ("ade20k_847", 0, 2978, "wall", "wall", ()),
+    ("ade20k_847", 62, 1948, "pool table", None, ("billiard table", "snooker table")),
+    ("ade20k_847", 259, 3105, "dog", "dog", ("domestic dog", "canis familiaris")),
+    ("ade20k_847", 449, 482, "check-in desk", "check-in-desk", ()),
+    ("ade20k_847", 846, 3148, "adding machine", None, ("totalizer", "totaliser")),
+    ("pascal_context_59", 0, 2, "aeroplane", "aeroplane", ()),
+    ("pascal_context_59", 49, 397, "dining table", "diningtable", ()),
+    ("pascal_context_59", 58, 458, "wood", "wood", ()),
+    ("pascal_context_459", 2, 3, "air conditioner", "airconditioner", ()),
+    ("pascal_context_459", 208, 209, "hot-air balloon", "hot-airballoon", ()),
+    ("pascal_context_459", 430, 431, "unknown", "unknown", ()),
+    ("pascal_context_459", 458, 459, "wool", "wool", ()),
+    ("pascal_voc_20", 10, 11, "dining table", "diningtable", ()),
+    ("pascal_voc_20", 15, 16, "potted plant", "pottedplant", ()),
+    ("pascal_voc_20", 19, 20, "tv monitor", "tvmonitor", ()),
+    ("pascal_voc_20b", 20, None, "bag", "bag", ()),
+]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_counts_order_and_uniqueness(name):
+    categories = load_names(name)
+    raw_ids = [c.raw_id for c in categories if c.raw_id is not None]
+    assert LISTS[name] == (
+        len(categories),
+        sum(raw_ids),
+        sum(len(c.synonyms) for c in categories),
+        sum(c.official != c.name for c in categories),
+    )
+    assert [c.train_id for c in categories] == list(range(len(categories)))
+    assert len(set(raw_ids)) == len(raw_ids)
+    assert len({c.all_names for c in categories}) == len(categories)
+    for category in categories:
+        assert len(set(category.all_names)) == len(category.all_names)
+        for text in category.all_names:
+            assert re.fullmatch(r"[a-z0-9](?:[a-z0-9'-]| (?! ))*", text), text
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
+def test_known_row(row):
+    name, train_id, raw_id, text, official, synonyms = row
+    category = load_names(name)[train_id]
+    assert (category.raw_id, category.name, category.synonyms) == (raw_id, text, synonyms)
+    assert category.official == (official or text)
+
+
+@pytest.mark.parametrize("name", ["coco_stuff_171", "pascal_context_59", "pascal_voc_20"])
+def test_raw_ids_ascend(name):
+    raw_ids = [c.raw_id for c in load_names(name)]
+    assert raw_ids == sorted(raw_ids)
+
+
+def test_raw_ids_without_gaps():
+    for name in ("ade20k_150", "pascal_context_459", "pascal_voc_20"):
+        assert all(c.raw_id == c.train_id + 1 for c in load_names(name))
+
+
+def test_coco_leaves_out_the_numbers_that_never_occur():
+    raw_ids = {c.raw_id for c in load_names("coco_stuff_171")}
+    assert set(range(182)) - raw_ids == {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+
+
+def test_pas_20b_is_voc_and_the_rest_of_pc_59():
+    voc, context, both = map(load_names, ("pascal_voc_20", "pascal_context_59", "pascal_voc_20b"))
+    assert both[:20] == voc
+    of_voc = {c.official for c in voc}
+    assert [c.official for c in both[20:]] == [
+        c.official for c in context if c.official not in of_voc
+    ]
+    assert all(c.raw_id is None for c in both[20:])
+
+
+def test_pascal_context_lists_agree():
+    """PC-59's numbers are PC-459's, and so are the names, but for one."""
+    full = load_names("pascal_context_459")
+    differing = {
+        c.name: full[c.raw_id - 1].name
+        for c in load_names("pascal_context_59")
+        if c.name != full[c.raw_id - 1].name
+    }
+    assert differing == {"dining table": "table"}
+
+
+def test_respelling_only_parts_words():
+    """Apart from these, PASCAL's own spelling is ours without the spaces."""
+    odd = {
+        c.official: c.name
+        for c in load_names("pascal_context_459")
+        if c.name.replace(" ", "") != c.official
+    }
+    assert odd == {
+        "casetterecorder": "cassette recorder",
+        "eyeglass": "eyeglasses",
+        "sunglass": "sunglasses",
+        "tong": "tongs",
+    }
+
+
+@pytest.mark.parametrize(("name", "shared"), [("ade20k_150", 5), ("ade20k_847", 41)])
+def test_ade_shares_names_between_categories(name, shared, caplog):
+    """Which is a fact of ADE20K and no reason for a warning; titles tell them apart."""
+    names = [c.all_names for c in load_names(name)]
+    every = Counter(text for category in names for text in category)
+    assert sum(count > 1 for count in every.values()) == shared
+    vocabulary = Vocabulary(names, warn_shared=False)
+    assert not caplog.records
+    assert len(set(vocabulary.display_names)) == len(names)
+
+
+def test_titles_of_ade_categories_that_share_their_first_name():
+    vocabulary = Vocabulary([c.all_names for c in load_names("ade20k_847")], warn_shared=False)
+    assert [vocabulary.display_names[i] for i in (114, 191, 252)] == [
+        "bag",
+        "bag (traveling bag)",
+        "bag (handbag)",
+    ]
+    assert vocabulary.index("bag (handbag)") == 252
+    assert vocabulary.synonyms[252] == ("bag", "handbag", "pocketbook", "purse")
