@@ -1,5 +1,6 @@
 """Shared fixtures: tiny CLIPs with random weights, and models made of them."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,8 @@ from PIL import Image
 from dcp_clip.config import setup_cfg
 from dcp_clip.vocabulary import Vocabulary
 
-BASE_CONFIG = Path(__file__).parents[1] / "configs" / "Base-DCP-CLIP.yaml"
+ROOT = Path(__file__).parents[1]
+BASE_CONFIG = ROOT / "configs" / "Base-DCP-CLIP.yaml"
 _TEXT = {"context_length": 32, "vocab_size": 1024, "width": 32, "heads": 2, "layers": 2}
 # open_clip model configs: timm's own miniature ConvNeXts read as convnext_base_w and
 # convnext_large_d are, and two ViTs.
@@ -70,7 +72,6 @@ _SMALL = {
     "MODEL.DCP_CLIP.NUM_HEADS": 2,
     "MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM": 16,
     "MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM": 8,
-    "MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM": 8,
     "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS": 4,
 }
 
@@ -93,6 +94,19 @@ def tiny_clips(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps({**config, "text_cfg": _TEXT}))
     open_clip.add_model_config(folder)
     return tuple(TINY_CLIPS)
+
+
+@pytest.fixture(scope="session")
+def load_program():
+    """``load_program("tools/benchmark.py")``: the module of a program, loaded from its path."""
+
+    def load(path):
+        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def _make_cfg(clip="test-convnext", opts=None):
