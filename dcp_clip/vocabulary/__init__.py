@@ -1,6 +1,6 @@
-"""Category names: vocabularies, synonyms, prompts, colours, and the lists that ship with them.
+"""Category names: vocabularies, synonyms, prompt templates, colours and the benchmarks' lists.
 
-This package imports nothing else of DCP-CLIP and needs no torch.
+This subpackage imports no other part of DCP-CLIP and needs neither torch nor Detectron2.
 """
 
 from dcp_clip.vocabulary.categories import Category, VocabularyError, load_names

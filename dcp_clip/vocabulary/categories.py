@@ -1,7 +1,7 @@
-"""Category lists as data: those of the benchmarks in ``dcp_clip/names/*.json``, and users' own.
+"""Category lists as data: the benchmarks' lists in ``names/*.json``, and files of users.
 
-A benchmark's file is read by everything that needs its categories: the prepare script (``raw_id``
-to ``train_id``), the registration (names and colours) and :class:`dcp_clip.vocabulary.Vocabulary`.
+Each benchmark has one file. The preparation of the labels (``raw_id`` to ``train_id``), the
+registration (names and colours) and :class:`dcp_clip.vocabulary.Vocabulary` all read it.
 """
 
 import functools
@@ -16,28 +16,28 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# The value of pixels that count for nothing, in prepared label maps.
+# Pixels with this value in prepared label maps are ignored in training and evaluation.
 IGNORE_LABEL = 255
 
 _NAMES_DIR = Path(__file__).parent / "names"
 
 
 class VocabularyError(ValueError):
-    """Names or prompt templates that cannot be used, with the entry at fault."""
+    """Category names or prompt templates are invalid; the message names the invalid entry."""
 
 
 @dataclass(frozen=True)
 class Category:
-    """One category of a dataset.
+    """One category of a data set.
 
     Attributes:
-        name: the benchmark's name, spelled as people write it: it goes into prompts and legends.
-        synonyms: other names, possibly none; ``name`` is not repeated among them.
-        train_id: the value in prepared label maps, 0 ... C-1, equal to the position in the list.
-        raw_id: the value in the dataset's own files, None if the list has no dataset.
-        color: RGB, 0 ... 255, None for the default palette.
-        official: the benchmark's own spelling ("tvmonitor", "wall-other"), to look up its tables
-            and other projects' results by; equal to ``name`` for most. Never prompted with.
+        name: the category's name in usual spelling, for prompts and legends.
+        synonyms: other names, possibly none; does not contain ``name``.
+        train_id: value in prepared label maps, 0 to C-1; equal to the position in the list.
+        raw_id: value in the data set's own label files; None if there are no such files.
+        color: RGB, 0 to 255; None for the default colour.
+        official: the benchmark's own spelling ("tvmonitor", "wall-other"), which its tables and
+            other projects use; often equal to ``name``. Prompts never contain it.
     """
 
     name: str
@@ -49,28 +49,29 @@ class Category:
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The name, then the synonyms."""
+        """The name, followed by the synonyms."""
         return (self.name, *self.synonyms)
 
 
 def load_names(dataset: str) -> tuple[Category, ...]:
-    """Return the categories of a dataset that ships with the package, e.g. ``"camvid_11"``.
+    """Return a category list that ships with the package, for example ``"camvid_11"``.
 
     Raises:
-        VocabularyError: if no such list ships with the package.
+        VocabularyError: if the package has no list of this name.
     """
     path = _NAMES_DIR / f"{dataset}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in _NAMES_DIR.glob("*.json")))
-        raise VocabularyError(f"No category list named '{dataset}': choose one of {known}.")
+        raise VocabularyError(f"There is no category list '{dataset}'. Choose one of {known}.")
     return read_categories(path)
 
 
 def split_names(text: str) -> list[list[str]]:
-    """Split ``"sky; tree; car, automobile"`` into one list of names a category.
+    """Split ``"sky; tree; car, automobile"`` into one list of names for each category.
 
-    ';' or a new line ends a category, ',' separates its synonyms. Without any ';' or new line
-    commas separate categories. Blank lines and what follows a last ';' of a line are nothing.
+    Semicolons and line breaks separate categories, commas separate synonyms. A string without
+    semicolons and line breaks is different: there, commas separate categories. Blank lines and a
+    semicolon at the end of a line do not add a category.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) == 1 and ";" not in lines[0]:
@@ -85,16 +86,16 @@ def split_names(text: str) -> list[list[str]]:
 def read_categories(path: str | Path) -> tuple[Category, ...]:
     """Read a category list from a .txt or .json file in UTF-8.
 
-    .txt: one category a line, ',' or ';' between synonyms; blank lines are skipped, and so is
-    everything from a '#' at the start of a line or after a space.
+    .txt: one category in each line, with ',' or ';' between synonyms. Blank lines are skipped. A
+    '#' at the start of a line or after a space begins a comment.
 
     .json: ``{"categories": [{"name": ..., "synonyms": [...], "train_id": ..., "raw_id": ...,
-    "color": [r, g, b], "official": ...}, ...]}``; only ``name`` is required, so that users can
-    write one by hand.
-    A plain list of names, or of lists of synonyms, is read as well.
+    "color": [r, g, b], "official": ...}, ...]}``. Only ``name`` is required. A plain list of names,
+    or of lists of synonyms, is also accepted.
 
     Raises:
-        VocabularyError: naming the file and the entry, if the file is missing or not as described.
+        VocabularyError: if the file does not exist or does not have this format; the message
+            contains the file and the entry.
     """
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".json"):
@@ -107,37 +108,41 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
         raise VocabularyError(f"The vocabulary file {path} cannot be read as UTF-8: {e}") from e
     entries = _lines(text, path) if path.suffix.lower() == ".txt" else _json_entries(text, path)
     if not entries:
-        raise VocabularyError(f"The vocabulary file {path} holds no category.")
+        raise VocabularyError(f"The vocabulary file {path} contains no category.")
     return tuple(_parse_entry(entry, i, path) for i, entry in enumerate(entries))
 
 
 def clean_category(entry: str | Sequence[str], position: int) -> tuple[str, ...]:
-    """The names of a category in their one spelling, each once; see :func:`clean_name`.
+    """Normalise the names of one category with :func:`clean_name`, and remove duplicates.
 
     Args:
-        entry: a name, or names of one category.
-        position: of the category, for messages.
+        entry: one name, or a sequence of synonyms.
+        position: position of the category in the vocabulary, for error messages.
 
     Raises:
-        VocabularyError: if there is no name.
+        VocabularyError: if there is no name, or a name is invalid.
     """
     where = f"Category {position} (counting from 0)"
     names = [entry] if isinstance(entry, str) else entry
     if not isinstance(names, Sequence):
-        raise VocabularyError(f"{where} is no name and no list of names: {entry!r}.")
+        raise VocabularyError(f"{where} must be a name or a list of names, got {entry!r}.")
     if len(names) == 0:
         raise VocabularyError(f"{where} has no name.")
     return tuple(dict.fromkeys(clean_name(name, where) for name in names))
 
 
 def clean_name(name: str, where: str) -> str:
-    """Unicode NFC, runs of white space made one space, none at the ends.
+    """Convert to Unicode NFC, replace each run of white space by one space, and strip the ends.
+
+    Args:
+        name: the name.
+        where: where the name comes from, for error messages.
 
     Raises:
-        VocabularyError: telling `where` the name is, if it is empty or no string.
+        VocabularyError: if the name is empty or not a string.
     """
     if not isinstance(name, str):
-        raise VocabularyError(f"{where} has a name that is no string: {name!r}.")
+        raise VocabularyError(f"{where} has a name that is not a string: {name!r}.")
     cleaned = " ".join(unicodedata.normalize("NFC", name).split())
     if not cleaned:
         raise VocabularyError(f"{where} has an empty name.")
@@ -145,45 +150,45 @@ def clean_name(name: str, where: str) -> str:
 
 
 def check_distinct(synonyms: Sequence[tuple[str, ...]], *, warn_shared: bool = True) -> None:
-    """Refuse categories of the same names; log a warning if some share a name.
+    """Check that no two categories have the same names, and warn if some share a name.
 
     Args:
         synonyms: the names of each category.
-        warn_shared: whether to log; not for a benchmark's list, which is as it is (ADE20K's have
-            three kinds of "bag").
+        warn_shared: whether to warn about shared names. A benchmark's list cannot be changed, so
+            its shared names (three kinds of "bag" in ADE20K) need no warning.
 
     Raises:
-        VocabularyError: naming the two categories.
+        VocabularyError: if two categories have the same set of names.
     """
     first_position: dict[frozenset[str], int] = {}
     for i, category in enumerate(synonyms):
         j = first_position.setdefault(frozenset(category), i)
         if j != i:
             raise VocabularyError(
-                f"The categories {j} and {i} (counting from 0) are both '{', '.join(category)}': "
-                "remove one."
+                f"The categories {j} and {i} (counting from 0) are both '{', '.join(category)}'. "
+                "Remove one of them."
             )
     if not warn_shared:
         return
-    # CLIP's tokenizers ignore case, so names that differ in case only are one name to them.
+    # CLIP's tokenizers ignore case, so names that differ only in case have the same features.
     count = Counter(name for category in synonyms for name in {n.casefold() for n in category})
     shared = [name for name, times in count.items() if times > 1]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         _warn_once(
-            f"Several categories share a name, which the model can give to only one of them: "
+            f"Several categories share a name, so the model cannot tell them apart by it: "
             f"{', '.join(shared[:5])}{more}."
         )
 
 
 def distinct_titles(synonyms: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return one title a category: its first name, told apart where several have the same.
+    """Return a title for each category: its first name, made unique with a synonym.
 
     ADE20K's "bag", "bag, traveling bag" and "bag, handbag" become "bag", "bag (traveling bag)" and
-    "bag (handbag)", so that no two rows of a table or entries of a legend read the same.
+    "bag (handbag)". Rows of tables and entries of legends then have different titles.
 
     Args:
-        synonyms: the names of each category; no two with the same names.
+        synonyms: the names of each category; no two categories have the same set of names.
     """
     first = Counter(category[0] for category in synonyms)
     every = Counter(name for category in synonyms for name in category)
@@ -209,9 +214,11 @@ def _lines(text: str, path: Path) -> list[list[str]]:
             continue
         entries.append(re.split("[,;]", line))
         if not all(name.strip() for name in entries[-1]):
-            raise VocabularyError(f"{path}, line {number}: an empty name in '{line}'.")
+            raise VocabularyError(f"{path}, line {number}: '{line}' contains an empty name.")
     if len(entries) == 1 and len(entries[0]) > 1:
-        logger.warning("%s has one line: its names are the synonyms of one category.", path)
+        logger.warning(
+            "%s has only one line: its names are read as synonyms of one category.", path
+        )
     return entries
 
 
@@ -222,7 +229,7 @@ def _json_entries(text: str, path: Path) -> list:
         raise VocabularyError(f"{path} is not valid JSON: {e}.") from e
     entries = content.get("categories") if isinstance(content, dict) else content
     if not isinstance(entries, list):
-        raise VocabularyError(f'{path} must hold {{"categories": [...]}} or a list of names.')
+        raise VocabularyError(f'{path} must contain {{"categories": [...]}} or a list of names.')
     return entries
 
 
@@ -242,16 +249,14 @@ def _parse_entry(entry: object, position: int, path: Path) -> Category:
     if not isinstance(synonyms, list) or not all(isinstance(s, str) for s in synonyms):
         raise VocabularyError(f"{where} ('{entry['name']}'): 'synonyms' must be a list of strings.")
     if entry.get("train_id", position) != position:
-        # Label maps store the train_id: a list in another order would mislabel every pixel.
+        # Label maps contain train_ids, so a list in another order would give wrong labels.
         raise VocabularyError(
-            f"{where} ('{entry['name']}'): train_id is {entry['train_id']}, but train_ids must "
-            f"count 0, 1, 2, ... in the order of the list."
+            f"{where} ('{entry['name']}'): train_id is {entry['train_id']}, but the train_ids must "
+            f"be 0, 1, 2, ... in the order of the list."
         )
     raw_id = entry.get("raw_id")
     if raw_id is not None and (not isinstance(raw_id, int) or isinstance(raw_id, bool)):
-        raise VocabularyError(
-            f"{where} ('{entry['name']}'): raw_id {raw_id!r} is not a whole number."
-        )
+        raise VocabularyError(f"{where} ('{entry['name']}'): raw_id {raw_id!r} is not an integer.")
     color = entry.get("color")
     if color is not None and not isinstance(color, list):
         raise VocabularyError(f"{where} ('{entry['name']}'): 'color' must be [red, green, blue].")

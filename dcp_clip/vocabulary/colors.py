@@ -1,4 +1,4 @@
-"""Colours of categories."""
+"""Colours of categories in pictures."""
 
 import colorsys
 import functools
@@ -14,16 +14,16 @@ Color = tuple[int, int, int]
 
 @functools.cache
 def natural_colors() -> dict[str, Color]:
-    """Colours that some everyday names have by nature, so that trees are green in every picture."""
+    """Return fixed colours of common names: trees are green and the sky is blue."""
     text = Path(__file__).with_name("natural_colors.json").read_text(encoding="utf-8")
     return {name: tuple(color) for name, color in json.loads(text).items()}
 
 
 def default_color(name: str) -> Color:
-    """RGB colour of a category that has none: of its name alone, vivid, never near black or white.
+    """Return the RGB colour of a category without a colour of its own.
 
-    It depends on nothing else, so a category keeps its colour in every vocabulary. The price is
-    that two names can come out alike.
+    The colour depends only on the name, so a category has the same colour in every vocabulary. Two
+    names can get similar colours. The colour is saturated, and never close to black or white.
     """
     if (natural := natural_colors().get(name.casefold())) is not None:
         return natural
@@ -38,7 +38,7 @@ def check_color(color: Sequence[int], name: str) -> Color:
     """Return the RGB colour of the category ``name`` as a tuple.
 
     Raises:
-        VocabularyError: if it is not three whole numbers in 0 ... 255.
+        VocabularyError: if the colour is not three integers from 0 to 255.
     """
     try:
         channels = tuple(int(channel) for channel in color)
@@ -47,6 +47,6 @@ def check_color(color: Sequence[int], name: str) -> Color:
         valid = False
     if not valid or not all(0 <= channel <= 255 for channel in channels):
         raise VocabularyError(
-            f"The colour of '{name}' must be three whole numbers in 0..255, got {color!r}."
+            f"The colour of '{name}' must be three integers from 0 to 255, got {color!r}."
         )
     return channels

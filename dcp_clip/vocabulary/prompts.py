@@ -1,4 +1,4 @@
-"""Prompt templates, and the one function that puts names into them."""
+"""Prompt templates, and the function that puts names into them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ def load_templates(spec: str | Path) -> tuple[str, ...]:
 
     Args:
         spec: ``"single"``, ``"imagenet80"`` (the 80 of CLIP's ImageNet notebook), ``"vild14"``
-            (the 14 of ViLD that OVSeg, SAN and FC-CLIP use), ``"captions"`` (as the drawings of
-            EmojiScenes are captioned), or the path of a UTF-8 text file with one template a line;
-            blank lines and lines that start with '#' are skipped.
+            (the 14 of ViLD that OVSeg, SAN and FC-CLIP use), ``"captions"`` (the captions of
+            EmojiScenes' drawings), or the path of a UTF-8 text file with one template in each
+            line. Blank lines and lines that start with '#' are skipped.
 
     Raises:
-        VocabularyError: if there is no such set or file, or a line (named) has not exactly one
-            ``{}``.
+        VocabularyError: if there is no such set or file, or a line does not contain exactly one
+            ``{}``; the message contains the line number.
     """
     path = _TEMPLATES_DIR / f"{spec}.txt"
     if not path.is_file():
@@ -29,7 +29,7 @@ def load_templates(spec: str | Path) -> tuple[str, ...]:
     except FileNotFoundError as e:
         known = ", ".join(sorted(p.stem for p in _TEMPLATES_DIR.glob("*.txt")))
         raise VocabularyError(
-            f"No prompt templates '{spec}': it is neither a set ({known}) nor a file."
+            f"There are no prompt templates '{spec}': it is neither a set ({known}) nor a file."
         ) from e
     except (OSError, UnicodeDecodeError) as e:
         raise VocabularyError(f"The template file {path} cannot be read as UTF-8: {e}") from e
@@ -41,22 +41,22 @@ def load_templates(spec: str | Path) -> tuple[str, ...]:
             continue
         if line.count("{}") != 1:
             raise VocabularyError(
-                f"{path}, line {number}: a template needs exactly one {{}} for the name, "
+                f"{path}, line {number}: a template must contain exactly one {{}} for the name, "
                 f"got '{line}'."
             )
         templates.append(line)
     if not templates:
-        raise VocabularyError(f"The template file {path} holds no template.")
+        raise VocabularyError(f"The template file {path} contains no template.")
     return tuple(templates)
 
 
 def build_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Put every name into every template: N names and T templates give N * T prompts.
 
-    Training, evaluation and demo all come through here (design.md, contract 8).
+    Training, evaluation and the demo all use this function, so their prompts are the same.
 
     Returns:
-        The T prompts of the first name, then those of the second, and so on.
+        the T prompts of the first name, then those of the second, and so on.
     """
-    # replace, not format: names and templates may hold braces of their own.
+    # str.format would fail on names and templates that contain other braces.
     return [template.replace("{}", name) for name in names for template in templates]

@@ -1,11 +1,12 @@
-"""The vocabulary: what the model may call a pixel. Names, synonyms and colours travel together.
+"""The vocabulary: the list of categories that the model can assign to a pixel.
 
-Nothing else in the project knows names, synonyms or prompt templates; the model sees tensors, and
-a category's position in one :class:`Vocabulary` object is its id. Needs no torch.
+One :class:`Vocabulary` object holds the names, synonyms and colours together. The id of a category
+is its position in this object. The model itself only sees ids and text features.
 """
 
 import difflib
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,16 +30,16 @@ __all__ = ["Vocabulary", "suggest"]
 class Vocabulary:
     """An ordered list of C categories, immutable, hashable and cheap to pickle.
 
-    Names are brought to one spelling: Unicode NFC, runs of white space made one space, none at the
-    ends. A synonym repeated within a category counts once.
+    Names are normalised: Unicode NFC, one space for each run of white space, no white space at the
+    ends. Repeated synonyms of a category are removed.
 
     Attributes:
-        synonyms: C tuples of names; the first of each is the category's main name.
+        synonyms: C tuples of names; the first name of each is the main name of the category.
         display_names: C names for legends and tables.
-        colors: C RGB colours, 0 ... 255.
+        colors: C RGB colours, 0 to 255.
     """
 
-    __slots__ = ("synonyms", "display_names", "colors", "_fingerprint", "_positions")
+    __slots__ = ("synonyms", "display_names", "colors", "_fingerprint")
 
     synonyms: tuple[tuple[str, ...], ...]
     display_names: tuple[str, ...]
@@ -54,24 +55,24 @@ class Vocabulary:
     ) -> None:
         """
         Args:
-            names: one entry a category: a name, or a sequence of synonyms, the main name first.
-                A comma within a name is part of it; see :meth:`from_string` for separators.
-            display_names: default: the main names, see
+            names: one entry for each category: a name, or a sequence of synonyms with the main name
+                first. Commas are part of a name; :meth:`from_string` splits at them.
+            display_names: default: the main names, made unique by
                 :func:`dcp_clip.vocabulary.categories.distinct_titles`.
-            colors: RGB triples; None, or None for a category, takes :func:`default_color`.
-            warn_shared: whether a name that several categories share is worth a warning.
+            colors: RGB triples. None, for all or for one category, selects :func:`default_color`.
+            warn_shared: whether to warn about names that several categories share.
 
         Raises:
-            VocabularyError: if there is no category, a name is empty or no string, two categories
-                have the same names, or the lengths differ.
+            VocabularyError: if there is no category, a name is empty or not a string, two
+                categories have the same set of names, or the lengths differ.
         """
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise VocabularyError(
-                f"A vocabulary needs a list of names in a fixed order, got {type(names).__name__}: "
-                "for one string use Vocabulary.from_string."
+                f"A vocabulary needs a list of names in a fixed order, got {type(names).__name__}. "
+                "For a string use Vocabulary.from_string."
             )
         if len(names) == 0:
-            raise VocabularyError("The vocabulary is empty: give at least one category name.")
+            raise VocabularyError("The vocabulary is empty. Give at least one category name.")
         synonyms = tuple(clean_category(entry, i) for i, entry in enumerate(names))
         check_distinct(synonyms, warn_shared=warn_shared)
         if display_names is None:
@@ -91,20 +92,20 @@ class Vocabulary:
         )
 
     def _set(self, synonyms, display_names, colors, fingerprint=None) -> None:
-        values = (synonyms, display_names, colors, fingerprint, None)
+        values = (synonyms, display_names, colors, fingerprint)
         for slot, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, slot, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"A Vocabulary cannot be changed ('{name}'): make a new one.")
+        raise AttributeError(f"A Vocabulary is immutable ('{name}'). Create a new one.")
 
     __delattr__ = __setattr__  # type: ignore[assignment]
 
-    # ---- ways to make one
+    # ---- constructors
 
     @classmethod
     def from_categories(cls, categories: Sequence[Category]) -> "Vocabulary":
-        """Make a vocabulary of a dataset's category list, see :mod:`dcp_clip.vocabulary.categories`."""
+        """Create a vocabulary from a list of categories, see :func:`load_names`."""
         return cls(
             [category.all_names for category in categories],
             colors=[category.color for category in categories],
@@ -112,14 +113,15 @@ class Vocabulary:
 
     @classmethod
     def from_string(cls, text: str) -> "Vocabulary":
-        """Read ``"sky; tree; car, automobile"``.
+        """Create a vocabulary from a string such as ``"sky; tree; car, automobile"``.
 
-        ';' or a new line ends a category, ',' separates its synonyms. Without any ';' or new line
-        commas separate categories (``"sky, tree, car"``), so end a single category that has
-        synonyms with ';' (``"car, automobile;"``). Blank lines are skipped.
+        Semicolons and line breaks separate categories, commas separate synonyms. In a string
+        without semicolons and line breaks, commas separate categories: ``"sky, tree, car"``. A
+        single category with synonyms therefore ends with a semicolon: ``"car, automobile;"``.
+        Blank lines are skipped.
 
         Raises:
-            VocabularyError: as the constructor.
+            VocabularyError: under the same conditions as in the constructor.
         """
         if not isinstance(text, str):
             raise VocabularyError(f"Expected a string of names, got {type(text).__name__}.")
@@ -127,10 +129,13 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
-        """Read a .txt or .json file, see :func:`dcp_clip.vocabulary.categories.read_categories`.
+        """Create a vocabulary from a .txt or .json file.
+
+        :func:`dcp_clip.vocabulary.categories.read_categories` describes the formats.
 
         Raises:
-            VocabularyError: naming the file, if it is missing or its content is at fault.
+            VocabularyError: if the file does not exist or its content is invalid; the message
+                contains the file.
         """
         categories = read_categories(path)
         try:
@@ -140,11 +145,12 @@ class Vocabulary:
 
     @classmethod
     def from_metadata(cls, metadata: Any) -> "Vocabulary":
-        """Take the categories of a data set from Detectron2's ``MetadataCatalog``.
+        """Create a vocabulary from the metadata of a data set.
 
         Args:
-            metadata: ``MetadataCatalog.get(name)``. Reads ``stuff_classes`` and, if present,
-                ``stuff_synonyms`` (a list of names for each category) and ``stuff_colors``.
+            metadata: ``MetadataCatalog.get(name)``. Its ``stuff_classes`` are the display names.
+                ``stuff_synonyms`` (a list of names for each category) and ``stuff_colors`` are
+                optional.
 
         Raises:
             VocabularyError: if the metadata has no ``stuff_classes``.
@@ -152,31 +158,31 @@ class Vocabulary:
         display_names = metadata.get("stuff_classes")
         if not display_names:
             raise VocabularyError(
-                f"The data set '{metadata.get('name')}' has no stuff_classes in its metadata: it "
-                "is not registered, or not for semantic segmentation."
+                f"The data set '{metadata.get('name')}' has no stuff_classes in its metadata. It "
+                "is not registered, or it is not a data set for semantic segmentation."
             )
         return cls(
             metadata.get("stuff_synonyms") or display_names,
             display_names=display_names,
             colors=metadata.get("stuff_colors"),
-            warn_shared=False,  # The registration has already warned where it is useful.
+            warn_shared=False,  # The registration has already warned if necessary.
         )
 
     @classmethod
     def parse(cls, spec: Union["Vocabulary", str, Path, Sequence]) -> "Vocabulary":
-        """Make a vocabulary from a list of names, a string or a file.
+        """Create a vocabulary from a list of names, a string or a file.
 
         :func:`dcp_clip.data.parse_vocabulary` also accepts the name of a data set. The first rule
-        that fits decides:
+        that applies is used:
 
         1. A ``Vocabulary`` is returned unchanged.
         2. A ``Path``, or a string that ends in .txt or .json, is a file (:meth:`from_file`). A
-           file that does not exist is an error, not a category of that name.
+           file that does not exist is an error, not a category with this name.
         3. Any other string is read by :meth:`from_string`.
         4. A list or tuple is passed to the constructor.
 
         Raises:
-            VocabularyError: if the names cannot be read.
+            VocabularyError: if the names or the file are invalid.
         """
         if isinstance(spec, cls):
             return spec
@@ -189,43 +195,35 @@ class Vocabulary:
             return cls.from_file(text)
         return cls.from_string(spec)
 
-    # ---- use
+    # ---- methods
 
     def index(self, name: str) -> int:
-        """Return the id of the category with this main or display name, or else this synonym.
+        """Return the id of the category with this name.
+
+        Main names and display names are searched first, then synonyms.
 
         Raises:
-            VocabularyError: if no category has the name, or several have.
+            VocabularyError: if no category or more than one category has the name.
         """
-        if self._positions is None:
-            object.__setattr__(self, "_positions", self._find_positions())
-        cleaned = clean_name(name, "The name looked for")
-        for table in self._positions:
-            found = table.get(cleaned, [])
-            if len(found) > 1:
-                raise VocabularyError(f"'{name}' names the categories {found}: it is ambiguous.")
-            if found:
-                return found[0]
-        raise VocabularyError(f"'{name}' is not in the vocabulary.{suggest(name, table)}")
-
-    def _find_positions(self) -> tuple[dict[str, list[int]], ...]:
-        main: dict[str, list[int]] = {}
-        every: dict[str, list[int]] = {}
-        for i, category in enumerate(self.synonyms):
-            display_name = self.display_names[i]
-            for name in {category[0], display_name}:
-                main.setdefault(name, []).append(i)
-            for name in {*category, display_name}:
-                every.setdefault(name, []).append(i)
-        return main, every
+        cleaned = clean_name(name, "The requested category")
+        titles = zip(self.synonyms, self.display_names, strict=True)
+        found = [i for i, (names, title) in enumerate(titles) if cleaned in (names[0], title)]
+        found = found or [i for i, names in enumerate(self.synonyms) if cleaned in names]
+        if len(found) > 1:
+            raise VocabularyError(f"'{name}' is ambiguous: the categories {found} have this name.")
+        if not found:
+            known = {*self.display_names, *itertools.chain.from_iterable(self.synonyms)}
+            raise VocabularyError(f"'{name}' is not in the vocabulary.{suggest(name, known)}")
+        return found[0]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the names and synonyms in their order: the key of cached text features.
+        """Return the SHA-256 (hex) of the names and synonyms in their order.
 
-        The text encoder does not see display names and colours.
+        It is the key of cached text features. Display names and colours do not change the text
+        features, so they do not change the fingerprint.
         """
         if self._fingerprint is None:
-            # repr keeps the borders: ("a", "b") and ("a, b",) differ.
+            # repr distinguishes ("a", "b") from ("a, b",).
             digest = hashlib.sha256(repr(self.synonyms).encode("utf-8", "surrogatepass"))
             object.__setattr__(self, "_fingerprint", digest.hexdigest())
         return self._fingerprint
@@ -253,7 +251,8 @@ class Vocabulary:
         return self
 
     def __reduce__(self) -> tuple:
-        # Records carry their vocabulary from loader workers to the model: not checked again there.
+        # Workers of the data loader send vocabularies to the model. Unpickling skips the checks,
+        # because the constructor has already done them.
         return _restore, (self.synonyms, self.display_names, self.colors, self.fingerprint())
 
 
@@ -264,6 +263,6 @@ def _restore(synonyms, display_names, colors, fingerprint) -> Vocabulary:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A hint with the known names that are close to ``name``; empty if none is close."""
+    """Return a hint with the known names that are similar to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f" Did you mean {' or '.join(close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""The category lists that ship: as many as there must be, in the benchmarks' own order."""
+"""The category lists of the package have the size and the order of the benchmarks."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import load_names
 
-# Number of categories, sum of their raw_ids, number of synonyms, number that are respelled.
+# Number of categories, sum of raw_ids, number of synonyms, number of changed spellings.
 LISTS = {
     "camvid_11": (11, 55, 0, 0),
     "coco_stuff_171": (171, 15892, 0, 31),
@@ -71,7 +71,7 @@ def test_counts_order_and_uniqueness(name):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
-def test_known_row(row):
+def test_sample_rows(row):
     name, train_id, raw_id, text, official, synonyms = row
     category = load_names(name)[train_id]
     assert (category.raw_id, category.name, category.synonyms) == (raw_id, text, synonyms)
@@ -84,28 +84,28 @@ def test_raw_ids_ascend(name):
     assert raw_ids == sorted(raw_ids)
 
 
-def test_raw_ids_without_gaps():
+def test_raw_ids_are_consecutive():
     for name in ("ade20k_150", "pascal_context_459", "pascal_voc_20"):
         assert all(c.raw_id == c.train_id + 1 for c in load_names(name))
 
 
-def test_coco_leaves_out_the_numbers_that_never_occur():
+def test_coco_omits_unused_raw_ids():
     raw_ids = {c.raw_id for c in load_names("coco_stuff_171")}
     assert set(range(182)) - raw_ids == {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 
 
-def test_pas_20b_is_voc_and_the_rest_of_pc_59():
+def test_pascal_voc_20b_is_voc_and_the_rest_of_pascal_context_59():
     voc, context, both = map(load_names, ("pascal_voc_20", "pascal_context_59", "pascal_voc_20b"))
     assert both[:20] == voc
-    of_voc = {c.official for c in voc}
+    voc_names = {c.official for c in voc}
     assert [c.official for c in both[20:]] == [
-        c.official for c in context if c.official not in of_voc
+        c.official for c in context if c.official not in voc_names
     ]
     assert all(c.raw_id is None for c in both[20:])
 
 
 def test_pascal_context_lists_agree():
-    """PC-59's numbers are PC-459's, and so are the names, but for one."""
+    """Both lists have the same raw_ids, and the same names with one exception."""
     full = load_names("pascal_context_459")
     differing = {
         c.name: full[c.raw_id - 1].name
@@ -115,14 +115,14 @@ def test_pascal_context_lists_agree():
     assert differing == {"dining table": "table"}
 
 
-def test_respelling_only_parts_words():
-    """Apart from these, PASCAL's own spelling is ours without the spaces."""
-    odd = {
+def test_changed_spelling_only_adds_spaces():
+    """Without spaces, our names are PASCAL's own names, with these exceptions."""
+    exceptions = {
         c.official: c.name
         for c in load_names("pascal_context_459")
         if c.name.replace(" ", "") != c.official
     }
-    assert odd == {
+    assert exceptions == {
         "casetterecorder": "cassette recorder",
         "eyeglass": "eyeglasses",
         "sunglass": "sunglasses",
@@ -131,8 +131,8 @@ def test_respelling_only_parts_words():
 
 
 @pytest.mark.parametrize(("name", "shared"), [("ade20k_150", 5), ("ade20k_847", 41)])
-def test_ade_shares_names_between_categories(name, shared, caplog):
-    """Which is a fact of ADE20K and no reason for a warning; titles tell them apart."""
+def test_ade20k_has_names_shared_by_categories(name, shared, caplog):
+    """No warning is necessary, because the titles are different."""
     names = [c.all_names for c in load_names(name)]
     every = Counter(text for category in names for text in category)
     assert sum(count > 1 for count in every.values()) == shared
@@ -141,7 +141,7 @@ def test_ade_shares_names_between_categories(name, shared, caplog):
     assert len(set(vocabulary.display_names)) == len(names)
 
 
-def test_titles_of_ade_categories_that_share_their_first_name():
+def test_titles_of_categories_with_the_same_first_name():
     vocabulary = Vocabulary([c.all_names for c in load_names("ade20k_847")], warn_shared=False)
     assert [vocabulary.display_names[i] for i in (114, 191, 252)] == [
         "bag",

@@ -1,4 +1,4 @@
-"""Sets of prompt templates, and the one way names are put into them."""
+"""Sets of prompt templates, and prompts."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_imagenet_templates_are_those_of_clip():
 
 def test_template_file(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("# mine\na {}\n\n{} here\n")
+    path.write_text("# comment\na {}\n\n{} here\n")
     assert load_templates(str(path)) == ("a {}", "{} here")
     for content, message in (
         ("a {}\nno place\n", "line 2"),
