@@ -13,6 +13,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 
 from dcp_clip import data
 from dcp_clip.utils.arguments import format_error
+from dcp_clip.utils.shipped_files import find_config
 
 __all__ = ["add_dcp_clip_config", "get_cfg", "setup_cfg"]
 
@@ -273,7 +274,8 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = (), cfg: CN | 
     """Read a config file and command-line overrides.
 
     Args:
-        config_file: path of a yaml file; "" for the defaults.
+        config_file: path of a yaml file, or the name of a shipped config, such as
+            "camvid/dcp_clip_tiny.yaml"; "" for the defaults.
         opts: KEY VALUE KEY VALUE ...
         cfg: the config to merge into, for keys of your own; default: :func:`get_cfg`. It is changed.
 
@@ -291,9 +293,7 @@ def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = (), cfg: CN | 
     cfg = get_cfg() if cfg is None else cfg
     try:
         if config_file:
-            if not Path(config_file).is_file():
-                raise FileNotFoundError(f"config file '{config_file}' does not exist.")
-            cfg.merge_from_file(str(config_file), allow_unsafe=False)
+            cfg.merge_from_file(str(find_config(config_file)), allow_unsafe=False)
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError) as error:  # yacs asserts that the keys of `opts` exist
         raise KeyError(
