@@ -1,1 +1,1 @@
-"""Reading and writing images, drawing, and helpers of command lines."""
+"""Image files, pictures of results, and helpers of programs."""

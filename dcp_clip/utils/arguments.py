@@ -1,4 +1,4 @@
-"""What the command lines of several programs share."""
+"""Helpers for the arguments and errors of programs."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,10 @@ __all__ = ["positive", "require_folders", "format_error"]
 
 
 def positive(text: str) -> int:
-    """A number from 1 on, for argparse's ``type``.
+    """Convert an argument to a positive integer, as a ``type`` of argparse.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: if the argument is not a positive integer.
     """
     if (number := int(text)) < 1:
         raise ValueError
@@ -18,17 +18,17 @@ def positive(text: str) -> int:
 
 
 def format_error(error: BaseException) -> str:
-    """What an error says, for the one line that a program ends with: a KeyError as it was raised,
-    where ``str`` would put it into quotation marks."""
+    """Return the message of an error, also of a KeyError, which ``str`` puts in quotation marks."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
 def require_folders(files: dict[str, str | Path | None]) -> None:
-    """End the program with one sentence if a file could not be written for want of its folder,
-    before hours are spent on what shall be in it.
+    """Exit with an error message if the folder of an output file does not exist.
+
+    A program calls this before a long computation, so that its results are not lost.
 
     Args:
-        files: option to the file that it names, None for none.
+        files: the file of each option, or None.
     """
     for option, path in files.items():
         if path and not Path(path).parent.is_dir():

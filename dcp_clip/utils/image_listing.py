@@ -1,4 +1,4 @@
-"""Finding the images that a user means: files, folders and patterns."""
+"""Find image files in folders and by glob patterns."""
 
 import glob
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dcp_clip.utils.image_io import ImageReadError
 
-# What `list_images` takes for an image inside a folder. HEIC, as telephones write it, cannot be
-# read: better a message than a photograph that is passed over.
+# Files with these extensions in a folder are images. HEIC cannot be read, but an error message is
+# better than a silently skipped photograph.
 IMAGE_EXTENSIONS = frozenset(
     (
         ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif "
@@ -19,19 +19,20 @@ IMAGE_EXTENSIONS = frozenset(
 
 
 def list_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
-    """Find the images that a user means.
+    """Find image files.
 
     Args:
-        inputs: files (always taken, whatever their name), folders (searched with their sub-folders
-            for `IMAGE_EXTENSIONS`; hidden ones are passed over) and glob patterns (``**`` goes into
-            sub-folders; filtered like folders unless the pattern itself ends in an extension).
+        inputs: files, folders and glob patterns. Files may have any name. Folders and their
+            sub-folders are searched for files with `IMAGE_EXTENSIONS`; hidden files and folders are
+            skipped. Files that match a pattern need one of these extensions too, unless the pattern
+            ends in an extension. ``**`` matches sub-folders.
 
     Returns:
-        list[Path]: the images in the order of `inputs`, naturally sorted within each (2.jpg before
-        10.jpg), each file once.
+        list[Path]: the images in the order of `inputs`, in natural order within each input (2.jpg
+        before 10.jpg), without repetitions.
 
     Raises:
-        ImageReadError: if one of the inputs does not exist, or holds or matches no image.
+        ImageReadError: if an input does not exist, or contains or matches no image.
     """
     found: dict[str, Path] = {}
     if isinstance(inputs, (str, os.PathLike)):
@@ -51,7 +52,7 @@ def _list_input(given: str) -> list[Path]:
         matches = _list_folder(path)
         if not matches:
             raise ImageReadError(
-                f"no images in {given}: the folder holds no file of a known image type"
+                f"no images in {given}: the folder contains no file with an image extension"
             )
         return matches
     if path.exists():
@@ -63,7 +64,7 @@ def _list_input(given: str) -> list[Path]:
     matches = []
     for match in map(Path, glob.iglob(given, recursive=True)):
         if match.is_dir():
-            # '**' lists the files inside by itself.
+            # '**' also matches the files in this folder.
             matches += [] if "**" in given else _list_folder(match)
         elif any_file or match.suffix.lower() in IMAGE_EXTENSIONS:
             matches.append(match)
@@ -74,7 +75,7 @@ def _list_input(given: str) -> list[Path]:
 
 def _list_folder(folder: Path) -> list[Path]:
     def stop(error: OSError) -> None:
-        # os.walk would leave out a folder that it may not read without a word.
+        # os.walk would silently skip a folder without read permission.
         reason = error.strerror or error
         raise ImageReadError(f"cannot search {error.filename}: {reason}") from error
 
@@ -88,7 +89,7 @@ def _list_folder(folder: Path) -> list[Path]:
 
 
 def _natural_key(path: Path) -> list:
-    # Splitting on digits puts text at even and numbers at odd positions, so they never compare.
+    # The split puts text at even and numbers at odd positions, so they are never compared.
     return [
         [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part.lower())]
         for part in path.parts

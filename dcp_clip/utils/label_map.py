@@ -1,4 +1,4 @@
-"""From logits on a grid to pixels of any number in bounded memory, a band of rows at a time."""
+"""Upsample logits to pixels in bounded memory, one band of rows at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ __all__ = ["RowResizer", "category_shares", "resized_bands", "rows_per_band"]
 
 
 def rows_per_band(maps: Tensor, width: int) -> int:
-    """Rows of a band of K maps: few enough to stay in a processor's cache, many enough to keep it,
-    or a GPU, busy."""
+    """Return the number of rows in a band of K maps with this width in pixels.
+
+    A band fits into the cache of a CPU, or is large enough to use a GPU well.
+    """
     logits = 64_000_000 if maps.is_cuda else 2_000_000
     return max(1, logits // (len(maps) * width))
 
@@ -24,20 +26,20 @@ def resized_bands(
     extent: tuple[float, float] | None = None,
     band_rows: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Enlarge maps bilinearly, a band of rows at a time.
+    """Upsample maps bilinearly, one band of rows at a time.
 
-    Joined, the bands are ``F.interpolate(maps[None], size, mode="bilinear")[0]``, without its
-    K x H x W tensor (14 GB for 32 categories on a photograph of 12,000 x 9,000 pixels).
+    The concatenated bands equal ``F.interpolate(maps[None], size, mode="bilinear")[0]``. But the
+    K x H x W tensor is never in memory: it takes 14 GB for 32 categories and 12,000 x 9,000 pixels.
 
     Args:
         maps: (K, h, w) float, on any device.
         size: (H, W) in pixels.
-        extent: (rows, columns) of the grid that make up the picture, possibly fractional; default:
-            all.
-        band_rows: rows in a band; default: see :func:`rows_per_band`.
+        extent: (rows, columns) of the grid that the image covers, possibly fractional; default: the
+            whole grid.
+        band_rows: rows in a band; default: :func:`rows_per_band`.
 
     Yields:
-        the first row of the band, and the band (K, rows, W), float32 unless nothing is resized.
+        the first row of the band; the band (K, rows, W), float32 unless the size is unchanged.
     """
     in_height, in_width = maps.shape[1:]
     height, width = size
@@ -54,7 +56,7 @@ def resized_bands(
 
 
 class RowResizer:
-    """Bilinear enlargement of K maps to chosen rows of a picture, ``align_corners=False``."""
+    """Bilinear upsampling of K maps to selected rows of an image, with ``align_corners=False``."""
 
     def __init__(
         self,
@@ -65,49 +67,55 @@ class RowResizer:
     ):
         """
         Args:
-            size: (H, W) of the picture in pixels.
+            size: (H, W) of the image in pixels.
             grid: (h, w) of the maps.
-            extent: (rows, columns) of the grid that make up the picture.
-            device: of the maps.
+            extent: (rows, columns) of the grid that the image covers.
+            device: device of the maps.
         """
         self.size, self.grid = size, grid
         self._step = extent[0] / size[0]
         columns = _neighbours(0, size[1], extent[1] / size[1], grid[1])
-        self._left, self._right, self._across = (x.to(device) for x in columns)
+        self._left, self._right, self._right_weight = (x.to(device) for x in columns)
 
     def rows_within(self, grid_rows: int) -> int:
-        """How many rows of the picture need none but the first `grid_rows` of the maps."""
+        """Return how many rows of the image depend only on the first `grid_rows` of the maps."""
         if grid_rows >= self.grid[0]:
             return self.size[0]
         below = _neighbours(0, self.size[0], self._step, self.grid[0])[1]
         return int((below < grid_rows).sum())
 
     def __call__(self, maps: Tensor, start: int, stop: int, first_row: int = 0) -> Tensor:
-        """Rows start ... stop-1 of the picture, (K, stop - start, W) float32.
+        """Return the rows `start` to `stop` - 1 of the image, (K, stop - start, W) float32.
 
         Args:
-            maps: (K, n, w), the rows first_row ... first_row+n-1 of the grid.
+            maps: (K, n, w), the rows `first_row` to `first_row` + n - 1 of the grid.
+            start: first row of the image.
+            stop: row after the last row.
+            first_row: row of the grid where `maps` begins.
         """
-        above, below, down = _neighbours(start, stop, self._step, self.grid[0])
+        above, below, below_weight = _neighbours(start, stop, self._step, self.grid[0])
         first, last = int(above[0]), int(below[-1])
-        needed = maps[:, first - first_row : last + 1 - first_row].float()
-        # Names innermost: what is gathered are then runs of K numbers, and so is what is compared
-        # for the winner.
-        needed = needed.permute(1, 2, 0).contiguous()
-        wide = _blend(needed, 1, self._left, self._right, self._across[:, None])
-        above, below, down = (x.to(maps.device) for x in (above - first, below - first, down))
-        return _blend(wide, 0, above, below, down[:, None, None]).permute(2, 0, 1)
+        source = maps[:, first - first_row : last + 1 - first_row].float()
+        # Categories last: index_select, and the argmax of the result, then read contiguous memory.
+        source = source.permute(1, 2, 0).contiguous()
+        upsampled = _blend(source, 1, self._left, self._right, self._right_weight[:, None])
+        above, below, below_weight = (
+            x.to(maps.device) for x in (above - first, below - first, below_weight)
+        )
+        return _blend(upsampled, 0, above, below, below_weight[:, None, None]).permute(2, 0, 1)
 
 
 def _blend(values: Tensor, dim: int, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """What is at `first` and at `second` along `dim`, mixed by the weight of the second."""
+    """Interpolate between the values at `first` and `second` along `dim`; 0 means `first`."""
     start = values.index_select(dim, first)
     return start.addcmul_(values.index_select(dim, second).sub_(start), weight)
 
 
 def _neighbours(start: int, stop: int, step: float, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The grid cells before and after the centres of pixels start ... stop-1 of `step` cells each,
-    and the weight of the second."""
+    """Return the grid cells before and after each pixel centre, and the weight of the second.
+
+    The pixels are `start` to `stop` - 1; each is `step` cells long.
+    """
     centres = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * step - 0.5
     centres = centres.clamp(0, length - 1)
     before = centres.long()
@@ -115,18 +123,18 @@ def _neighbours(start: int, stop: int, step: float, length: int) -> tuple[Tensor
 
 
 def category_shares(label_map: np.ndarray, num_categories: int) -> np.ndarray:
-    """Compute the share of the area that each category covers.
+    """Compute the fraction of the area that each category covers.
 
     Args:
-        label_map: (H, W) category ids of any integer type; other values count as unlabelled.
+        label_map: (H, W) category ids of any integer type; other values are unlabelled pixels.
         num_categories: C, the size of the vocabulary.
 
     Returns:
-        np.ndarray: (C,) float64 in 0 ... 1; they add up to 1 if no pixel is unlabelled.
+        np.ndarray: (C,) float64, 0 to 1; the sum is 1 if there are no unlabelled pixels.
     """
     counts = np.zeros(num_categories, np.int64)
     rows = max(1, 4_000_000 // max(1, label_map.shape[1]))
-    # In bands, because bincount makes a copy with eight bytes a pixel.
+    # Bands save memory, because bincount copies its input to int64.
     for start in range(0, len(label_map), rows):
         band = label_map[start : start + rows].ravel()
         if band.dtype.kind != "u":

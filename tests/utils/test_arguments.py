@@ -1,4 +1,4 @@
-"""Arguments that several programs take."""
+"""Helpers for the arguments and errors of programs."""
 
 import argparse
 
@@ -17,16 +17,16 @@ def test_positive_numbers(capsys):
         assert f"argument --n: invalid positive value: '{text}'" in capsys.readouterr().err
 
 
-def test_a_file_needs_its_folder(tmp_path):
+def test_folders_of_output_files_must_exist(tmp_path):
     require_folders({"--json": None, "--plot": tmp_path / "plot.png"})
     with pytest.raises(SystemExit, match=f"--plot: the folder {tmp_path / 'absent'} does not"):
         require_folders({"--json": str(tmp_path / "a.json"), "--plot": tmp_path / "absent" / "b"})
 
 
-def test_errors_are_said_as_they_were_raised(tmp_path):
+def test_messages_of_errors(tmp_path):
     assert format_error(KeyError("no key 'A'.")) == "no key 'A'."
     assert format_error(ValueError("no.")) == "no."
-    with pytest.raises(OSError) as error:  # its first argument is a number
+    with pytest.raises(OSError) as error:  # the first argument of an OSError is a number
         (tmp_path / "absent").open()
     assert "No such file or directory" in format_error(error.value)
     assert str(tmp_path / "absent") in format_error(error.value)

@@ -1,4 +1,4 @@
-"""Reading images of every kind, and writing results safely."""
+"""Reading images of many formats, and writing files atomically."""
 
 import os
 import struct
@@ -20,7 +20,7 @@ from dcp_clip.utils.image_io import (
 
 
 def _photo(height: int = 40, width: int = 60) -> np.ndarray:
-    """A smooth picture that survives JPEG: red grows to the right, green downwards."""
+    """A smooth image that JPEG changes little: red increases to the right, green downwards."""
     y, x = np.mgrid[:height, :width]
     return np.stack([255 * x // width, 255 * y // height, 0 * x + 90], axis=-1).astype(np.uint8)
 
@@ -40,7 +40,7 @@ def test_formats_and_unicode_names(tmp_path, name):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "I;16", "I;16B", "I", "F"])
-def test_modes_become_rgb(tmp_path, mode):
+def test_modes_are_converted_to_rgb(tmp_path, mode):
     photo = Image.fromarray(_photo())
     grey = np.asarray(photo.convert("L"))
     if mode in ("I;16", "I;16B", "I"):
@@ -90,7 +90,7 @@ def test_transparent_pixels_become_white(tmp_path, mode):
 @pytest.mark.parametrize("max_pixels", [None, 600])
 def test_exif_orientation(tmp_path, suffix, orientation, max_pixels):
     upright = Image.fromarray(_photo())
-    # What the camera stores: the inverse of the turn that the tag asks for.
+    # A camera stores the image with the inverse transformation of the tag.
     turns = {2: 0, 3: 1 + 2, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright if orientation == 1 else upright.transpose(turns[orientation])
     exif = Image.Exif()
@@ -112,7 +112,7 @@ def test_first_frame_of_an_animation(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-def test_tiny_and_thin(tmp_path, size):
+def test_tiny_and_narrow_images(tmp_path, size):
     Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").shape == (size[1], size[0], 3)
     image, full = read_image_and_size(tmp_path / "a.png", max_pixels=100)
@@ -136,8 +136,8 @@ def test_reduction_keeps_aspect_and_content(tmp_path, mode):
     assert _close(image, expected, tolerance=15 if mode == "1" else 6)
 
 
-def test_large_photograph_is_read_in_bounded_memory(tmp_path):
-    # 12,000 x 9,000 pixels: beyond Pillow's own limit.
+def test_large_image_is_read_in_bounded_memory(tmp_path):
+    # 12,000 x 9,000 pixels, more than Pillow's own limit.
     path = tmp_path / "large.jpg"
     Image.new("RGB", (12000, 9000), (200, 30, 40)).save(path, quality=30)
     limit = Image.MAX_IMAGE_PIXELS
@@ -147,7 +147,7 @@ def test_large_photograph_is_read_in_bounded_memory(tmp_path):
     assert Image.MAX_IMAGE_PIXELS == limit
 
 
-def test_absurd_size_is_refused_before_decoding(tmp_path):
+def test_too_large_image_is_rejected_before_decoding(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("L", (1, 1)).save(path)
     content = bytearray(path.read_bytes())
@@ -187,7 +187,7 @@ BAD_NAMES = (
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, "header only.png"])
-def test_bad_file_is_one_sentence_with_its_name(tmp_path, name):
+def test_error_of_a_bad_file_is_one_sentence_with_its_path(tmp_path, name):
     path = _bad_files(tmp_path)[name]
     with pytest.raises(ImageReadError) as error:
         read_image(path)
@@ -205,7 +205,7 @@ def test_damaged_exif_does_not_matter(tmp_path):
 
 
 def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
-    path = tmp_path / ("ü" * 120 + ".txt")  # 244 bytes: hardly room for a longer temporary name
+    path = tmp_path / ("ü" * 120 + ".txt")  # 244 of at most 255 bytes
     with atomic_write(path, "w") as f:
         f.write("älter")
     with pytest.raises(KeyboardInterrupt), atomic_write(path) as f:
@@ -234,7 +234,7 @@ def test_write_png(tmp_path):
         write_png(tmp_path / "bad.png", deep, palette=colours)
 
 
-def test_a_quickly_written_png_holds_every_pixel(tmp_path):
+def test_quick_png_stores_all_pixels(tmp_path):
     rng = np.random.default_rng(2)
     colour = rng.integers(0, 256, (30, 40, 3), np.uint8)
     grey = rng.integers(0, 65536, (30, 40), np.uint16)
@@ -249,8 +249,8 @@ def test_a_quickly_written_png_holds_every_pixel(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".HEIF"])
-def test_a_telephones_format_is_named(tmp_path, suffix):
+def test_heic_is_not_supported(tmp_path, suffix):
     path = tmp_path / f"photo{suffix}"
     path.write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64))
-    with pytest.raises(ImageReadError, match=f"photo{suffix}: HEIC .* convert it to JPEG"):
+    with pytest.raises(ImageReadError, match=f"photo{suffix}: the HEIC .* convert it to JPEG"):
         read_image(path)

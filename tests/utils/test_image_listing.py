@@ -1,4 +1,4 @@
-"""Finding the images that a user means."""
+"""Finding image files in folders and by patterns."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_list_images(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["absent.jpg", "absent/*.png", "empty"])
-def test_list_images_names_the_input_without_images(tmp_path, monkeypatch, given):
+def test_error_contains_the_input_without_images(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.jpg").touch()
@@ -47,7 +47,7 @@ def test_list_images_names_the_input_without_images(tmp_path, monkeypatch, given
         list_images([])
 
 
-def test_photographs_that_cannot_be_read_are_not_passed_over(tmp_path):
+def test_heic_files_are_listed(tmp_path):
     for name in ("a.heic", "b.jpg", "c.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in list_images([tmp_path])] == ["a.heic", "b.jpg"]

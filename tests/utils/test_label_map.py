@@ -1,4 +1,4 @@
-"""Label maps made and measured in bands."""
+"""Upsampling in bands, and areas of categories."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def joined(*args):
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 24), (37, 100), (100, 37), (300, 2)])
 @pytest.mark.parametrize("band_rows", [1, 5, None])
 @pytest.mark.parametrize("grid", [(1, 1), (7, 9), (16, 24)])
-def test_bands_give_the_answer_of_the_whole(size, band_rows, grid):
+def test_bands_equal_interpolate(size, band_rows, grid):
     logits = torch.randn(5, *grid, generator=torch.Generator().manual_seed(0))
     whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(joined(logits, size, None, band_rows), whole, rtol=1e-5, atol=1e-5)
@@ -24,8 +24,8 @@ def test_bands_give_the_answer_of_the_whole(size, band_rows, grid):
 
 
 @pytest.mark.parametrize("size", [(12, 20), (48, 80), (5, 33)])
-def test_a_part_of_the_grid(size):
-    """3 x 5 cells of 4 x 8: as if the picture were enlarged whole and cut."""
+def test_extent_smaller_than_the_grid(size):
+    """The image covers 3 x 5 of 4 x 8 cells; the result is a crop of the whole grid."""
     logits = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     scale = size[0] / 3, size[1] / 5
     columns = ((torch.arange(size[1]) + 0.5) / scale[1] - 0.5) * 2 / 7 - 1
@@ -37,17 +37,17 @@ def test_a_part_of_the_grid(size):
     torch.testing.assert_close(joined(logits, size, (3, 5)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_of_a_part_of_the_maps():
+def test_rows_that_depend_on_the_first_rows_of_the_grid():
     maps = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
     resize = RowResizer((25, 10), (6, 5), (6, 5), maps.device)
     whole = joined(maps, (25, 10))
     assert resize.rows_within(1) == 0
-    for known in range(2, 7):
-        end = resize.rows_within(known)
-        assert torch.equal(resize(maps[:, :known], 0, end), whole[:, :end])
-        if known < 6:  # the next pixel needs one more row of the grid
+    for grid_rows in range(2, 7):
+        end = resize.rows_within(grid_rows)
+        assert torch.equal(resize(maps[:, :grid_rows], 0, end), whole[:, :end])
+        if grid_rows < 6:  # the next row of the image needs one more row of the grid
             with pytest.raises(IndexError):
-                resize(maps[:, :known], 0, end + 1)
+                resize(maps[:, :grid_rows], 0, end + 1)
     assert resize.rows_within(6) == 25
     assert torch.equal(resize(maps[:, 3:], 20, 25, first_row=3), whole[:, 20:])
 
@@ -58,7 +58,7 @@ def test_half_precision_logits(dtype):
     assert torch.equal(joined(logits, (9, 9)), joined(logits.float(), (9, 9)))
 
 
-def test_shares_leave_unlabelled_pixels_out():
+def test_shares_exclude_unlabelled_pixels():
     shares = category_shares(np.array([[0, 0, 2, 255], [2, 2, 0, -1]], np.int16), 3)
     np.testing.assert_allclose(shares, [3 / 8, 0, 3 / 8])
     assert shares.sum() < 1

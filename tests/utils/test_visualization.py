@@ -1,4 +1,4 @@
-"""Overlays and label maps: nothing is covered, mislabelled or lost."""
+"""Overlays with a legend, and files of label maps."""
 
 import cv2
 import numpy as np
@@ -9,6 +9,7 @@ from dcp_clip.utils.visualization import (
     MAX_SIDE,
     MIN_SIDE,
     draw_overlay,
+    font_for,
     save_label_map,
 )
 from dcp_clip.vocabulary import Vocabulary
@@ -28,25 +29,24 @@ def _halves(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (500, 500)])
-def test_legend_is_outside_and_names_only_what_was_found(size):
+def test_legend_is_below_the_picture_and_lists_found_categories(size):
     image, labels = _halves(*size)
     overlay = draw_overlay(image, labels, VOCABULARY, alpha=1.0)
     assert overlay.dtype == np.uint8
-    assert overlay.shape[0] > size[0] or overlay.shape[1] > size[1]
+    assert overlay.shape[0] > size[0] and overlay.shape[1] == size[1]
     picture = overlay[: size[0], : size[1]]
     assert (picture[:, 10] == COLORS[0]).all()
     assert (picture[:, -10] == COLORS[1]).all()
-    legend = overlay[size[0] :] if overlay.shape[0] > size[0] else overlay[:, size[1] :]
-    assert [_has(legend, color) for color in COLORS] == [True, True, False]
+    assert [_has(overlay[size[0] :], color) for color in COLORS] == [True, True, False]
 
 
-def test_unlabelled_pixels_stay_as_photographed():
+def test_unlabelled_pixels_are_not_changed():
     image = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
     overlay = draw_overlay(image, np.full((500, 500), 255), VOCABULARY)
     np.testing.assert_array_equal(overlay[:500, :500], image)
 
 
-def test_regions_show_the_photograph_and_a_boundary():
+def test_regions_show_the_image_and_a_boundary():
     image, labels = _halves(480, 640)
     image[:, :100] = 200
     picture = draw_overlay(image, labels, VOCABULARY)[:480, :640].astype(int)
@@ -56,21 +56,21 @@ def test_regions_show_the_photograph_and_a_boundary():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
-def test_regions_are_mixed_as_the_plain_formula_says(alpha, dtype):
+def test_blending_formula(alpha, dtype):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (480, 640, 3), np.uint8)
     labels = np.repeat(np.repeat(rng.integers(0, 4, (8, 8)), 60, 0), 80, 1).astype(dtype)
-    labelled = labels < 3  # the fourth is no category
+    labelled = labels < 3  # 3 is not a category
     grey = image @ np.array([0.299, 0.587, 0.114])
     colours = np.array([*COLORS, (0, 0, 0)])[labels]
-    plain = (1 - alpha) * (0.5 * image + 0.5 * grey[..., None]) + alpha * colours
-    plain = np.where(labelled[..., None], plain, image)
+    expected = (1 - alpha) * (0.5 * image + 0.5 * grey[..., None]) + alpha * colours
+    expected = np.where(labelled[..., None], expected, image)
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    plain[edge] = 0.15 * plain[edge] + 0.85 * 255
+    expected[edge] = 0.15 * expected[edge] + 0.85 * 255
     picture = draw_overlay(image, labels, VOCABULARY, alpha=alpha)[:480, :640]
-    assert np.abs(picture - plain).max() <= 1.5
+    assert np.abs(picture - expected).max() <= 1.5
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (30, 40), (2500, 3000)])
@@ -81,7 +81,7 @@ def test_any_size(size):
     assert MIN_SIDE <= max(overlay.shape[:2]) <= 1.6 * MAX_SIDE
 
 
-def test_label_map_of_the_original_size_on_a_reduced_photograph():
+def test_label_map_larger_than_the_image():
     image, labels = _halves(2000, 4000)
     small = np.ascontiguousarray(image[::4, ::4])
     overlay = draw_overlay(small, labels, VOCABULARY, alpha=1.0)
@@ -90,28 +90,36 @@ def test_label_map_of_the_original_size_on_a_reduced_photograph():
     assert (overlay[:500, 510] == COLORS[1]).all()
 
 
-def test_many_small_and_strange_names():
+def test_many_categories_and_unusual_names():
     names = [f"category {i}" for i in range(200)]
     names[:4] = ["ü" * 1000, "дерево", "木", "<b>&amp;</b>"]
     vocabulary = Vocabulary(names)
     labels = np.arange(480 * 640).reshape(480, 640) % 200
     overlay = draw_overlay(np.zeros((480, 640, 3), np.uint8), labels, vocabulary)
     assert overlay.shape[1] == 640
-    assert 480 < overlay.shape[0] < 1000  # most are folded into "other"
+    assert 480 < overlay.shape[0] < 1000  # the legend combines most categories as "other"
 
 
-def test_small_categories_are_folded():
+def test_fonts_with_the_characters_of_a_name(caplog):
+    assert font_for("Straße, дерево", 20).getname()[0] == "DejaVu Sans"
+    assert not caplog.records
+    name = "\U000f0000"  # no font has a glyph for a private character
+    assert font_for(name, 20).getname()[0] == "DejaVu Sans"
+    assert "No installed font" in caplog.text
+
+
+def test_small_categories_are_combined():
     labels = np.zeros((480, 640), int)
     labels[0, :20], labels[0, 20:40] = 1, 2
     image = np.zeros((480, 640, 3), np.uint8)
-    folded = draw_overlay(image, labels, VOCABULARY, min_share=0.01)[480:]
-    assert not _has(folded, COLORS[1]) and not _has(folded, COLORS[2])
+    combined = draw_overlay(image, labels, VOCABULARY, min_share=0.01)[480:]
+    assert not _has(combined, COLORS[1]) and not _has(combined, COLORS[2])
     every = draw_overlay(image, labels, VOCABULARY, min_share=0.0)[480:]
     assert _has(every, COLORS[1]) and _has(every, COLORS[2])
 
 
 @pytest.mark.parametrize("num_categories", [1, 2, 255, 256, 1000])
-def test_label_map_holds_the_ids(tmp_path, num_categories):
+def test_file_contains_the_category_ids(tmp_path, num_categories):
     vocabulary = Vocabulary([f"category {i}" for i in range(num_categories)])
     labels = np.arange(1000).reshape(20, 50) % num_categories
     path = tmp_path / "ü labels.png"
