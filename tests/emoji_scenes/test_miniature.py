@@ -1,7 +1,7 @@
-"""EmojiScenes in miniature: a CLIP and a head are trained from nothing, in seconds.
+"""EmojiScenes in miniature: pre-train a CLIP and train DCP-CLIP in seconds.
 
-CLIP sees captions of all names, the head masks of half of the things; all are scored, and the other
-half alone.
+CLIP is trained with captions of all names, DCP-CLIP with masks of half of the things. The test
+measures both halves.
 """
 
 from dataclasses import replace
@@ -11,8 +11,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dcp_clip.config import setup_cfg
+from dcp_clip.config import get_cfg, setup_cfg
 from dcp_clip.emoji_scenes.names import NameList, load_name_list
+from dcp_clip.emoji_scenes.pretraining import add_pretraining_config
 from dcp_clip.emoji_scenes.pretraining.pairs import PairSource
 from dcp_clip.emoji_scenes.scenes import SceneOptions
 from dcp_clip.emoji_scenes.sprites import save_sprites
@@ -20,7 +21,7 @@ from dcp_clip.emoji_scenes.subsets import SceneSource, Subset
 from dcp_clip.evaluation.confusion import count_pairs, score
 
 SIZE, SPRITE = 64, 48
-BASE, UNSEEN = range(4), range(4, 8)  # things with masks in training, and without
+BASE, UNSEEN = range(4), range(4, 8)  # things with and without masks in training
 STUFF = ("snow", "night sky", "grass", "water")
 
 
@@ -40,7 +41,7 @@ def draw(kind, color):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Eight things, four kinds of stuff, and the sprites."""
+    """A list of eight things and four kinds of stuff, and a folder of sprites."""
     every = load_name_list()
     stuff = tuple(s for s in every.stuff if s.name in STUFF)
     things = tuple(replace(thing, synonyms=()) for thing in every.things[:8])
@@ -57,14 +58,12 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip_weights(world, tmp_path_factory):
-    """A CLIP pre-trained on pictures and captions of all names."""
+    """Weights of a CLIP that was pre-trained with captions of all names."""
     names, folder = world
-    cfg = setup_cfg(
-        opts=[
-            *("MODEL.META_ARCHITECTURE", "CLIPPretraining", "MODEL.BACKBONE.NAME", "CLIPBackbone"),
-            *("MODEL.CLIP.NAME", "dcp-tiny-cnn-s16"),
-        ]
-    )
+    cfg = get_cfg()
+    add_pretraining_config(cfg)
+    opts = ["MODEL.META_ARCHITECTURE", "CLIPPretraining", "MODEL.BACKBONE.NAME", "CLIPBackbone"]
+    cfg = setup_cfg(opts=[*opts, "MODEL.CLIP.NAME", "dcp-tiny-cnn-s16"], cfg=cfg)
     torch.manual_seed(0)
     model = build_model(cfg).train()
     source = PairSource(folder, ("plain",), names, ("a {}",))
@@ -80,7 +79,7 @@ def clip_weights(world, tmp_path_factory):
 
 
 def scenes(world, things, name, count):
-    """(image (3, H, W), labels (H, W)) of scenes with these things, labels counting all names."""
+    """Yield images (3, H, W) and labels (H, W) of scenes with these things."""
     names, folder = world
     first = len(names.things)
     subset = Subset(
@@ -123,7 +122,7 @@ def build(world, weights, **options):
 
 
 def mean_iou(world, model, things):
-    """Percent, over those of `things` that occur."""
+    """Mean IoU in percent, over the things that are present."""
     names, _ = world
     count = len(names.entries)
     matrix = np.zeros((count + 1, count + 1), np.int64)
@@ -167,7 +166,7 @@ def test_training_on_some_things_beats_training_free_on_all(world, clip_weights)
         sum(losses.values()).backward()
         optimizer.step()
     model.set_vocabulary(names.vocabulary(tuple(range(len(names.entries)))))
-    # Each half in scenes of its own; every thing counts once in the mean of both.
+    # Each half is measured on its own scenes.
     ours = [mean_iou(world, model, half) for half in (BASE, UNSEEN)]
     baseline = [mean_iou(world, free, half) for half in (BASE, UNSEEN)]
     assert sum(ours) > 1.3 * sum(baseline)

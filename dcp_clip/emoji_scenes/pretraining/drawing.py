@@ -1,4 +1,4 @@
-"""Sprites and textures drawn a batch at a time, with tensors: the strokes of :mod:`.pairs`."""
+"""Draws batches of sprites and textures as tensors, for :mod:`.pairs`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from dcp_clip.emoji_scenes.textures import draw_stuff
 
 __all__ = ["MILD", "PLAIN", "STRONG", "DrawingBank", "Look", "uniform"]
 
-# Sides of the textures in pixels; up to half of it their half-size level is read.
+# Size of the textures in pixels. Images of at most half this size use half-size textures.
 _TEXTURE_SIZE = 128
-# Rows of YIQ: luma, and the two axes of colour.
+# RGB to YIQ: luma, and two components of colour.
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How drawings are warped and tinted, each at random within these bounds."""
+    """The augmentation of the drawings. Each value is drawn at random within these bounds."""
 
-    # Degrees to both sides; height against width; bending of the outline, as a share of its size.
+    # Largest rotation in degrees, ratio of height to width, and strength of the bending of the
+    # outline, as a fraction of the image size.
     rotation: float
     aspect: tuple[float, float]
     bend: float
-    # Brightness, the gain of each channel, saturation, and the turn of the hues in radians to both
-    # sides.
+    # Factors of the brightness, of each channel and of the saturation; largest shift of the hue in
+    # radians.
     gain: tuple[float, float]
     channel_gain: tuple[float, float]
     saturation: tuple[float, float]
@@ -40,18 +41,18 @@ class Look:
 
 
 STRONG = Look(25.0, (0.8, 1.25), 0.1, (0.7, 1.25), (0.9, 1.1), (0.5, 1.4), 0.25)
-# About as the benchmark's scenes have it.
+# Similar to the scenes of the benchmark.
 MILD = Look(25.0, (0.85, 1.18), 0.03, (0.75, 1.15), (0.92, 1.08), (0.8, 1.15), 0.08)
-# Upright and in their own colours.
+# No augmentation.
 PLAIN = Look(0.0, (1.0, 1.0), 0.0, (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), 0.0)
 
 
 class DrawingBank:
-    """The sprites of some styles and textures of all stuff, at two sizes each.
+    """The sprites of some styles and textures of all stuff, each in two sizes.
 
     Attributes:
-        names: all things and stuff, whose ids count.
-        things: (N,) ids of the things that one of the styles draws.
+        names: the list of all names, which defines the ids.
+        things: (N,) ids of the things that have a drawing in at least one of the styles.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class DrawingBank:
             sprites: folder of the sprites.
             styles: the styles to draw things in.
             names: all things and stuff.
-            textures: how many are drawn of each kind of stuff.
+            textures: number of textures of each kind of stuff.
 
         Raises:
             DatasetError: if the sprites are missing.
@@ -83,8 +84,16 @@ class DrawingBank:
         self._textures = _texture_levels(tuple(s.name for s in names.stuff), textures)
 
     def textures(self, rng: np.random.Generator, stuff: np.ndarray, size: int) -> Tensor:
-        """(B, 3, size, size), 0 to 255: a part of a texture of each of these kinds (B,) of stuff,
-        mirrored or not."""
+        """Random crops of textures, half of them mirrored.
+
+        Args:
+            rng: random generator.
+            stuff: (B,) ids of stuff.
+            size: size of the images in pixels.
+
+        Returns:
+            (B, 3, size, size) float, 0 to 255.
+        """
         which = (stuff - len(self.names.things)) * self._num_textures
         which = which + rng.integers(self._num_textures, size=len(stuff))
         zoom = uniform(rng, 0.5, 1.0, len(stuff))
@@ -105,18 +114,18 @@ class DrawingBank:
         size: int,
         look: Look,
     ) -> Tensor:
-        """A drawing of each thing, in one of the styles that draw it.
+        """A drawing of each thing, in a random style that has one.
 
         Args:
-            rng: decides the rest.
+            rng: random generator.
             things: (B,) ids.
-            sides: (B,) of the drawing, shares of the picture's.
-            centres: (B, 2), x and y from -1 to 1.
-            size: pixels of the picture.
-            look: how it is warped and tinted.
+            sides: (B,) sizes of the drawings, as fractions of the image size.
+            centres: (B, 2) positions, x and y from -1 to 1.
+            size: size of the images in pixels.
+            look: the augmentation.
 
         Returns:
-            (B, 4, size, size): RGB from 0 to 255 times alpha, and alpha from 0 to 1.
+            (B, 4, size, size): RGB from 0 to 255, premultiplied by alpha, and alpha from 0 to 1.
         """
         n = len(things)
         rows = np.array([self._choose(rng, int(thing)) for thing in things])
@@ -125,7 +134,7 @@ class DrawingBank:
         flip = rng.choice([-1.0, 1.0], n)
         cos, sin = np.cos(angle) / sides, np.sin(angle) / sides
         turn = [[cos * flip * stretch, sin * flip * stretch], [-sin / stretch, cos / stretch]]
-        turn = np.array(turn).transpose(2, 0, 1)  # (B, 2, 2), from the picture to the sprite
+        turn = np.array(turn).transpose(2, 0, 1)  # (B, 2, 2), from the image to the sprite
         shift = -np.einsum("bij,bj->bi", turn, centres)
         theta = np.concatenate([turn, shift[..., None]], 2)
         wave = rng.standard_normal((n, 2, 4, 4), dtype=np.float32)
@@ -134,25 +143,27 @@ class DrawingBank:
         drawn = _sample(self._sprites[1 if small else 0], rows, theta, size, "zeros", bend) / 255
         colors = torch.from_numpy(_color_matrices(rng, n, look)).float()
         drawn[:, :3] = torch.einsum("bij,bjhw->bihw", colors, drawn[:, :3])
-        # Colours may not exceed what their alpha allows.
+        # Premultiplied colours are at most alpha.
         drawn[:, :3] = torch.minimum(drawn[:, :3].clamp(min=0), drawn[:, 3:]) * 255
         return drawn
 
     def _choose(self, rng: np.random.Generator, thing: int) -> int:
-        """A row of the sprites: a style at random, then one of its drawings."""
+        """The row of a random sprite of the thing: a random style, then one of its drawings."""
         drawn_in = self._rows[thing]
         start, length = drawn_in[int(rng.integers(len(drawn_in)))]
         return start + int(rng.integers(length))
 
 
 def uniform(rng: np.random.Generator, low: float, high: float, size) -> np.ndarray:
-    """Random numbers from `low` to `high`."""
+    """Uniform random numbers from `low` to `high`."""
     return low + (high - low) * rng.random(size)
 
 
 def _levels(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(N, S, S, C) uint8 to (N, C, S, S) and (N, C, S/2, S/2) uint8; of straight RGBA, colours come
-    out multiplied by alpha."""
+    """Images (N, S, S, C) uint8 as (N, C, S, S) and (N, C, S/2, S/2) uint8.
+
+    The colours of RGBA images are premultiplied by alpha.
+    """
     levels: tuple[list[Tensor], list[Tensor]] = ([], [])
     for part in np.array_split(images, max(1, len(images) // 256)):
         x = torch.from_numpy(part).permute(0, 3, 1, 2).float()
@@ -165,7 +176,7 @@ def _levels(images: np.ndarray) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=4)
 def _texture_levels(stuff: tuple[str, ...], count: int) -> tuple[Tensor, Tensor]:
-    """`count` textures of each kind, one kind after the other."""
+    """`count` textures of each kind of stuff, ordered by kind."""
     images = [
         draw_stuff(name, np.random.default_rng([k, i]), _TEXTURE_SIZE)
         for k, name in enumerate(stuff)
@@ -182,8 +193,19 @@ def _sample(
     outside: str,
     bend: Tensor | None = None,
 ) -> Tensor:
-    """(B, C, size, size) float: rows of a bank (N, C, S, S) under affine maps (B, 2, 3) and a wave
-    (B, 2, h, w); what lies `outside` is "zeros" or the "border"."""
+    """Sample images of a bank under affine maps.
+
+    Args:
+        bank: (N, C, S, S).
+        rows: (B,) indices into the bank.
+        theta: (B, 2, 3) affine maps, as in ``affine_grid``.
+        size: size of the result in pixels.
+        outside: padding mode, "zeros" or "border".
+        bend: (B, 2, h, w) offsets that are added to the sampling grid, or None.
+
+    Returns:
+        (B, C, size, size) float.
+    """
     images = bank[torch.from_numpy(rows)].float()
     shape = (len(rows), images.shape[1], size, size)
     grid = F.affine_grid(torch.from_numpy(theta).float(), shape, align_corners=False)
@@ -194,7 +216,7 @@ def _sample(
 
 
 def _color_matrices(rng: np.random.Generator, count: int, look: Look) -> np.ndarray:
-    """(B, 3, 3) maps of RGB: brightness, channel gains, saturation and hue."""
+    """(B, 3, 3) random colour matrices: brightness, channel gains, saturation and hue."""
     to_yiq = np.array(_TO_YIQ)
     turn = uniform(rng, -look.hue, look.hue, count)
     colorful = uniform(rng, *look.saturation, count)

@@ -1,4 +1,4 @@
-"""Contrastive pre-training of a small CLIP, from pictures and captions alone."""
+"""The model of the contrastive pre-training: both towers of CLIP and the two losses."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["CLIPPretraining", "contrastive_loss"]
 
 @META_ARCH_REGISTRY.register()
 class CLIPPretraining(nn.Module):
-    """CLIP's two towers and its loss, on the picture as a whole and on its positions.
+    """CLIP's two towers, trained by a loss on the whole image and a loss on the dense features.
 
-    The loss of the whole is CLIP's (arXiv 2103.00020), where a picture may have several captions.
-    That of the positions compares a caption with its best position, as FILIP does
-    (arXiv 2111.07783): nothing tells where a thing is, but a caption must fit somewhere, and so the
-    dense map, which segmentation reads, comes to tell things apart by place.
+    The loss on the whole image is CLIP's (arXiv 2103.00020), except that an image can have several
+    captions. The loss on the dense features compares a caption with the position that matches it
+    best, as in FILIP (arXiv 2111.07783). No label says where a thing is. But each caption must
+    match at some position, so the dense features, which segmentation uses, learn to localise.
     """
 
     @configurable
@@ -35,13 +35,14 @@ class CLIPPretraining(nn.Module):
         Args:
             backbone: the image tower.
             text: the text tower.
-            tokenizer: of the text tower.
-            dense_weight: of the loss of the positions, beside 1 for that of the whole picture.
+            tokenizer: tokenizer of the text tower.
+            dense_weight: weight of the loss on the dense features, relative to 1 for the loss on
+                the whole image.
         """
         super().__init__()
         self.backbone, self.text_encoder, self.tokenizer = backbone, text, tokenizer
         self.dense_weight = dense_weight
-        self._tokens: dict[str, Tensor] = {}  # of the captions seen so far, which come again
+        self._tokens: dict[str, Tensor] = {}  # tokens of the captions so far; they repeat
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         for name, value in (("mean", backbone.pixel_mean), ("std", backbone.pixel_std)):
             self.register_buffer(f"pixel_{name}", torch.tensor(value).view(-1, 1, 1), False)
@@ -63,7 +64,7 @@ class CLIPPretraining(nn.Module):
             batch: a :class:`dcp_clip.emoji_scenes.pretraining.pairs.PairBatch`.
 
         Returns:
-            named losses, to be summed.
+            named losses; their sum is minimised.
         """
         features = self.encode_images(batch.images)
         text = self.encode_text(batch.captions)
@@ -79,12 +80,15 @@ class CLIPPretraining(nn.Module):
         return losses
 
     def encode_images(self, images: Tensor) -> dict[str, Tensor]:
-        """What the backbone returns for (B, 3, H, W), RGB from 0 to 255."""
+        """The backbone's output for images (B, 3, H, W), RGB from 0 to 255."""
         images = (images.to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
     def encode_text(self, captions: list[str]) -> Tensor:
-        """(T, D) unit-length features of T captions; padding behind the longest is not computed."""
+        """(T, D) unit-length features of T captions.
+
+        Captions of similar length are encoded together, so that little padding is computed.
+        """
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._tokens]
         if new:
             self._tokens.update(zip(new, self.tokenizer(new), strict=True))
@@ -92,7 +96,7 @@ class CLIPPretraining(nn.Module):
         lengths = needed_lengths(self.text_encoder, tokens)
         order = lengths.argsort()
         parts = []
-        for rows in order.chunk(3):  # short captions apart from long ones
+        for rows in order.chunk(3):
             part = tokens[rows, : int(lengths[rows].max())]
             parts.append(encode_tokens(self.text_encoder, part))
         return F.normalize(torch.cat(parts)[order.argsort()], dim=1)
@@ -105,16 +109,14 @@ class CLIPPretraining(nn.Module):
 
 
 def contrastive_loss(logits: Tensor, match: Tensor) -> Tensor:
-    """CLIP's symmetric loss where pictures have several captions and captions several pictures.
+    """CLIP's symmetric loss for images with several captions and captions with several images.
 
-    Each pair that belongs together competes with the pairs of its row (and of its column) that do
-    not; pairs that belong together do not compete with each other. With one caption a picture this
-    is CLIP's loss.
+    Each positive pair competes with the negative pairs of its row, and of its column. Positive
+    pairs do not compete with each other. With one caption for each image this is CLIP's loss.
 
     Args:
-        logits: (B, T).
-        match: (B, T): 1 for pairs that belong together, 0 for those that do not, -1 for those that
-            count as neither.
+        logits: (B, T) similarities of images and captions.
+        match: (B, T): 1 for positive pairs, 0 for negative pairs, -1 for pairs that are ignored.
     """
     positive, negative = match == 1, match == 0
     return sum(ranking_loss(logits, positive, negative, dim) for dim in (1, 0)) / 2

@@ -1,8 +1,8 @@
-"""Images with captions, drawn on the fly: what the tiny CLIP is pre-trained on.
+"""Images with captions, drawn on the fly: the training data of the small CLIP.
 
-The pictures are simpler than the benchmark's scenes and drawn a batch at a time, as a pre-training
-needs a million of them: sprites of the seen styles, warped and tinted, over textures. No label map
-is made; all that a picture comes with is the names of what was drawn.
+The images show augmented sprites of the seen styles on textures. They are simpler than the scenes
+of the benchmark and are drawn in batches, because pre-training needs a million of them. They have
+no label maps: only the names of what was drawn are known.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ __all__ = ["PairBatch", "PairOptions", "PairSource"]
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What the pictures and captions are made of. Lengths are shares of a picture's side."""
+    """Parameters of the images and captions. Lengths are fractions of the image size."""
 
-    # Side of a drawing in a picture of one thing, and in one of several.
+    # Size of a drawing in an image of one thing, and in an image of several things.
     single_size: tuple[float, float] = (0.5, 1.05)
     scene_size: tuple[float, float] = (0.2, 0.6)
-    # Things in a picture of several, both included.
+    # Minimum and maximum number of things in an image of several things.
     scene_things: tuple[int, int] = (1, 5)
-    # Share of the pictures of one thing that show a texture alone.
+    # Fraction of the images of one thing that show a texture only.
     texture_rate: float = 0.06
-    # Grey levels of noise, at most; and brightness of the whole picture.
+    # Largest amplitude of the noise in grey levels; factor of the brightness of the whole image.
     noise: float = 8.0
     image_gain: tuple[float, float] = (0.85, 1.12)
-    # How often a synonym stands for the name, and textures drawn of each kind of stuff.
+    # Probability that a caption uses a synonym; number of textures of each kind of stuff.
     synonym_rate: float = 0.25
     textures: int = 48
 
 
 @dataclass
 class PairBatch:
-    """Pictures and captions.
+    """Images and captions.
 
     Attributes:
         images: (B, 3, R, R) float, RGB, 0 to 255.
-        captions: T texts, each naming one thing or stuff.
-        match: (B, T) int8: 1 where the caption tells what is in the picture, 0 where not, -1 where
-            it tells of the texture behind a single thing, which is neither asked for nor denied.
+        captions: T texts, each with the name of one thing or stuff.
+        match: (B, T) int8: 1 if the caption describes the image, 0 if not, -1 if it names the
+            texture behind a single thing; the loss ignores such pairs.
     """
 
     images: Tensor
@@ -58,7 +58,7 @@ class PairBatch:
 
 
 class PairSource:
-    """Draws batches of pictures with captions; the same for the same seed and number."""
+    """Draws batches of images with captions. A batch depends on the seed and its number only."""
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class PairSource:
         """
         Args:
             sprites: folder of the sprites.
-            styles: the styles to draw things in; a thing that none of them draws is left out.
+            styles: the styles to draw things in; things without a drawing are left out.
             names: all things and stuff.
-            templates: captions with ``{}`` for the name; the name alone is always one of them.
-            seed: of everything drawn.
-            options: what pictures and captions are made of.
+            templates: templates of captions, with ``{}`` for the name.
+            seed: seed of the random generators.
+            options: parameters of the images and captions.
 
         Raises:
             DatasetError: if the sprites are missing.
@@ -96,16 +96,16 @@ class PairSource:
         self._stuff = np.arange(first, len(names.entries))
 
     def singles(self, number: int, size: int, count: int, *, look: Look = STRONG) -> PairBatch:
-        """Batch `number` of `count` pictures of `size` pixels, each of one thing on a texture.
+        """A batch of images that show one thing on a texture.
 
-        No thing comes twice in a batch as long as there are enough of them, so that no caption but
-        its own is right for a picture.
+        No thing occurs twice in a batch if there are enough of them, so that each image has exactly
+        one correct caption.
 
         Args:
-            number: of the batch.
-            size: R, pixels.
-            count: B.
-            look: how drawings are warped and tinted.
+            number: number of the batch.
+            size: R, size of the images in pixels.
+            count: B, number of images.
+            look: the augmentation of the drawings.
         """
         o, rng = self.options, np.random.default_rng([self.seed, 0, number])
         plain = min(round(o.texture_rate * count), len(self._stuff))
@@ -133,21 +133,21 @@ class PairSource:
     def scenes(
         self, number: int, size: int, count: int, *, look: Look = STRONG, extra: int = 160
     ) -> PairBatch:
-        """Batch `number` of `count` pictures of several things on one or two kinds of stuff.
+        """A batch of images that show several things on one or two kinds of stuff.
 
         Args:
-            number: of the batch.
-            size: R, pixels.
-            count: B.
-            look: how drawings are warped and tinted.
-            extra: captions, at most, of what is in none of the pictures.
+            number: number of the batch.
+            size: R, size of the images in pixels.
+            count: B, number of images.
+            look: the augmentation of the drawings.
+            extra: largest number of captions that describe none of the images.
         """
         o, rng = self.options, np.random.default_rng([self.seed, 1, number])
-        canvas, present = self._stage(rng, size, count)
+        canvas, present = self._draw_stuff(rng, size, count)
         low, high = o.scene_things
         amount = rng.integers(low, high + 1, count)
-        most = amount.max()  # in a small batch perhaps less than `high`
-        owner = torch.full((count, 1, size, size), -1)  # which of the dealt things is uppermost
+        most = amount.max()  # can be less than `high` in a small batch
+        owner = torch.full((count, 1, size, size), -1)  # the visible thing of each pixel
         dealt = np.stack([rng.choice(self.things, high, replace=False) for _ in range(count)])
         for k in range(most):
             rows = np.nonzero(amount > k)[0]
@@ -162,7 +162,7 @@ class PairSource:
             ground = canvas[index] * (1 - strength.float() * shade)
             canvas[index] = drawn[:, :3] + ground * (1 - alpha)
             owner[index] = torch.where(alpha > 0.5, k, owner[index])
-        # What later things hid almost wholly is not told.
+        # Things that later things cover almost completely have no caption.
         for k in range(most):
             seen = (owner == k).flatten(1).float().mean(1).numpy() > 0.008
             rows = np.nonzero(seen)[0]
@@ -170,10 +170,14 @@ class PairSource:
         return self._finish(rng, canvas, present, extra)
 
     def probe(self, size: int, number: int = 0) -> tuple[Tensor, Tensor]:
-        """For zero-shot classification: every thing once, upright, on a texture.
+        """Images for zero-shot classification: every thing once, not augmented, on a texture.
+
+        Args:
+            size: R, size of the images in pixels.
+            number: number of the batch; another number gives other images of the same things.
 
         Returns:
-            (N, 3, R, R) float pictures, 0 to 255, and the (N,) ids of what is in them.
+            (N, 3, R, R) float images, 0 to 255, and (N,) ids of the things.
         """
         rng = np.random.default_rng([self.seed, 2, number])
         canvas = self._bank.textures(rng, rng.choice(self._stuff, len(self.things)), size)
@@ -183,8 +187,14 @@ class PairSource:
         images = drawn[:, :3] + canvas * (1 - drawn[:, 3:])
         return images.clamp(0, 255), torch.from_numpy(self.things)
 
-    def _stage(self, rng: np.random.Generator, size: int, count: int) -> tuple[Tensor, np.ndarray]:
-        """Ground, and a backdrop above it in most pictures."""
+    def _draw_stuff(
+        self, rng: np.random.Generator, size: int, count: int
+    ) -> tuple[Tensor, np.ndarray]:
+        """The stuff of scenes: a ground, and in most images a backdrop above it.
+
+        Returns:
+            (B, 3, R, R) images, and (B, all names) int8, 1 for the names that are present.
+        """
         present = np.zeros((count, len(self.names.entries)), np.int8)
         grounds, backdrops = rng.choice(self._grounds, count), rng.choice(self._backdrops, count)
         horizon = uniform(rng, -0.5, 0.4, count)
@@ -206,20 +216,21 @@ class PairSource:
     def _finish(
         self, rng: np.random.Generator, canvas: Tensor, present: np.ndarray, extra: int
     ) -> PairBatch:
+        """Add brightness and noise to images (B, 3, R, R), and captions."""
         o = self.options
         gain = uniform(rng, *o.image_gain, (len(canvas), 1, 1, 1))
         canvas = canvas * torch.from_numpy(gain).float()
         noise = torch.from_numpy(rng.random((len(canvas), 1, 1, 1)) * o.noise).float()
         grain = torch.from_numpy(rng.random(canvas.shape, dtype=np.float32) * 2 - 1)
-        told = np.nonzero((present == 1).any(0))[0]
+        described = np.nonzero((present == 1).any(0))[0]
         if extra:
-            others = np.setdiff1d(np.concatenate([self.things, self._stuff]), told)
+            others = np.setdiff1d(np.concatenate([self.things, self._stuff]), described)
             more = rng.choice(others, min(extra, len(others)), replace=False)
-            told = np.concatenate([told, more])
+            described = np.concatenate([described, more])
         return PairBatch(
             (canvas + noise * grain).clamp(0, 255),
-            [self._caption(rng, int(i)) for i in told],
-            torch.from_numpy(present[:, told]),
+            [self._caption(rng, int(i)) for i in described],
+            torch.from_numpy(present[:, described]),
         )
 
     def _caption(self, rng: np.random.Generator, entry: int) -> str:

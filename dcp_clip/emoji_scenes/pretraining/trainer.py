@@ -28,12 +28,12 @@ __all__ = ["CLIPTrainer", "PairLoader"]
 
 logger = logging.getLogger(__name__)
 
-# Pixels of the pictures of the zero-shot classification, and how often each thing is shown.
+# Size in pixels of the images for zero-shot classification, and the number of images of each thing.
 _PROBE_SIZE, _PROBE_VIEWS = 64, 4
 _PROMPTS_PER_CHUNK = 512
 
 
-def _pair_source(cfg: CfgNode, art: Sequence[ArtPackage]) -> PairSource:
+def _build_pair_source(cfg: CfgNode, art: Sequence[ArtPackage]) -> PairSource:
     return _load_pair_source(
         Path(datasets_root()) / FOLDER / "sprites",
         tuple(package.style for package in art),
@@ -42,9 +42,7 @@ def _pair_source(cfg: CfgNode, art: Sequence[ArtPackage]) -> PairSource:
     )
 
 
-@functools.lru_cache(
-    maxsize=2
-)  # the seen styles', for training and test alike, and the unseen one's
+@functools.lru_cache(maxsize=2)  # the seen styles, in training and test, and the unseen style
 def _load_pair_source(
     sprites: Path, styles: tuple[str, ...], templates: tuple[str, ...], seed: int
 ) -> PairSource:
@@ -52,25 +50,30 @@ def _load_pair_source(
 
 
 class PairLoader:
-    """The batches of a pre-training, one an iteration; each depends on the seed and its number."""
+    """Iterates over the batches of a pre-training.
+
+    A batch depends only on the seed and its number, so that a resumed training sees the same
+    batches.
+    """
 
     def __init__(self, cfg: CfgNode, source: PairSource):
         """
         Args:
             cfg: reads PRETRAIN, SEED and SOLVER.MAX_ITER.
-            source: draws the pictures.
+            source: draws the images and captions.
         """
         self.node, self.length, self.seed = cfg.PRETRAIN, cfg.SOLVER.MAX_ITER, max(cfg.SEED, 0)
         self.source = source
         self.start = 0
 
     def __iter__(self) -> Iterator[PairBatch]:
-        # The next batch is drawn while the model learns from this one.
+        # A thread draws the next batch while the model trains on the current one.
         with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
-            coming = None
+            upcoming = None
             for number in range(self.start, self.length):
-                batch = coming.result() if coming else self.batch(number)
-                coming = pool.submit(self.batch, number + 1) if number + 1 < self.length else None
+                batch = upcoming.result() if upcoming else self.batch(number)
+                has_next = number + 1 < self.length
+                upcoming = pool.submit(self.batch, number + 1) if has_next else None
                 yield batch
 
     def batch(self, number: int) -> PairBatch:
@@ -88,19 +91,25 @@ class PairLoader:
 
 
 class CLIPTrainer(Trainer):
-    """Trains the meta-architecture ``CLIPPretraining`` on drawings; see tools/pretrain_clip.py."""
+    """Trains the meta-architecture ``CLIPPretraining``; see tools/pretrain_clip.py."""
 
     def resume_or_load(self, resume: bool = True) -> None:
+        """As in :class:`Trainer`; the loader continues with the batch of the next iteration."""
         super().resume_or_load(resume)
         self._trainer.data_loader.start = self.start_iter
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> PairLoader:
-        return PairLoader(cfg, _pair_source(cfg, SEEN_ART))
+        return PairLoader(cfg, _build_pair_source(cfg, SEEN_ART))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> dict:
-        """Zero-shot classification of single drawings among all names, in percent."""
+        """Classify single drawings among all names, zero-shot.
+
+        Returns:
+            ``{"zero_shot": {"seen_top1": ..., "seen_top5": ..., "unseen_style_top1": ...,
+            "unseen_style_top5": ...}}`` in percent.
+        """
         names = load_name_list()
         vocabulary = names.vocabulary(tuple(range(len(names.entries))))
         training, results = model.training, {}
@@ -110,23 +119,23 @@ class CLIPTrainer(Trainer):
             tokenizer=model.tokenizer,
             model_name=cfg.MODEL.CLIP.NAME,
             templates=load_templates(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES),
-            synonyms="first",
+            synonym_pooling="first",
             chunk_size=_PROMPTS_PER_CHUNK,
         ).eval()
         with torch.no_grad():
             text = encoder.encode_vocabulary(vocabulary).embeddings
             for kind, art in (("seen", SEEN_ART), ("unseen_style", (UNSEEN_ART,))):
-                source = _pair_source(cfg, art)
+                source = _build_pair_source(cfg, art)
                 ranks = torch.cat([_ranks(model, source, text, v) for v in range(_PROBE_VIEWS)])
                 for k in (1, 5):
                     results[f"{kind}_top{k}"] = 100 * (ranks < k).float().mean().item()
         model.train(training)
-        logger.info("Zero-shot, %d names: %s", len(vocabulary), results)
+        logger.info("Zero-shot accuracy among %d names: %s", len(vocabulary), results)
         return {"zero_shot": results}
 
 
 def _ranks(model: nn.Module, source: PairSource, text: torch.Tensor, view: int) -> torch.Tensor:
-    """How many names are ahead of the right one, for each picture."""
+    """(N,) the number of names that score higher than the correct name, for each image."""
     images, ids = source.probe(_PROBE_SIZE, view)
     pooled = [model.encode_images(part)["pooled"] for part in images.split(128)]
     cosines = F.normalize(torch.cat(pooled), dim=1) @ text.T

@@ -1,4 +1,4 @@
-"""The contrastive loss, and the towers that it trains."""
+"""The contrastive loss, and the two towers of CLIP."""
 
 import open_clip
 import pytest
@@ -7,26 +7,25 @@ from detectron2.modeling import build_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
-from dcp_clip.config import setup_cfg
+from dcp_clip.config import get_cfg, setup_cfg
+from dcp_clip.emoji_scenes.pretraining import add_pretraining_config
+from dcp_clip.emoji_scenes.pretraining import model as model_module
 from dcp_clip.emoji_scenes.pretraining.model import contrastive_loss
 from dcp_clip.emoji_scenes.pretraining.pairs import PairBatch
-from dcp_clip.modeling import clip_pretraining
 from dcp_clip.modeling.clip.loading import load_clip
 
 
 @pytest.fixture(scope="module")
 def model():
-    cfg = setup_cfg(
-        opts=[
-            *("MODEL.META_ARCHITECTURE", "CLIPPretraining", "MODEL.BACKBONE.NAME", "CLIPBackbone"),
-            *("MODEL.CLIP.NAME", "dcp-tiny-cnn-s16"),
-        ]
-    )
+    cfg = get_cfg()
+    add_pretraining_config(cfg)
+    opts = ["MODEL.META_ARCHITECTURE", "CLIPPretraining", "MODEL.BACKBONE.NAME", "CLIPBackbone"]
+    cfg = setup_cfg(opts=[*opts, "MODEL.CLIP.NAME", "dcp-tiny-cnn-s16"], cfg=cfg)
     torch.manual_seed(0)
     return build_model(cfg)
 
 
-def test_with_one_caption_a_picture_it_is_the_loss_of_clip():
+def test_loss_equals_open_clip_with_one_caption_per_image():
     torch.manual_seed(0)
     image, text = (normalize(torch.randn(7, 16), dim=1) for _ in range(2))
     scale = torch.tensor(12.0)
@@ -35,7 +34,7 @@ def test_with_one_caption_a_picture_it_is_the_loss_of_clip():
     torch.testing.assert_close(loss, expected)
 
 
-def test_pairs_that_belong_together_do_not_compete_and_doubtful_ones_take_no_part():
+def test_positive_pairs_do_not_compete_and_ignored_pairs_have_no_gradient():
     logits = torch.randn(4, 6, requires_grad=True)
     match = torch.zeros(4, 6, dtype=torch.int8)
     match[torch.arange(4), torch.arange(4)] = 1
@@ -43,7 +42,7 @@ def test_pairs_that_belong_together_do_not_compete_and_doubtful_ones_take_no_par
     contrastive_loss(logits, match).backward()
     assert logits.grad[2, 5] == 0
     assert (logits.grad[match == 1] < 0).all() and (logits.grad[match == 0] > 0).all()
-    # Raising one right pair leaves what the other of its row has to win against as it was.
+    # The gradient of one positive pair does not depend on the other positive pair of its row.
     first = logits.grad[0, 4].clone()
     logits.grad = None
     with torch.no_grad():
@@ -52,14 +51,14 @@ def test_pairs_that_belong_together_do_not_compete_and_doubtful_ones_take_no_par
     torch.testing.assert_close(logits.grad[0, 4], first)
 
 
-def test_no_caption_fits():
+def test_loss_is_zero_without_positive_pairs():
     logits = torch.randn(3, 2, requires_grad=True)
     loss = contrastive_loss(logits, torch.zeros(3, 2))
     loss.backward()
     assert loss == 0 and (logits.grad == 0).all()
 
 
-def test_captions_are_read_as_open_clip_reads_them(model):
+def test_text_features_equal_open_clip(model):
     captions = ["cat", "a photo of a hot dog", "a picture of a field of flowers", "sky", "a sky"]
     text = model.text_encoder.eval()
     with torch.no_grad():
@@ -67,7 +66,7 @@ def test_captions_are_read_as_open_clip_reads_them(model):
         torch.testing.assert_close(model.encode_text(captions), expected, atol=1e-5, rtol=0)
 
 
-def test_what_it_saves_is_a_clip_of_open_clip(model, tmp_path):
+def test_saved_weights_load_as_open_clip_model(model, tmp_path):
     torch.save(model.clip_state(), tmp_path / "clip.pth")
     opts = ["MODEL.CLIP.NAME", "dcp-tiny-cnn-s16", "MODEL.CLIP.PRETRAINED"]
     clip = load_clip(setup_cfg(opts=[*opts, str(tmp_path / "clip.pth")]))
@@ -79,7 +78,7 @@ def test_what_it_saves_is_a_clip_of_open_clip(model, tmp_path):
     assert clip.logit_scale == model.logit_scale
 
 
-def test_both_losses_fall(model):
+def test_training_reduces_both_losses(model):
     torch.manual_seed(1)
     model.train()
     batch = PairBatch(255 * torch.rand(6, 3, 32, 32), list("abcdef"), torch.eye(6).to(torch.int8))
@@ -95,8 +94,8 @@ def test_both_losses_fall(model):
     assert all(history[-1][name] < 0.7 * history[0][name] for name in history[0])
 
 
-def test_what_belongs_together_follows_the_model_to_its_device(model, monkeypatch):
-    """The loader leaves it on the CPU; without a GPU a fake one shows where they would meet."""
+def test_match_is_moved_to_the_device_of_the_model(model, monkeypatch):
+    """The loader creates `match` on the CPU. Fake tensors check devices without a GPU."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         features = {
             "pooled": torch.empty(4, 16, device="cuda"),
@@ -104,9 +103,9 @@ def test_what_belongs_together_follows_the_model_to_its_device(model, monkeypatc
         }
         monkeypatch.setattr(model, "encode_images", lambda images: features)
         monkeypatch.setattr(model, "encode_text", lambda _: torch.empty(5, 16, device="cuda"))
-        # The loss itself chooses by value, which a fake tensor has not.
+        # The real loss branches on values, which fake tensors do not have.
         loss = lambda logits, match: (logits + match).sum()  # noqa: E731
-        monkeypatch.setattr(clip_pretraining, "contrastive_loss", loss)
+        monkeypatch.setattr(model_module, "contrastive_loss", loss)
         batch = PairBatch(torch.empty(4, 3, 32, 32), ["a"] * 5, torch.empty(4, 5, dtype=torch.int8))
         losses = model(batch)
     assert {loss.device.type for loss in losses.values()} == {"cuda"}

@@ -1,4 +1,4 @@
-"""Pictures with captions: what is told of them, and that numbers fix them."""
+"""Images with captions: their labels, and determinism."""
 
 import numpy as np
 import pytest
@@ -27,49 +27,48 @@ def ids_of(batch, meaning):
     return np.array([meaning[c.removeprefix("a ")] for c in batch.captions])
 
 
-def test_single_things_have_one_caption_each(source, names, meaning):
+def test_images_of_one_thing_have_one_caption_each(source, names, meaning):
     batch = source.singles(0, 32, 40)
     assert batch.images.shape == (40, 3, 32, 32)
     assert batch.images.min() >= 0 and batch.images.max() <= 255
     assert ((batch.match == 1).sum(1) == 1).all() and ((batch.match == 1).sum(0) == 1).all()
     ids = ids_of(batch, meaning)
-    assert len(set(ids)) == len(ids) == 40  # no caption fits two pictures
-    # What is behind a thing is neither asked for nor denied.
-    doubtful = (batch.match == -1).any(0).numpy()
-    assert (ids[doubtful] >= len(names.things)).all()
+    assert len(set(ids)) == len(ids) == 40  # no caption matches two images
+    # The texture behind a thing is ignored.
+    ignored = (batch.match == -1).any(0).numpy()
+    assert (ids[ignored] >= len(names.things)).all()
 
 
-def test_scenes_tell_things_and_stuff_and_what_is_not_there(source, names, meaning):
+def test_captions_of_scenes_name_things_stuff_and_absent_names(source, names, meaning):
     batch = source.scenes(3, 48, 12, extra=20)
     ids = ids_of(batch, meaning)
-    told = (batch.match == 1).numpy()
+    described = (batch.match == 1).numpy()
     stuff = ids >= len(names.things)
-    assert (1 <= told[:, stuff].sum(1)).all() and (told[:, stuff].sum(1) <= 2).all()
-    assert (told[:, ~stuff].sum(1) <= source.options.scene_things[1]).all()
-    assert told[:, ~stuff].any()
-    assert (~told.any(0)).sum() == 20
+    assert (1 <= described[:, stuff].sum(1)).all() and (described[:, stuff].sum(1) <= 2).all()
+    assert (described[:, ~stuff].sum(1) <= source.options.scene_things[1]).all()
+    assert described[:, ~stuff].any()
+    assert (~described.any(0)).sum() == 20
 
 
-def test_a_small_batch_need_not_have_a_picture_of_the_most_things(source):
-    for number in range(20):  # about one in two has none
+def test_small_batches_of_scenes(source):
+    for number in range(20):  # about half of them have no image with the maximum number of things
         batch = source.scenes(number, 32, 2)
         assert batch.images.shape == (2, 3, 32, 32) and batch.images.isfinite().all()
 
 
-def test_a_number_fixes_its_batch_and_no_other(source):
+def test_batches_depend_on_their_number_only(source):
     for draw in (lambda i: source.singles(i, 32, 8), lambda i: source.scenes(i, 32, 8)):
         first, again, other = draw(5), draw(5), draw(6)
         assert torch.equal(first.images, again.images) and first.captions == again.captions
         assert not torch.equal(first.images, other.images)
 
 
-def test_the_picture_shows_what_its_caption_says(sprite_folder, names):
-    """Without warps and tints, the difference from a bare texture is the drawing."""
+def test_views_of_the_same_thing_are_similar(sprite_folder, names):
     source = PairSource(sprite_folder, STYLES, names, ("a {}",))
     images, ids = source.probe(48)
     assert len(images) == len(ids) == len(source.things)
     assert len(set(ids.tolist())) == len(ids)
-    # Two views of one thing are closer in colour at their centre than views of different things.
+    # The colours at the centre differ less between two views of a thing than between things.
     centre = images[:, :, 18:30, 18:30].flatten(1)
     again = source.probe(48, 1)[0][:, :, 18:30, 18:30].flatten(1)
     distance = torch.cdist(centre, again)

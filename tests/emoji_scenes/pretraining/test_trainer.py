@@ -1,4 +1,4 @@
-"""Zero-shot classification by a CLIP in pre-training."""
+"""Zero-shot classification during pre-training."""
 
 from types import SimpleNamespace
 
@@ -9,19 +9,19 @@ from dcp_clip.emoji_scenes.pretraining.trainer import _ranks
 
 
 def make_world(pooled):
-    """A model and a source of three pictures of the things 0, 1 and 2."""
+    """A model with fixed features, and a source of three images of the things 0, 1 and 2."""
     model = SimpleNamespace(encode_images=lambda images: {"pooled": pooled})
     source = SimpleNamespace(probe=lambda size, view: (torch.zeros(3, 3, 8, 8), torch.arange(3)))
     return model, source
 
 
-def test_ranks_by_hand():
+def test_ranks():
     text = torch.eye(3)
     pooled = torch.tensor([[3.0, 1, 2], [3, 1, 2], [3, 1, 2]])
     assert _ranks(*make_world(pooled), text, 0).tolist() == [0, 2, 1]
 
 
-def test_ranks_are_computed_on_the_models_device():
+def test_ranks_are_computed_on_the_device_of_the_model():
     with FakeTensorMode():
         world = make_world(torch.empty(3, 5, device="cuda"))
         assert _ranks(*world, torch.empty(3, 5, device="cuda"), 0).device.type == "cuda"
