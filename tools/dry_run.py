@@ -1,214 +1,29 @@
 #!/usr/bin/env python
-"""Show what a config will do before a GPU is spent on it; needs neither GPU, weights nor data.
+"""Show what a config trains before you spend GPU hours on it; needs no GPU, weights or data.
 
     python tools/dry_run.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml
     python tools/dry_run.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml --num-gpus 4
 
-Prints, as Markdown, and writes into the output folder (report.md, schedule.png, first_batch.png):
+Prints, as Markdown, and writes to the output folder (report.md, schedule.png, first_batch.png):
 
-- what trains, part by part, and the optimiser's groups;
-- the schedule, after Detectron2's rescaling to the number of GPUs: batch, epochs, learning rates;
-- a GPU's memory: weights, gradients and optimiser counted, activations traced at full size;
-- time: arithmetic, memory traffic and operators of a step, counted; a GPU's speed is assumed;
-- a first batch with its labels, or, where the data set is not prepared, synthetic images; where
-  nothing trains, the first images as they are evaluated (first_images.png).
+- the parameters of each part that train, and their learning rates;
+- the schedule after Detectron2's rescaling to the number of GPUs: batch, epochs, learning rates;
+- memory of one GPU: weights, gradients and optimizer state are counted, activations are traced at
+  full size, without computing them;
+- FLOPs of a training step and of a test image;
+- a first training batch with its labels, if the data set is prepared; if nothing trains, the first
+  test images (first_images.png).
 
-Weights are random whatever the config says: they change none of this.
+The weights are random, which changes none of this.
 """
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import transforms as T
-from detectron2.modeling import build_model
-from torch import nn
-
-from dcp_clip.benchmarking.dry_run_batch import expected_count, load_records, picture_of_first
-from dcp_clip.benchmarking.dry_run_costs import (
-    GIB,
-    StepCost,
-    memory_table,
-    trace_losses,
-    trace_step,
-)
-from dcp_clip.benchmarking.dry_run_schedule import (
-    describe_schedule,
-    draw_schedule,
-    is_half,
-    schedule_table,
-    table,
-)
-from dcp_clip.benchmarking.subject import make_vocabulary
-from dcp_clip.config import setup_cfg
-from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.vocabularies import dataset_vocabulary
-from dcp_clip.engine import Trainer
-from dcp_clip.engine.optimizer import rates_by_part
-from dcp_clip.modeling.clip.freezing import part_of, trainable_table
-from dcp_clip.modeling.clip.loading import CLIPWeightsError
-from dcp_clip.utils.arguments import format_error
-from dcp_clip.utils.image_io import atomic_write
-from dcp_clip.vocabulary import Vocabulary
-
-# What one GPU is taken to sustain, in TFLOP/s: two fifths of an RTX 3090's peak with tensor cores,
-# a tenth of an A100's; and without them.
-TFLOPS_HALF, TFLOPS_SINGLE = 30.0, 10.0
-BANDWIDTH = 600.0  # GB/s: two thirds of an RTX 3090's
-_TRAFFIC = 3  # bytes moved for each byte of a tensor made: one writes it, two read it
-_LAUNCH_SECONDS = 1e-5  # of Python and PyTorch for an operator
-_PHOTOGRAPH = (480, 640)  # (H, W) of what is resized: COCO's most frequent
-
-
-def vocabulary_of(cfg: CfgNode) -> Vocabulary:
-    """The categories of the first data set that the config names; invented ones without any."""
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    return dataset_vocabulary(names[0]) if names else make_vocabulary(150)
-
-
-def optimizer_table(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """Learning rate, weight decay, tensors and parameters by part."""
-    part = {p: part_of(name) for name, p in model.named_parameters()}
-    tensors, numbers = Counter(), Counter()
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            key = (part[p], group["initial_lr"], group["weight_decay"])
-            tensors[key] += 1
-            numbers[key] += p.numel()
-    rows = [(k[0], f"{k[1]:g}", f"{k[2]:g}", n, numbers[k]) for k, n in sorted(tensors.items())]
-    return table(rows, ["part", "highest lr", "weight decay", "tensors", "parameters"])
-
-
-def describe_time(cfg: CfgNode, step: StepCost, args: argparse.Namespace) -> str:
-    """Time of a step and of the training, with the arithmetic and what it assumes."""
-    tflops = args.tflops or (TFLOPS_HALF if is_half(cfg) else TFLOPS_SINGLE)
-    compute = (step.forward_flops + step.backward_flops) / (tflops * 1e12)
-    traffic = _TRAFFIC * step.made_bytes / (args.bandwidth * 1e9)
-    launches = step.kernels * _LAUNCH_SECONDS
-    seconds = max(compute + traffic, launches)
-    hours = seconds * cfg.SOLVER.MAX_ITER / 3600
-    rows = [
-        (
-            "arithmetic",
-            f"{compute:.3f}",
-            f"{step.forward_flops / 1e12:.2f} TFLOPs forward and {step.backward_flops / 1e12:.2f} "
-            f"backward, counted, at {tflops:g} TFLOP/s sustained, assumed (--tflops)",
-        ),
-        (
-            "memory traffic",
-            f"{traffic:.3f}",
-            f"{step.made_bytes / GIB:.1f} GiB of tensors made, counted, each written once and read "
-            f"twice, at {args.bandwidth:g} GB/s, assumed (--bandwidth)",
-        ),
-        (
-            "launches",
-            f"{launches:.3f}",
-            f"{step.kernels:,} operators, counted, at {1e6 * _LAUNCH_SECONDS:g} microseconds, "
-            "assumed; they overlap with the rest",
-        ),
-    ]
-    return (
-        f"{table(rows, ['of a step', 's', 'basis'])}\n\n{seconds:.2g} s a step, {hours:.1f} h in "
-        "all: the larger of the sum of the first two and the third. Waiting for data and for other "
-        "GPUs, the optimiser and evaluations come on top."
-    )
-
-
-def describe_test(cfg: CfgNode, cost: StepCost) -> str:
-    """What a test image costs."""
-    height, width = test_size(cfg)
-    return (
-        f"A test image of {height} x {width}: {cost.forward_flops / 1e12:.2f} TFLOPs, "
-        f"{cost.peak_bytes / GIB:.2f} GiB beside the weights"
-        f"{'' if cfg.MODEL.DCP_CLIP.BF16 else ', in fp32'}."
-    )
-
-
-def test_size(cfg: CfgNode) -> tuple[int, int]:
-    """(H, W) of a test image."""
-    return resized(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-
-
-def train_size(cfg: CfgNode) -> tuple[int, int]:
-    """(H, W) of the largest training image."""
-    if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
-        return tuple(cfg.INPUT.CROP.SIZE)
-    return resized(max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
-
-
-def resized(short: int, longest: int) -> tuple[int, int]:
-    """(H, W) of a photograph as Detectron2 resizes it; a `short` of 0 leaves it alone."""
-    if not short:
-        return _PHOTOGRAPH
-    return T.ResizeShortestEdge.get_output_shape(*_PHOTOGRAPH, short, longest)
-
-
-def training_sections(
-    cfg: CfgNode,
-    model: nn.Module,
-    vocabulary: Vocabulary,
-    images: int | None,
-    args: argparse.Namespace,
-) -> list[str]:
-    """The report on optimiser, schedule, memory and time; draws the schedule."""
-    optimizer = Trainer.build_optimizer(cfg, model)
-    scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
-    rates = rates_by_part(cfg, model)
-    trained = {part_of(n) for n, p in model.named_parameters() if p.requires_grad}
-    rates = {part: rate for part, rate in rates.items() if part in trained}
-    draw_schedule(cfg, scheduler, rates, args.output / "schedule.png")
-    size, batch = train_size(cfg), cfg.SOLVER.IMS_PER_BATCH // args.num_gpus
-    step = trace_step(model, vocabulary, batch, size, is_half(cfg))
-    losses = trace_losses(model, cfg, len(vocabulary), batch, size)
-    memory = memory_table(model, cfg, step, losses, args.num_gpus)
-    test = trace_evaluation(cfg, model, vocabulary)
-    return [
-        f"## What trains\n\n{trainable_table(model, rates)}",
-        f"## Optimiser\n\n{type(optimizer).__name__}\n\n{optimizer_table(model, optimizer)}",
-        f"## Schedule\n\n{describe_schedule(cfg, args.num_gpus, images)}\n\n"
-        + schedule_table(cfg, scheduler, rates),
-        f"## Memory of a GPU\n\n{batch} images of {size[0]} x {size[1]}.\n\n"
-        + table([(w, f"{n / GIB:.2f}", basis) for w, n, basis in memory], ["what", "GiB", "basis"]),
-        f"## Time\n\n{describe_time(cfg, step, args)}\n\n{describe_test(cfg, test)}",
-    ]
-
-
-def trace_evaluation(cfg: CfgNode, model: nn.Module, vocabulary: Vocabulary) -> StepCost:
-    model.eval()
-    cost = trace_step(model, vocabulary, 1, test_size(cfg), cfg.MODEL.DCP_CLIP.BF16, backward=False)
-    model.train()
-    return cost
-
-
-def report(cfg: CfgNode, args: argparse.Namespace) -> str:
-    """The whole report; pictures go into the output folder."""
-    model, vocabulary = build_model(cfg).train(), vocabulary_of(cfg)
-    dataset = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), "")
-    records, why = load_records(dataset) if dataset else ([], "The config names no data set.")
-    images = len(records) or expected_count(dataset)
-    clip = f"{cfg.MODEL.CLIP.NAME}, random weights; {len(vocabulary)} names"
-    sections = [f"# Dry run of {args.config_file}\n\n{cfg.MODEL.META_ARCHITECTURE} on {clip}."]
-    trains = any(p.requires_grad for p in model.parameters())
-    if trains:
-        sections += training_sections(cfg, model, vocabulary, images, args)
-    else:
-        cost = trace_evaluation(cfg, model, vocabulary)
-        sections.append(
-            f"Nothing trains with this config: it is for evaluation.\n\n{describe_test(cfg, cost)}"
-        )
-    title, count = "First images", 2
-    if trains:
-        title, count = "A first batch", max(cfg.SOLVER.IMS_PER_BATCH // args.num_gpus, 1)
-    path = args.output / f"{'first_batch' if trains else 'first_images'}.png"
-    sizes = picture_of_first(cfg, records, vocabulary, count, path, trains)
-    shown = ", ".join(f"{height} x {width}" for height, width in sizes)
-    note = f"\n\nSynthetic images stand in for '{dataset}', which is not prepared: {why}"
-    sections.append(f"## {title}\n\n{path}: {shown}.{'' if records else note}")
-    return "\n\n".join(sections)
+_PHOTOGRAPH = (480, 640)  # (H, W) of the images before resizing: the most frequent in COCO
+GIB = 2**30
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -219,42 +34,144 @@ def get_parser() -> argparse.ArgumentParser:
     add("--config-file", required=True, metavar="YAML")
     add("--output", type=Path, metavar="DIR", help="default: output/dry_run/<name of the config>")
     add("--num-gpus", type=int, metavar="N", help="default: SOLVER.REFERENCE_WORLD_SIZE, or 1")
-    tflops = f"default {TFLOPS_HALF:g} in mixed precision, else {TFLOPS_SINGLE:g}"
-    add("--tflops", type=float, metavar="X", help=f"what a GPU sustains, TFLOP/s; {tflops}")
-    add("--bandwidth", type=float, default=BANDWIDTH, metavar="X", help="of its memory, GB/s")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     return parser
 
 
-def load(args: argparse.Namespace) -> CfgNode:
-    """The config as this number of GPUs would train it, on the CPU, with random weights."""
+# PyTorch and dcp_clip are imported in the functions below, so that --help answers at once.
+
+
+def load_config(args: argparse.Namespace):
+    """The config as it would train on this number of GPUs, but on a CPU and with random weights."""
+    from dcp_clip.config import setup_cfg
+    from dcp_clip.engine import Trainer
+
     fixed = ["MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu"]
     fixed += ["MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
     cfg = setup_cfg(args.config_file, args.opts + fixed)
     args.num_gpus = args.num_gpus or max(cfg.SOLVER.REFERENCE_WORLD_SIZE, 1)
     cfg = Trainer.auto_scale_workers(cfg, args.num_gpus)
-    if cfg.MODEL.META_ARCHITECTURE not in ("DCPCLIP", "FPNBaseline"):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}'; this program measures "
-            "DCPCLIP and FPNBaseline."
-        )
     if cfg.SOLVER.IMS_PER_BATCH % args.num_gpus:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {args.num_gpus} GPUs "
-            "cannot share evenly."
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which cannot be divided by "
+            f"{args.num_gpus} GPUs."
         )
     return cfg
 
 
+def test_size(cfg) -> tuple[int, int]:
+    """(H, W) of a test image."""
+    return _resized(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+
+def train_size(cfg) -> tuple[int, int]:
+    """(H, W) of the largest training image."""
+    if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
+        return tuple(cfg.INPUT.CROP.SIZE)
+    return _resized(max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
+
+
+def _resized(short: int, longest: int) -> tuple[int, int]:
+    from detectron2.data import transforms as T
+
+    if not short:  # no resizing
+        return _PHOTOGRAPH
+    return T.ResizeShortestEdge.get_output_shape(*_PHOTOGRAPH, short, longest)
+
+
+def training_report(cfg, model, vocabulary, num_images: int | None, args) -> list[str]:
+    """The sections on parameters, schedule, memory and FLOPs; draws the schedule."""
+    from dcp_clip.benchmarking import schedule
+    from dcp_clip.benchmarking.report import markdown_table
+    from dcp_clip.benchmarking.step_cost import memory_rows, trace_step
+    from dcp_clip.engine import Trainer
+    from dcp_clip.engine.optimizer import learning_rates_by_part, part_of, trainable_table
+
+    scheduler = Trainer.build_lr_scheduler(cfg, Trainer.build_optimizer(cfg, model))
+    rates = learning_rates_by_part(cfg, model)
+    trained = {part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+    trained_rates = {part: rate for part, rate in rates.items() if part in trained}
+    schedule.draw_schedule(cfg, scheduler, trained_rates, args.output / "schedule.png")
+    size, batch = train_size(cfg), cfg.SOLVER.IMS_PER_BATCH // args.num_gpus
+    half = cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DCP_CLIP.BF16
+    step = trace_step(model, vocabulary, batch, size, half)
+    memory = memory_rows(model, cfg, step, args.num_gpus)
+    memory = [(what, f"{size / GIB:.2f}", basis) for what, size, basis in memory]
+    return [
+        f"## What trains\n\n{trainable_table(model, rates)}",
+        f"## Schedule\n\n{schedule.describe_schedule(cfg, args.num_gpus, num_images)}\n\n"
+        + schedule.schedule_table(cfg, scheduler, trained_rates),
+        f"## Memory of a GPU\n\n{batch} images of {size[0]} x {size[1]}.\n\n"
+        + markdown_table(["what", "GiB", "basis"], memory),
+        f"## FLOPs\n\nA training step of one GPU: {step.forward_flops / 1e9:,.0f} GFLOPs forward "
+        f"and {step.backward_flops / 1e9:,.0f} backward.",
+    ]
+
+
+def report(cfg, args: argparse.Namespace) -> str:
+    """The whole report; the pictures are written to the output folder."""
+    from detectron2.modeling import build_model
+
+    from dcp_clip.benchmarking import dataset_preview
+    from dcp_clip.benchmarking.benchmark_model import make_vocabulary
+    from dcp_clip.benchmarking.step_cost import trace_step
+    from dcp_clip.data.vocabularies import dataset_vocabulary
+    from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
+
+    model = build_model(cfg)
+    if not isinstance(model, OpenVocabularySegmentor):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which is no model of "
+            "DCP-CLIP."
+        )
+    dataset = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), "")
+    vocabulary = dataset_vocabulary(dataset) if dataset else make_vocabulary(150)
+    records, reason = [], "the config names no data set."
+    if dataset:
+        records, reason = dataset_preview.load_records(dataset)
+    clip = f"{cfg.MODEL.CLIP.NAME}, random weights; {len(vocabulary)} categories"
+    sections = [f"# Dry run of {args.config_file}\n\n{cfg.MODEL.META_ARCHITECTURE} on {clip}."]
+    trains = any(p.requires_grad for p in model.parameters())
+    if trains:
+        num_images = len(records) or dataset_preview.expected_count(dataset)
+        sections += training_report(cfg, model.train(), vocabulary, num_images, args)
+    else:
+        sections.append("Nothing trains with this config: it is for evaluation.")
+    half = cfg.MODEL.DCP_CLIP.BF16
+    cost = trace_step(model.eval(), vocabulary, 1, test_size(cfg), half, backward=False)
+    height, width = test_size(cfg)
+    sections.append(
+        f"A test image of {height} x {width}: {cost.forward_flops / 1e9:,.0f} GFLOPs, "
+        f"{cost.peak_bytes / 2**20:,.0f} MiB without the weights, in {'bf16' if half else 'fp32'}."
+    )
+    title, count, file = "First images", 2, "first_images.png"
+    if trains:
+        count = max(cfg.SOLVER.IMS_PER_BATCH // args.num_gpus, 1)
+        title, file = "First batch", "first_batch.png"
+    if records:
+        images = dataset_preview.first_images(cfg, dataset, records, count, trains)
+        dataset_preview.draw_images(images, dataset, args.output / file)
+        sizes = ", ".join("{} x {}".format(*x["image"].shape[-2:]) for x in images)
+        sections.append(f"## {title}\n\n{args.output / file}: {sizes}.")
+    else:
+        sections.append(f"## {title}\n\nNo picture: {reason}")
+    return "\n\n".join(sections)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print and write the report; a wrong argument ends with one sentence."""
+    """Print and write the report; an error of the user ends with one sentence."""
     args = get_parser().parse_args(argv)
-    numbers = (args.num_gpus, args.tflops, args.bandwidth)
-    if not all(number is None or number > 0 for number in numbers):
-        sys.exit("--num-gpus, --tflops and --bandwidth must be positive.")
+    if args.num_gpus is not None and args.num_gpus < 1:
+        sys.exit("--num-gpus must be positive.")
     args.output = args.output or Path("output/dry_run", Path(args.config_file).stem)
+
+    from dcp_clip.data.pairing import DatasetError
+    from dcp_clip.modeling.clip.loading import CLIPWeightsError
+    from dcp_clip.utils.arguments import format_error
+    from dcp_clip.utils.image_io import atomic_write
+
     try:
-        cfg = load(args)
+        cfg = load_config(args)
         args.output.mkdir(parents=True, exist_ok=True)
         text = report(cfg, args)
         with atomic_write(args.output / "report.md", "w") as file:

@@ -1,1 +1,1 @@
-"""What the benchmarking programs in tools/ share."""
+"""What tools/benchmark.py and tools/dry_run.py measure, and how they report it."""

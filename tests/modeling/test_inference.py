@@ -1,8 +1,6 @@
 """Evaluation in windows: the answer of the whole where it can be, and one pass of memory."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from dcp_clip.benchmarking.measure import peak_bytes
 from dcp_clip.modeling.inference import SlidingWindow
 from dcp_clip.structures import Proposals
 from dcp_clip.utils.label_map import resized_bands
 from dcp_clip.vocabulary import Vocabulary
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from dcp_clip.benchmarking.meters import peak_bytes
 
 NODE = "MODEL.DCP_CLIP.SLIDING_WINDOW."
 NAMES = Vocabulary(["sky", "tree", "car", "road", "wall", "cat"])
