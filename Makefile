@@ -1,13 +1,21 @@
-# Set-up, demo, tests and lint; `make help` lists the targets. Installation is explained in
-# docs/install.md.
+# Set-up, demo, tests and lint; `make help` lists the targets. docs/install.md explains installation.
 
-# PYTHON makes the virtual environment; everything else runs with PY, the environment's own.
+# PYTHON creates the virtual environment. Everything else runs with PY, the environment's own.
 PYTHON ?= python3
 VENV ?= .venv
-PY = $(VENV)/bin/python
+PY ?= $(VENV)/bin/python
+EXTRAS ?= demo,emoji,docs,dev
+# pytest-xdist runs the tests in two processes with one thread each; WORKERS=0 runs them in one.
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
-# What `make demo` asks of its eight scenes: what is on them, and a few names that are not.
+# The oldest supported environment.
+OLDEST_PYTHON ?= python3.10
+OLDEST_VENV = .venv-oldest
+OLDEST_PY = $(OLDEST_VENV)/bin/python
+OLDEST = tests/oldest-constraints.txt
+
+# What `make demo` asks of its eight scenes: their categories and a few others.
 SCENE_NAMES := sand; sunset sky; cobblestone; brick wall; snow; foliage; wood floor; asphalt; \
   checkered tablecloth; curtain; corrugated metal; flower meadow; concrete; articulated lorry; \
   octopus; cheese wedge; taco; saxophone; chopsticks; otter; chocolate bar; beans; pickup truck; \
@@ -16,40 +24,34 @@ SCENE_NAMES := sand; sunset sky; cobblestone; brick wall; snow; foliage; wood fl
   unicorn; jack-o'-lantern; auto rickshaw; crab; banjo; automobile; whale; rooster; axe; crayon; \
   tiger; violin; pizza; rocket; trophy; water; night sky
 
-REQUIREMENTS := requirements.txt requirements-demo.txt requirements-dev.txt requirements-emoji.txt
-STAMP := $(VENV)/.installed
+RUN_TESTS = -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test lint format check-env clean
+.PHONY: help setup install demo test test-oldest lint format check-env docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 20
 
-setup: $(STAMP)  ## create .venv and install everything (PYTHON=python3.11 chooses the interpreter)
+setup: $(VENV)/.installed  ## create .venv and install everything (PYTHON=python3.12 chooses the interpreter)
 
-# Written last, so that an interrupted set-up is taken up again by the next call.
-$(STAMP): $(REQUIREMENTS) setup.py tools/install_detectron2.py | $(VENV)/bin/python
+# The stamp is written last, so that the next call continues an interrupted set-up.
+$(VENV)/.installed: pyproject.toml setup.py tools/install_detectron2.py | $(VENV)/bin/python
 	@$(MAKE) --no-print-directory install
 	@touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The package goes first because that is where pip refuses a Python that setup.py excludes: in
-# seconds, before the large downloads.
 install:  ## install into an existing environment (PY=/path/to/its/python)
-	@$(PY) -m pip install --quiet --no-deps --editable . || { \
-	  echo "$$($(PY) --version) at $(PY) cannot hold DCP-CLIP. If pip says above that it is the" \
-	    "wrong Python: rm -r $(VENV), then make setup PYTHON=python3.11" >&2; exit 1; }
-	$(PY) -m pip install $(foreach file,$(REQUIREMENTS),-r $(file))
+	$(PY) -m pip install --editable ".[$(EXTRAS)]"
 	$(PY) tools/install_detectron2.py
-	$(PY) -m dcp_clip.check_env
+	$(PY) tools/check_env.py
 
-check-env: setup  ## print versions, devices and what is wrong
-	$(PY) -m dcp_clip.check_env
+check-env: setup  ## print versions, devices and problems
+	$(PY) tools/check_env.py
 
-demo: setup  ## label photographs, and scenes drawn on the spot, with shipped weights, into output/demo
+demo: setup  ## label photographs and generated scenes with the shipped weights, into output/demo
 	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" \
 	  --output output/demo/photographs
 	$(PY) datasets/prepare_emoji_scenes.py --source pip --root output/demo \
@@ -59,15 +61,27 @@ demo: setup  ## label photographs, and scenes drawn on the spot, with shipped we
 	  --output output/demo/scenes
 
 test: setup lint  ## lint, then all tests (PYTEST_ARGS="-k vocabulary" for some)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) $(RUN_TESTS) $(PYTEST_ARGS)
+
+test-oldest: $(OLDEST_VENV)/.installed  ## all tests with the oldest supported versions, in .venv-oldest
+	OMP_NUM_THREADS=1 $(OLDEST_PY) $(RUN_TESTS) $(PYTEST_ARGS)
+
+$(OLDEST_VENV)/.installed: pyproject.toml setup.py tools/install_detectron2.py $(OLDEST)
+	$(OLDEST_PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_PY) -m pip install --constraint $(OLDEST) --editable ".[demo,emoji,dev]"
+	$(OLDEST_PY) tools/install_detectron2.py
+	@touch $@
 
 lint: setup  ## check format and code
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
-format: setup  ## format the code and mend what ruff can mend
+format: setup  ## format the code and fix what ruff can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-clean:  ## remove the environment and all caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+docs: setup  ## build the documentation into site/; a broken link is an error
+	$(PY) -m mkdocs build --strict --quiet
+
+clean:  ## remove the environments, built files and all caches
+	rm -rf $(VENV) $(OLDEST_VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dcp_clip"
-# From high to low. A module may import from its own part and from the parts on lower lines. Parts on
-# the same line do not import each other.
+# From high to low. A module may import from its own part and from the parts on lower lines. Parts
+# on the same line do not import each other.
 LAYERS = [
     {"predictor"},
     {"benchmarking", "experiments"},

@@ -1,13 +1,17 @@
-"""Install Detectron2's Python part from the package index: no compiler and no GPU needed.
+"""Install the Python part of Detectron2 from the package index, without a compiler or a GPU.
+
+    python tools/install_detectron2.py
 
 Detectron2 has no release of its own on the package index. ``sal-detectron2`` is a wheel of
-upstream's code of April 2024, tagged for CPython 3.10 because of a compiled extension that DCP-CLIP
-does not use. This program takes the Python part out of that wheel. A Detectron2 that can be
-imported already, built from source for instance, is left as it is.
+upstream's code of April 2024. It is tagged for CPython 3.10 because of a compiled extension, which
+DCP-CLIP does not use. This program installs the Python part of that wheel, which works with Python
+3.10 to 3.13, NumPy 1 and 2, and Pillow 11 to 13. It keeps a Detectron2 that can be imported,
+for example one built from source.
 
-Its dependencies are in requirements.txt; install those first.
+Install DCP-CLIP first: its dependencies include those of Detectron2.
 """
 
+import argparse
 import importlib.metadata
 import importlib.util
 import shutil
@@ -15,11 +19,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 PACKAGE = "sal-detectron2==0.7.2"
-# Folders of the wheel that are installed. It also holds a top-level "tools" package, which would
-# hide the "tools" folder of any project that is run from its own root.
+# The folders of the wheel to install. Its top-level package "tools" would hide the folder "tools"
+# of any project that runs from its own root.
 WANTED = ("detectron2", "sal_detectron2-0.7.2.dist-info")
 
 
@@ -36,50 +41,63 @@ def install(site_packages: Path) -> None:
     """Install the Python part of the wheel into ``site_packages``.
 
     Args:
-        site_packages: folder of the environment's packages; nothing that is in it is replaced
-            except the remains of an earlier, interrupted installation.
+        site_packages: folder of the environment's packages. Only the remains of an interrupted
+            installation are replaced.
 
     Raises:
-        subprocess.CalledProcessError: pip could not fetch or unpack the wheel.
+        subprocess.CalledProcessError: if pip cannot download or unpack the wheel.
     """
     with tempfile.TemporaryDirectory(dir=site_packages, prefix="detectron2-unpacked-") as name:
         unpacked = Path(name)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        # Accept the wheel's tag whatever Python this is; pip demands --target along with it.
+        # These accept the wheel's tag with any Python; pip requires --target with them.
         command += ["--only-binary=:all:", "--python-version=3.10", "--implementation=cp"]
         subprocess.run([*command, f"--target={unpacked}", PACKAGE], check=True)
 
         for extension in unpacked.glob("detectron2/_C.*"):
             extension.unlink()
         package, dist_info = (unpacked / folder for folder in WANTED)
-        drop_absent_files(dist_info / "RECORD")
+        keep_lines(dist_info / "RECORD", is_installed)
+        # The requirements are those of 2024, such as "numpy<2". pip would report them as conflicts.
+        keep_lines(dist_info / "METADATA", lambda line: not line.startswith("Requires-Dist:"))
         shutil.rmtree(site_packages / dist_info.name, ignore_errors=True)
         dist_info.rename(site_packages / dist_info.name)
         package.rename(site_packages / package.name)  # last: only a whole package is importable
 
 
-def drop_absent_files(record: Path) -> None:
-    """Remove from pip's list of installed files those that are not installed here."""
-    lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.split("/")[0] in WANTED and "/_C." not in line]
-    record.write_text("".join(kept), encoding="utf-8")
+def is_installed(line: str) -> bool:
+    """Whether a line of the wheel's RECORD names a file that :func:`install` keeps."""
+    return line.split("/")[0] in WANTED and "/_C." not in line
+
+
+def keep_lines(file: Path, keep: Callable[[str], bool]) -> None:
+    """Remove the other lines from a text file."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if keep(line)), encoding="utf-8")
 
 
 def main() -> None:
-    """Install Detectron2 unless it is there; end with a message if a broken one is in the way."""
+    """Install Detectron2 unless it exists; end with a message if a broken one exists."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     reason = import_error()
     spec = importlib.util.find_spec("detectron2")
     if reason is None:
-        print(f"Detectron2 in {Path(spec.origin).parent} is left as it is.")
+        print(f"Detectron2 in {Path(spec.origin).parent} works and is kept.")
         return
     if spec is not None:
         owners = importlib.metadata.packages_distributions().get("detectron2", ["detectron2"])
         sys.exit(
             f"Detectron2 in {spec.origin or list(spec.submodule_search_locations)} cannot be "
-            f"imported ({reason}). Install requirements.txt; if that does not help, remove it with "
-            f"{sys.executable} -m pip uninstall {owners[0]} and run this program again."
+            f"imported ({reason}). Install DCP-CLIP first: pip install -e . If that does not help, "
+            f"remove Detectron2 with {sys.executable} -m pip uninstall {owners[0]} and run this "
+            "program again."
         )
-    install(Path(sysconfig.get_path("purelib")))
+    try:
+        install(Path(sysconfig.get_path("purelib")))
+    except subprocess.CalledProcessError:  # pip printed the reason
+        sys.exit(f"{PACKAGE} could not be installed: see the message of pip above.")
     print(f"Installed the Python part of {PACKAGE}.")
 
 
