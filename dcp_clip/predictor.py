@@ -1,4 +1,4 @@
-"""`Predictor`: from an image to a label map, with any vocabulary, in bounded memory."""
+"""`Predictor`: segment single images with any vocabulary, in bounded memory."""
 
 import logging
 import os
@@ -24,20 +24,20 @@ from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
 logger = logging.getLogger(__name__)
 
-# What `Vocabulary.parse` takes.
+# Accepted by `dcp_clip.data.parse_vocabulary`.
 VocabularySpec = Vocabulary | str | os.PathLike | Sequence
 
 
 @dataclass(frozen=True)
 class FoundCategory:
-    """A category that won at least one pixel.
+    """A category with at least one pixel in the label map.
 
     Attributes:
-        id: its position in the vocabulary, which is its value in the label map.
-        name: its display name.
-        share: its share of the area, 0 ... 1.
-        score: the proposal stage's evidence that it is in the image; higher is likelier, but it is
-            no probability.
+        id: position in the vocabulary, and value in the label map.
+        name: display name.
+        share: fraction of the area, 0 to 1.
+        score: score of the proposal stage for the category in this image. A higher score means a
+            more likely category, but the score is not a probability.
     """
 
     id: int
@@ -48,16 +48,15 @@ class FoundCategory:
 
 @dataclass
 class Prediction:
-    """What was found in one image.
+    """The segmentation of one image.
 
     Attributes:
-        label_map: (H, W) category id of every pixel, in the smallest unsigned type that holds the
-            vocabulary's ids (int64 would take eight times the memory).
-        vocabulary: the C categories that the ids refer to.
-        category_ids: (K,) int64, the categories that were proposed for this image.
-        scores: (K,) float32, the proposal stage's evidence for each of them.
-        found: the categories that won a pixel, the largest first.
-        milliseconds: time for resizing, model and label map, without reading the file.
+        label_map: (H, W) category ids in the smallest unsigned integer type that can store C ids.
+        vocabulary: the C categories.
+        category_ids: (K,) int64, the ids of the proposed categories.
+        scores: (K,) float32, the scores of the proposed categories.
+        found: the categories in the label map, the largest area first.
+        milliseconds: time of resizing, model and label map, without reading the file.
     """
 
     label_map: np.ndarray
@@ -69,9 +68,9 @@ class Prediction:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the area, 0 ... 1, by display name, the largest first.
+        """Fraction of the area, 0 to 1, of each display name, the largest first.
 
-        Where two categories have the same display name, the second gets its id behind the name.
+        If two categories have the same display name, the id is appended to the second one.
         """
         shares: dict[str, float] = {}
         for category in self.found:
@@ -81,18 +80,26 @@ class Prediction:
         return shares
 
     def overlay(self, image: np.ndarray, **options: Any) -> np.ndarray:
-        """Draw the regions and a legend over the image; see `visualization.draw_overlay`."""
+        """Draw the regions over the image, and a legend below it.
+
+        Args:
+            image: the image that was segmented, (H, W, 3) uint8 RGB.
+            **options: other arguments of `dcp_clip.utils.visualization.draw_overlay`.
+
+        Returns:
+            np.ndarray: (H', W', 3) uint8 RGB.
+        """
         shares = np.zeros(len(self.vocabulary))
         shares[[category.id for category in self.found]] = [c.share for c in self.found]
         return draw_overlay(image, self.label_map, self.vocabulary, shares, **options)
 
 
 class Predictor:
-    """Segment single images with a trained model, or a training-free one, and any vocabulary.
+    """Segment single images with a trained or training-free model and any vocabulary.
 
-    Images are resized by `INPUT.MIN_SIZE_TEST` and `INPUT.MAX_SIZE_TEST`, as Detectron2's
-    `DefaultPredictor` does it, so that the answers are those of the evaluation. Memory is bounded
-    whatever the image's size: the logits are enlarged to it in bands.
+    Images are resized by `INPUT.MIN_SIZE_TEST` and `INPUT.MAX_SIZE_TEST`, as in the evaluation and
+    in Detectron2's `DefaultPredictor`. The logits are upsampled to the image's size in bands of
+    rows, so memory is bounded for images of any size.
 
     Example::
 
@@ -113,25 +120,27 @@ class Predictor:
     ) -> None:
         """
         Args:
-            cfg: the config of the model.
-            vocabulary: see `set_vocabulary`; default: the vocabulary of `DATASETS.TRAIN[0]`.
-            model: a model to use instead of building one and loading `MODEL.WEIGHTS`.
-            allow_random_weights: accept a config that names no weights at all.
-            max_input_pixels: larger image files are reduced to this while they are read.
+            cfg: config of the model.
+            vocabulary: see `set_vocabulary`; default: the categories of `DATASETS.TRAIN[0]`.
+            model: a model; default: build the model of the config and load `MODEL.WEIGHTS`.
+            allow_random_weights: accept a config without `MODEL.WEIGHTS` and without
+                `MODEL.CLIP.PRETRAINED`.
+            max_input_pixels: image files with more pixels are reduced while they are read.
 
         Raises:
-            ValueError: if the config names no weights, neither of the model nor of CLIP, the
-                weights do not fit the model, or there is neither a vocabulary nor a training set.
-            VocabularyError: if the vocabulary cannot be used.
+            ValueError: if the config sets neither `MODEL.WEIGHTS` nor `MODEL.CLIP.PRETRAINED`, or
+                there is neither a vocabulary nor a training set.
+            WeightsError: if the weights cannot be read or belong to another model.
+            VocabularyError: if the vocabulary is invalid.
         """
         self.cfg = cfg.clone()
-        self.cfg.defrost()  # MODEL.DEVICE may have to change
-        # Before the weights: they may be a long download.
+        self.cfg.defrost()  # for MODEL.DEVICE
+        # Check the vocabulary before loading the weights, which may be a long download.
         if vocabulary is None:
             if not cfg.DATASETS.TRAIN:
                 raise ValueError(
-                    "DATASETS.TRAIN is empty, so the config has no names of its own: give a "
-                    "vocabulary (the demo's --vocabulary)"
+                    "DATASETS.TRAIN is empty, so the config has no default vocabulary. Give a "
+                    "vocabulary (--vocabulary in the demo)."
                 )
             vocabulary = dataset_vocabulary(cfg.DATASETS.TRAIN[0])
         if model is None:
@@ -150,30 +159,36 @@ class Predictor:
         vocabulary: VocabularySpec | None = None,
         **options: Any,
     ) -> "Predictor":
-        """Make a predictor of a config file.
+        """Create a predictor from a config file.
 
         Args:
-            config_file: a YAML file of configs/.
-            weights: a checkpoint; default: the config's `MODEL.WEIGHTS`.
-            opts: further config keys and values in turn, as on the command line.
+            config_file: a YAML file, for example in configs/.
+            weights: a checkpoint; default: `MODEL.WEIGHTS` of the config.
+            opts: alternating config keys and values that override the file.
             vocabulary: see `set_vocabulary`.
-            **options: further arguments of the constructor.
+            **options: other arguments of the constructor.
 
         Raises:
-            as the constructor; KeyError or FileNotFoundError for the config.
+            FileNotFoundError: if the config file does not exist.
+            KeyError: if the file or `opts` contains an unknown config key.
+            ValueError, WeightsError, VocabularyError: see the constructor.
         """
         opts = list(opts) + (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else [])
         return cls(setup_cfg(os.fspath(config_file), opts), vocabulary, **options)
 
     def set_vocabulary(self, vocabulary: VocabularySpec) -> None:
-        """Change the categories for all further images.
+        """Change the vocabulary for the following images.
+
+        The model encodes the names here, once, and uses the text features for all images.
 
         Args:
-            vocabulary: anything that `Vocabulary.parse` takes: a `Vocabulary`, a list of names, a
-                string such as "sky; tree; car, automobile", a file, or the name of a dataset.
+            vocabulary: a `Vocabulary`, a list of names, a string such as
+                "sky; tree; car, automobile", a file, or the name of a data set; see
+                `dcp_clip.data.parse_vocabulary`.
 
         Raises:
-            VocabularyError: if it cannot be used; the old one then stays.
+            VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP. The
+                current vocabulary is then unchanged.
         """
         vocabulary = parse_vocabulary(vocabulary)
         try:
@@ -186,15 +201,15 @@ class Predictor:
     def __call__(
         self, image: str | os.PathLike | np.ndarray, size: tuple[int, int] | None = None
     ) -> Prediction:
-        """Label every pixel of an image.
+        """Segment an image.
 
         Args:
-            image: an image file, or an (H, W, 3) uint8 array in RGB order.
-            size: (height, width) of the label map; default: that of the file (upright) or array.
+            image: an image file, or an (H, W, 3) uint8 RGB array.
+            size: (height, width) of the label map; default: the size of the upright image.
 
         Raises:
             ImageReadError: if the file cannot be read.
-            ValueError: if the array is not an image.
+            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty.
         """
         if isinstance(image, (str, os.PathLike)):
             image, file_size = read_image_and_size(image, self.max_input_pixels)
@@ -219,7 +234,7 @@ class Predictor:
         )
 
     def _resize(self, image: np.ndarray) -> Tensor:
-        """Bring an RGB image to the model's size and channel order, (3, h, w) uint8."""
+        """Resize an RGB image for the model and convert it to a (3, h, w) uint8 tensor."""
         if self.cfg.INPUT.FORMAT == "BGR":
             image = image[:, :, ::-1]
         image = np.ascontiguousarray(image)
@@ -230,12 +245,12 @@ class Predictor:
 def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
     if not (allow_random_weights or has_weights(cfg)):
         raise ValueError(
-            "the config names no weights: set MODEL.WEIGHTS to a trained model, or "
-            "MODEL.CLIP.PRETRAINED to CLIP weights for the training-free mode"
+            "The config sets no weights. Set MODEL.WEIGHTS to a trained model, or "
+            "MODEL.CLIP.PRETRAINED to CLIP weights for the training-free mode."
         )
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        # Detectron2's default is "cuda", which whoever has no GPU did not choose.
-        logger.warning("MODEL.DEVICE is 'cuda', but there is no CUDA device: using the CPU")
+        # "cuda" is Detectron2's default, so the user may not have chosen it.
+        logger.warning("MODEL.DEVICE is 'cuda', but there is no CUDA device. The CPU is used.")
         cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS)
@@ -249,7 +264,7 @@ def _check_image(image: np.ndarray) -> None:
         if image.size:
             return
     got = f"{image.shape} {image.dtype}" if is_array else type(image).__name__
-    raise ValueError(f"an image must be a path or an (H, W, 3) uint8 RGB array, not {got}")
+    raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.")
 
 
 def _found(

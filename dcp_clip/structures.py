@@ -1,4 +1,4 @@
-"""The data structures that pass between the parts of the model, and its output."""
+"""Data structures for the stages of the model and for its output."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class TextFeatures:
     """Text features of a vocabulary.
 
     Attributes:
-        embeddings: (N, D), unit length; one row for each category, or one for each synonym.
-        category_rows: (C, S) int64, the rows of each category; a category with fewer synonyms
-            repeats its first row.
+        embeddings: (N, D), normalised; one row for each category, or one row for each synonym.
+        category_rows: (C, S) int64, row numbers of the synonyms of each category. A category with
+            fewer than S synonyms repeats its first row.
     """
 
     embeddings: Tensor
@@ -42,16 +42,15 @@ class TextFeatures:
 
 @dataclass
 class Proposals:
-    """Output of stage 1: the K categories of each image that the decoders see.
+    """Output of stage 1: the K proposed categories of each image, the input of the decoders.
 
     Attributes:
-        ids: (B, K) int64, category ids in the vocabulary, distinct and in ascending order where
-            `valid`.
-        scores: (B, K) float, evidence that the category is in the image; higher is more likely.
+        ids: (B, K) int64, category ids; valid ids of an image are unique and in ascending order.
+        scores: (B, K) float; a higher score means that the category is more likely in the image.
         valid: (B, K) bool, False for padding of images with fewer categories.
-        text_features: (B, K, D) the unit-length text feature of each category in this image (with
-            synonyms: the best of them, or their mean).
-        learned: whether the stage learns from a loss on the scores.
+        text_features: (B, K, D), normalised text feature of each category. For categories with
+            synonyms it is the best synonym in this image, or their mean.
+        learned: whether the scores have learned parameters and a loss.
     """
 
     ids: Tensor
@@ -62,13 +61,13 @@ class Proposals:
 
     @classmethod
     def all_categories(cls, logits: Tensor, pixel_valid: Tensor | None = None) -> Proposals:
-        """The proposals of a model without a proposal stage: every category.
+        """Create proposals of all C categories, for a model without a proposal stage.
 
-        The score of a category is the maximum of its logits. There are no text features.
+        The score of a category is its maximum logit. The text features are empty, (B, C, 0).
 
         Args:
             logits: (B, C, h, w).
-            pixel_valid: (B, h, w) bool, False at padding; None if there is no padding.
+            pixel_valid: (B, h, w) bool, False for padding; None if there is no padding.
         """
         b, c = logits.shape[:2]
         ids = torch.arange(c, device=logits.device).expand(b, c)
@@ -78,7 +77,7 @@ class Proposals:
         return cls(ids, scores, torch.ones_like(ids, dtype=torch.bool), logits.new_zeros(b, c, 0))
 
     def gather(self, values: Tensor) -> Tensor:
-        """Gather (B, C) values of all categories to (B, K); False or 0 at padding."""
+        """Gather (B, C) values of all categories to (B, K); padding becomes 0 or False."""
         return values.gather(1, self.ids).masked_fill(~self.valid, 0)
 
 
@@ -87,12 +86,12 @@ class Refinement:
     """Output of stage 5.
 
     Attributes:
-        class_logits: (B, K), logit that the category is present in the image; its log-sigmoid is
-            added to the logits of the category.
-        mask_logits: (B, K, K), how well each mask (row) fits each proposed category (column); their
-            loss trains the pooled features to tell the categories apart.
+        class_logits: (B, K), logits of the presence of each category in the image. `apply` adds
+            their log-sigmoid to the logits of the pixels.
+        mask_logits: (B, K, K), classification logits of each mask (row) over the proposed
+            categories (column). Their loss trains the pooled features.
         reassignment: (B, K, K), probability that the area of a mask (row) belongs to a category
-            (column); None if every mask keeps its own category.
+            (column); None if every mask keeps its category.
     """
 
     class_logits: Tensor
@@ -100,17 +99,22 @@ class Refinement:
     reassignment: Tensor | None = None
 
     def apply(self, fine: Tensor, proposal_valid: Tensor) -> Tensor:
-        """Final logits: fine logits reassigned between categories, plus the log-probability that
-        each category is present.
+        """Compute the final logits from the fine logits.
+
+        The fine logits are reassigned between categories. Then the log-probability of each
+        category's presence is added.
 
         Args:
-            fine: (B, K, H/4, W/4) logits.
-            proposal_valid: (B, K) bool, False for padded proposals.
+            fine: (B, K, H/4, W/4) logits of stage 4.
+            proposal_valid: (B, K) bool, False for padding.
+
+        Returns:
+            (B, K, H/4, W/4) logits.
         """
         presence = F.logsigmoid(self.class_logits)[..., None, None]
         if self.reassignment is None:
             return fine + presence
-        # Probabilities are mixed here, so never in half precision.
+        # Sums of probabilities need float32.
         with torch.autocast(fine.device.type, enabled=False):
             fine = fine.float().masked_fill(~proposal_valid[..., None, None], float("-inf"))
             masks = fine.softmax(1)
@@ -119,22 +123,20 @@ class Refinement:
 
 
 class SemSegProposals:
-    """Semantic segmentation logits over the proposed categories of one image.
+    """Logits of the proposed categories of one image, a compact form of a (C, H, W) tensor.
 
-    Compact stand-in for a (C, H, W) score tensor, in the manner of
-    :class:`detectron2.structures.Instances`: only the K proposed maps exist, every other category
-    is minus infinity, and they stay on the model's grid until somebody asks for pixels. It answers
-    ``argmax(dim=0)`` and ``to(device)``, which is all that
-    :class:`detectron2.evaluation.SemSegEvaluator` asks of a prediction; the answer is made a band
-    of rows at a time, so that no K x H x W tensor exists either.
+    Only the K maps of the proposed categories are stored, at the resolution of the model. The
+    logits of all other categories are minus infinity. ``argmax(dim=0)`` and ``to(device)`` are all
+    that :class:`detectron2.evaluation.SemSegEvaluator` needs. ``argmax`` upsamples the maps in
+    bands of rows, so neither a C x H x W nor a K x H x W tensor is created.
 
     Attributes:
         maps: (K, h, w) float, logits on the model's grid.
-        category_ids: (K,) int64, the category of each map; distinct.
+        category_ids: (K,) int64, the category of each map; unique.
         num_categories: C, the size of the vocabulary.
         image_size: (H, W) in pixels.
-        extent: (rows, columns) of the grid that the image covers, in cells, possibly fractional;
-            what lies beyond is padding.
+        extent: (rows, columns) of the grid that the image covers, possibly fractional; the rest of
+            the grid is padding.
     """
 
     def __init__(
@@ -148,13 +150,13 @@ class SemSegProposals:
         """
         Args:
             maps: (K, h, w), K >= 1.
-            category_ids: (K,) ids below `num_categories`.
+            category_ids: (K,) ids from 0 to C-1.
             num_categories: C.
             image_size: (H, W); default: (h, w).
             extent: default: the whole grid.
 
         Raises:
-            ValueError: when the shapes do not agree.
+            ValueError: if `maps` and `category_ids` have invalid or different shapes.
         """
         if maps.dim() != 3 or category_ids.shape != maps.shape[:1] or not len(maps):
             raise ValueError(
@@ -170,7 +172,7 @@ class SemSegProposals:
 
     @property
     def logits(self) -> Tensor:
-        """(K, H, W) logits of every pixel; made anew each time."""
+        """(K, H, W) logits of all pixels; every access computes them again."""
         return torch.cat([band for _, band in self._bands()], dim=1)
 
     @property
@@ -185,24 +187,32 @@ class SemSegProposals:
         return f"SemSegProposals(K={len(self)}, H={h}, W={w}, num_categories={self.num_categories})"
 
     def to(self, *args, **kwargs) -> SemSegProposals:
-        """Move to a device or dtype; the ids stay integers."""
+        """Convert the maps to a device or dtype. The ids move to the device and stay integers."""
         maps = self.maps.to(*args, **kwargs)
         ids = self.category_ids.to(maps.device)
         return SemSegProposals(maps, ids, self.num_categories, self.image_size, self.extent)
 
     def argmax(self, dim: int = 0) -> Tensor:
-        """The winning category id of every pixel, (H, W) int64, on the maps' device.
+        """Return the category id with the highest logit of each pixel.
+
+        Returns:
+            (H, W) int64, on the device of the maps.
 
         Raises:
-            ValueError: for any other dimension than the categories'.
+            ValueError: if `dim` is not 0, the dimension of the categories.
         """
         if dim != 0:
-            raise ValueError(f"SemSegProposals.argmax knows dim=0 (the categories), got {dim}.")
+            raise ValueError(f"SemSegProposals.argmax supports only dim=0 (categories), got {dim}.")
         return torch.from_numpy(self.label_map().astype(np.int64)).to(self.device)
 
     def label_map(self) -> np.ndarray:
-        """(H, W) winning category ids in the smallest unsigned type that holds C ids: an eighth of
-        the memory of :meth:`argmax`. Decided once and kept, so not to be written to."""
+        """Return the category ids of :meth:`argmax` in an eighth of its memory.
+
+        The result is cached, so callers must not modify it.
+
+        Returns:
+            (H, W) array of the smallest unsigned integer type that can store C ids.
+        """
         if self._label_map is None:
             kind = np.min_scalar_type(self.num_categories - 1)
             ids = self.category_ids.cpu().numpy().astype(kind)
@@ -214,7 +224,11 @@ class SemSegProposals:
         return self._label_map
 
     def to_dense(self, fill: float = float("-inf")) -> Tensor:
-        """The (C, H, W) tensor this object stands for; for small vocabularies and tests."""
+        """Return the (C, H, W) tensor of all logits, for small vocabularies and tests.
+
+        Args:
+            fill: logit of the categories that were not proposed.
+        """
         logits = self.logits
         dense = logits.new_full((self.num_categories, *self.image_size), fill)
         dense[self.category_ids] = logits
@@ -225,20 +239,20 @@ class SemSegProposals:
 
 
 class SemSegLabels:
-    """Semantic segmentation of one image that was decided part by part: labels without logits.
+    """Labels of one image without logits, for images that were segmented in windows.
 
-    Answers what :class:`SemSegProposals` answers, as far as labels allow.
+    It has the methods of :class:`SemSegProposals` that do not need logits.
 
     Attributes:
-        category_ids: (K,) int64, the categories that were proposed.
+        category_ids: (K,) int64, the proposed categories.
         num_categories: C, the size of the vocabulary.
     """
 
     def __init__(self, label_map: np.ndarray, category_ids: Tensor, num_categories: int):
         """
         Args:
-            label_map: (H, W) category ids, of any integer type.
-            category_ids: (K,).
+            label_map: (H, W) category ids of any integer type.
+            category_ids: (K,) the proposed categories.
             num_categories: C.
         """
         self._label_map = label_map
@@ -262,25 +276,25 @@ class SemSegLabels:
         return f"SemSegLabels(K={len(self)}, H={h}, W={w}, num_categories={self.num_categories})"
 
     def to(self, *args, **kwargs) -> SemSegLabels:
-        """Labels are always on the CPU."""
+        """Return this object; labels are always on the CPU."""
         return self
 
     def argmax(self, dim: int = 0) -> Tensor:
-        """The category id of every pixel, (H, W) int64.
+        """Return the category id of each pixel, (H, W) int64.
 
         Raises:
-            ValueError: for any other dimension than the categories'.
+            ValueError: if `dim` is not 0.
         """
         if dim != 0:
-            raise ValueError(f"SemSegLabels.argmax knows dim=0 (the categories), got {dim}.")
+            raise ValueError(f"SemSegLabels.argmax supports only dim=0 (categories), got {dim}.")
         return torch.from_numpy(self._label_map.astype(np.int64))
 
     def label_map(self) -> np.ndarray:
-        """(H, W) category ids in the smallest unsigned type that holds C ids."""
+        """Return the (H, W) array that the constructor got."""
         return self._label_map
 
 
 def output_size(inputs: dict) -> tuple[int, int]:
-    """(height, width) that an input asks for: its own keys', else its image's."""
+    """Return the "height" and "width" of an input; default: the size of its image."""
     height, width = inputs["image"].shape[-2:]
     return inputs.get("height", height), inputs.get("width", width)

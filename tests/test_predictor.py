@@ -1,4 +1,4 @@
-"""Predictor: label maps of the image's own size, in bounded memory, for any vocabulary."""
+"""Predictor: label maps of the size of the image, for any vocabulary."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class FakeModel(torch.nn.Module):
         count = len(self.vocabulary)
         ids = torch.arange(max(0, count - 3), count)
         sem_seg = SemSegProposals(logits[: len(ids)], ids, count)
-        # In another order than the maps, as nothing may depend on it.
+        # The proposals and the maps may have different orders.
         return [{"sem_seg": sem_seg, "proposals": {"ids": ids.flip(0), "scores": ids.flip(0) / 10}}]
 
 
@@ -62,7 +62,7 @@ def stripes(height: int, width: int) -> np.ndarray:
 def test_labels_shares_and_scores(format):
     predictor = make_predictor(format=format)
     prediction = predictor(stripes(32, 64))
-    if format == "BGR":  # the fake model takes its first channel for red
+    if format == "BGR":  # the fake model uses its first channel as red
         prediction.label_map = 4 - prediction.label_map
     assert prediction.label_map.shape == (32, 64)
     assert (prediction.label_map[:, :32] == 1).all()
@@ -77,7 +77,7 @@ def test_labels_shares_and_scores(format):
     assert list(prediction.shares)[0] == largest.name
 
 
-def test_files_and_arrays_give_the_same(tmp_path):
+def test_files_and_arrays_have_the_same_label_map(tmp_path):
     image = stripes(40, 60)
     Image.fromarray(image).save(tmp_path / "ü.png")
     predictor = make_predictor()
@@ -89,7 +89,7 @@ def test_files_and_arrays_give_the_same(tmp_path):
         predictor(tmp_path / "absent.png")
 
 
-def test_large_files_are_reduced_but_not_their_label_maps(tmp_path):
+def test_label_map_of_a_reduced_file_has_the_original_size(tmp_path):
     image = stripes(600, 800)
     Image.fromarray(image).save(tmp_path / "a.png")
     label_map = make_predictor(max_input_pixels=30_000)(tmp_path / "a.png").label_map
@@ -105,7 +105,7 @@ def test_any_size(size):
     assert prediction.label_map.shape == size
 
 
-def test_min_size_0_leaves_images_as_they_are():
+def test_min_size_0_does_not_resize():
     predictor = make_predictor()
     predictor.cfg.INPUT.MIN_SIZE_TEST = 0
     other = Predictor(predictor.cfg, "a; b; c", model=FakeModel())
@@ -113,7 +113,7 @@ def test_min_size_0_leaves_images_as_they_are():
     assert other.model.inputs[0]["image"].shape == (3, 50, 70)
 
 
-def test_names_that_cannot_be_encoded_leave_the_old_vocabulary(make_cfg, make_model):
+def test_too_long_names_do_not_change_the_vocabulary(make_cfg, make_model):
     model = make_model()
     predictor = Predictor(make_cfg(), "sky; tree", model=model)
     with pytest.raises(VocabularyError, match="tokens in the prompt"):
@@ -123,7 +123,7 @@ def test_names_that_cannot_be_encoded_leave_the_old_vocabulary(make_cfg, make_mo
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_frozen_config_for_cuda_runs_on_the_cpu(make_cfg, caplog):
+def test_cpu_is_used_without_a_cuda_device(make_cfg, caplog):
     cfg = make_cfg(opts={"MODEL.DEVICE": "cuda"})
     cfg.freeze()
     predictor = Predictor(cfg, "sky; tree", allow_random_weights=True)
@@ -140,12 +140,12 @@ def test_a_frozen_config_for_cuda_runs_on_the_cpu(make_cfg, caplog):
         None,
     ],
 )
-def test_other_arrays_are_refused(image):
-    with pytest.raises(ValueError, match="uint8 RGB array, not"):
+def test_invalid_arrays(image):
+    with pytest.raises(ValueError, match="uint8 RGB array, got"):
         make_predictor()(image)
 
 
-def test_vocabulary_can_be_changed_and_a_bad_one_changes_nothing():
+def test_set_vocabulary():
     predictor = make_predictor()
     predictor.set_vocabulary(["rot", "grün", "blau"])
     assert list(predictor(stripes(8, 16)).shares) == ["rot", "grün", "blau"]
@@ -155,7 +155,7 @@ def test_vocabulary_can_be_changed_and_a_bad_one_changes_nothing():
     assert predictor.model.vocabulary is predictor.vocabulary
 
 
-def test_many_names_and_equal_display_names():
+def test_many_categories_and_equal_display_names():
     names = [f"category {i}" for i in range(19_998)] + ["mouse (animal)", "mouse (device)"]
     vocabulary = Vocabulary(names, display_names=names[:-2] + ["mouse", "mouse"])
     prediction = make_predictor(vocabulary)(stripes(8, 16))
@@ -167,12 +167,12 @@ def test_many_names_and_equal_display_names():
     }
 
 
-def test_a_vocabulary_is_needed():
+def test_missing_vocabulary():
     with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
         make_predictor(vocabulary=None)
 
 
-# ---- the real model, with random weights
+# ---- the tiny model with random weights
 
 
 @pytest.fixture(scope="module")
@@ -181,20 +181,20 @@ def tiny() -> Predictor:
     return Predictor.from_config_file(CONFIG, "", CPU, allow_random_weights=True)
 
 
-def test_random_weights_are_refused_unless_asked_for():
-    with pytest.raises(ValueError, match="names no weights: set MODEL.WEIGHTS"):
+def test_config_without_weights():
+    with pytest.raises(ValueError, match="sets no weights. Set MODEL.WEIGHTS"):
         Predictor.from_config_file(CONFIG, weights="")
 
 
 @pytest.mark.parametrize(("name", "warned"), [("dcp_clip_tiny", True), ("training_free", False)])
-def test_decoders_that_nobody_trained_are_warned_of(caplog, name, warned):
-    """CLIP's weights alone make a training-free model, and no trained one."""
+def test_warns_about_untrained_decoders(caplog, name, warned):
+    """CLIP's weights are sufficient only for the training-free mode."""
     config = CONFIG.parents[1] / "emoji_scenes" / f"{name}.yaml"
     Predictor.from_config_file(config, "", CPU, vocabulary="sky; tree")
     assert ("MODEL.WEIGHTS is empty" in caplog.text) == warned
 
 
-def test_tiny_model_uses_the_training_vocabulary(tiny):
+def test_vocabulary_of_a_data_set(tiny):
     tiny.set_vocabulary("camvid_sem_seg_train")
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     prediction = tiny(image)
@@ -204,14 +204,14 @@ def test_tiny_model_uses_the_training_vocabulary(tiny):
 
 
 @pytest.mark.parametrize("vocabulary", ["sky", "sky; tree; car, automobile", "空; дерево; Straße"])
-def test_tiny_model_takes_any_vocabulary(tiny, vocabulary):
+def test_vocabularies_of_strings(tiny, vocabulary):
     tiny.set_vocabulary(vocabulary)
     prediction = tiny(np.zeros((1, 1, 3), np.uint8))
     assert len(prediction.found) == 1
     assert prediction.category_ids.max() < len(parse_vocabulary(vocabulary))
 
 
-def test_trained_weights_are_used(tiny, tmp_path):
+def test_weights_are_loaded(tiny, tmp_path):
     weights = tmp_path / "model.pth"
     torch.save({"model": tiny.model.state_dict()}, weights)
     loaded = Predictor.from_config_file(CONFIG, weights, CPU, vocabulary="sky; tree; car")

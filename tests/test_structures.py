@@ -1,4 +1,4 @@
-"""SemSegProposals stands for a dense (C, H, W) tensor."""
+"""Proposals, and SemSegProposals as a compact form of a (C, H, W) tensor."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from dcp_clip.structures import Proposals, SemSegLabels, SemSegProposals
 
 
 @st.composite
-def compact(draw) -> SemSegProposals:
+def sem_segs(draw) -> SemSegProposals:
     num_categories = draw(st.integers(1, 9))
     k = draw(st.integers(1, num_categories))
     size = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
@@ -26,8 +26,8 @@ def compact(draw) -> SemSegProposals:
 
 
 @settings(max_examples=40, deadline=None)
-@given(compact())
-def test_it_answers_as_the_dense_tensor_does(sem_seg):
+@given(sem_segs())
+def test_equals_the_dense_tensor(sem_seg):
     dense = sem_seg.to_dense()
     assert dense.shape == (sem_seg.num_categories, *sem_seg.image_size)
     assert torch.equal(sem_seg.argmax(dim=0), dense.argmax(dim=0))
@@ -41,8 +41,8 @@ def test_it_answers_as_the_dense_tensor_does(sem_seg):
 
 
 @settings(max_examples=10, deadline=None)
-@given(compact())
-def test_to_moves_the_maps_and_keeps_the_ids_whole(sem_seg):
+@given(sem_segs())
+def test_to_converts_the_maps_and_keeps_the_ids(sem_seg):
     half = sem_seg.to(torch.float16)
     assert half.maps.dtype == torch.float16 and half.image_size == sem_seg.image_size
     assert half.extent == sem_seg.extent and len(half.to_dense()) == half.num_categories
@@ -61,30 +61,30 @@ def test_to_moves_the_maps_and_keeps_the_ids_whole(sem_seg):
         (torch.zeros(0, 3, 3), torch.arange(0)),
     ],
 )
-def test_shapes_that_disagree_are_refused(logits, ids):
+def test_invalid_shapes(logits, ids):
     with pytest.raises(ValueError, match="SemSegProposals needs logits"):
         SemSegProposals(logits, ids, 5)
 
 
-def test_only_the_categories_can_be_compared():
+def test_argmax_of_another_dimension():
     with pytest.raises(ValueError, match="dim=0"):
         SemSegProposals(torch.zeros(2, 3, 3), torch.arange(2), 5).argmax(dim=1)
 
 
-def test_pixels_are_decided_once():
-    """So that what times a model may ask, and the evaluators after it."""
+def test_label_map_is_computed_once():
+    """A timer and several evaluators can then call argmax without additional cost."""
     sem_seg = SemSegProposals(torch.rand(2, 4, 4), torch.tensor([1, 3]), 5, image_size=(8, 8))
     first = sem_seg.argmax(dim=0)
     sem_seg.maps.zero_()
     assert torch.equal(sem_seg.argmax(dim=0), first)
-    first.zero_()  # whoever writes into an answer does not change the next one
+    first.zero_()  # does not change the cached label map
     assert sem_seg.argmax(dim=0).any()
 
 
 @pytest.mark.parametrize(
     "num_categories, dtype", [(1, "uint8"), (256, "uint8"), (257, "uint16"), (70000, "uint32")]
 )
-def test_a_label_map_is_as_small_as_its_ids_allow(num_categories, dtype):
+def test_label_map_has_the_smallest_dtype(num_categories, dtype):
     maps = torch.zeros(2, 3, 3)
     maps[1, 0] = 1
     ids = torch.tensor([0, num_categories - 1])
@@ -93,7 +93,7 @@ def test_a_label_map_is_as_small_as_its_ids_allow(num_categories, dtype):
     assert (label_map[0] == num_categories - 1).all() and (label_map[1:] == 0).all()
 
 
-def test_labels_answer_as_proposals_do():
+def test_labels_have_the_methods_of_proposals():
     sem_seg = SemSegProposals(torch.randn(3, 4, 5), torch.tensor([7, 0, 300]), 301, (9, 11))
     labels = SemSegLabels(sem_seg.label_map(), sem_seg.category_ids, 301)
     assert torch.equal(labels.to(torch.device("cpu")).argmax(dim=0), sem_seg.argmax(dim=0))
@@ -103,7 +103,7 @@ def test_labels_answer_as_proposals_do():
         labels.argmax(dim=1)
 
 
-def test_gather_to_the_proposals():
+def test_gather():
     ids = torch.tensor([[2, 0, 1]])
     valid = torch.tensor([[True, True, False]])
     proposals = Proposals(ids, ids / 10, valid, torch.zeros(1, 3, 4))
@@ -111,7 +111,7 @@ def test_gather_to_the_proposals():
     assert proposals.gather(present).tolist() == [[True, True, False]]
 
 
-def test_detectron2s_evaluator_takes_it_for_a_tensor(tmp_path):
+def test_detectron2_evaluator_accepts_it(tmp_path):
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, 4, (6, 8), generator=generator).numpy().astype(np.uint8)
     label[0, :3] = 255
