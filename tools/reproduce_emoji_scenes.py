@@ -1,148 +1,251 @@
 #!/usr/bin/env python
-"""Reproduce the EmojiScenes tables of the README from nothing, by one command that can be resumed.
+"""Train and evaluate the rows of the EmojiScenes tables (docs/emoji_scenes_results.md).
 
-    python tools/reproduce_emoji_scenes.py --list                   # every command, nothing is run
-    python tools/reproduce_emoji_scenes.py
+    python datasets/prepare_emoji_scenes.py
+    python tools/reproduce_emoji_scenes.py --jobs 2
     python tools/reproduce_emoji_scenes.py --variants default,static_guidance --seeds 1 --split val
-    python tools/reproduce_emoji_scenes.py --clip dcp_clip/weights/clip_tiny_emoji.pth
-    python tools/reproduce_emoji_scenes.py --iterations 500 --output output/quick --jobs 2
-    python tools/reproduce_emoji_scenes.py --output output/adamw SOLVER.OPTIMIZER ADAMW
+    python tools/reproduce_emoji_scenes.py --clip output/emoji_scenes/clip/clip.pth
+    python tools/reproduce_emoji_scenes.py --iterations 500 --output output/adamw \\
+        SOLVER.OPTIMIZER ADAMW
 
-Prepares the data, pre-trains the tiny CLIP (or takes that of --clip), trains every row of
-configs/emoji_scenes/ablation.yaml with every seed, and evaluates it:
+The rows are listed in configs/emoji_scenes/ablation.yaml. Each of them is trained and evaluated by
+train_net.py, once for each seed:
 
-    <output>/clip/                            the CLIP
-    <output>/<row>/seed<N>/                   a training
-    <output>/{val,test}/<row>/seed<N>/        an evaluation: results.md, results.json
+    <output>/<row>/seed<N>/                   training
+    <output>/{val,test}/<row>/seed<N>/        evaluation: results.md, results.json
     <output>/{val,test}/summary.md            the tables, also printed at the end
 
-Each step leaves step.log and step.json in its folder. What is done is skipped, a training that was
-stopped goes on from its last checkpoint: after Ctrl-C, or after a failure, give the same command
-again. A folder that was made with other settings is refused. Evaluations are steps of their own, so
-that the same weights are chosen on validation and reported on test.
-
-The data are in $DETECTRON2_DATASETS. With --jobs above 1, steps share the cores: milliseconds
-compare only within one setting of it, and are best taken with 1.
+The program can be stopped at any time. The same command skips what is done and continues the
+trainings from their last checkpoints. Folders of other settings are refused. Each folder has the
+command in command.txt and its output in output.txt.
 """
 
 import argparse
+import json
 import os
+import shlex
 import signal
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
-from summarize_runs import METRIC, differences, to_markdown
+import yaml
 from tabulate import tabulate
 
-from dcp_clip.data.catalog import datasets_root
-from dcp_clip.data.preparation.program import available_cpus
-from dcp_clip.emoji_scenes.subsets import SPLITS as BASE_SPLITS
-from dcp_clip.experiments.reproduce_plan import SPLITS, PlanError, Row, load_plan
-from dcp_clip.experiments.reproduce_runner import (
-    StepError,
-    check_record,
-    command_line,
-    format_seconds,
-    only_one,
-    read_record,
-    run_steps,
-)
-from dcp_clip.experiments.reproduce_steps import ROOT, Planner, Step
-from dcp_clip.experiments.run_results import MILLISECONDS, SummaryError, summarize
-from dcp_clip.utils.arguments import positive
-from dcp_clip.utils.image_io import atomic_write
-
-METRICS = (METRIC, "mIoU_stuff", "recall_things", MILLISECONDS)
+ROOT = Path(__file__).resolve().parents[1]
+PLAN = "configs/emoji_scenes/ablation.yaml"
+SUBSETS = ("base", "unseen", "unseen_style", "all")
+METRICS = ("mIoU_things", "mIoU_stuff", "recall_things", "milliseconds")
 
 
-def describe_steps(steps: Sequence[Step]) -> str:
-    """All steps with their state and command, for --list."""
-    lines = []
-    for step in steps:
-        check_record(step)
-        state = "done" if step.is_done() else "begun" if read_record(step) else "to do"
-        lines.append(f"# {step.name}: {state}\n{command_line(step)}")
-    return "\n".join(lines)
+class ReproductionError(RuntimeError):
+    """Something failed, or the arguments are wrong; the message is one sentence."""
 
 
-def describe_times(steps: Sequence[Step]) -> str:
-    """How long each step took, as a table; a dash for what was there before."""
-    records = [(step.name, read_record(step)) for step in steps]
-    rows = [(name, format_seconds(record.seconds) if record else "–") for name, record in records]
-    total = sum(record.seconds for _, record in records if record)
-    rows.append(("all, one after the other", format_seconds(total)))
-    return tabulate(rows, ["step", "time"], tablefmt="github", disable_numparse=True)
+@dataclass(frozen=True)
+class Task:
+    """One call of train_net.py.
+
+    Attributes:
+        folder: output folder.
+        arguments: arguments of train_net.py.
+        datasets: the data sets of an evaluation; empty for a training.
+    """
+
+    folder: Path
+    arguments: list[str]
+    datasets: tuple[str, ...] = ()
+
+    def is_done(self) -> bool:
+        if self.datasets:  # results.json grows with each data set
+            path = self.folder / "results.json"
+            return path.is_file() and set(self.datasets) <= set(
+                json.loads(path.read_text(encoding="utf-8"))["results"]
+            )
+        path = self.folder / "last_checkpoint"  # written after the checkpoint itself
+        return path.is_file() and path.read_text().strip() == "model_final.pth"
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "train_net.py", *self.arguments])
+
+    def check(self) -> None:
+        """Raise ReproductionError if the folder was made by another command."""
+        path = self.folder / "command.txt"
+        if path.is_file() and path.read_text().strip() != self.command:
+            raise ReproductionError(
+                f"{self.folder} was made with other settings (see command.txt): use another "
+                "--output, or remove the folder."
+            )
 
 
-def describe_results(folder: Path, rows: Sequence[Row]) -> str:
-    """The tables of everything evaluated so far, with the rows' notes, and seed by seed what the
-    first row of the plan has over the others.
+def load_rows(path: Path) -> tuple[dict[str, dict], list[int]]:
+    """Read the rows by name, and the seeds.
+
+    The "trained_row" of a row is the one whose trained weights it evaluates: itself, another row,
+    or "" for CLIP alone, which has no seeds.
+    """
+    plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows: dict[str, dict] = {}
+    for section in ("variants", "baselines", "evaluations", "training_free"):
+        for entry in plan.get(section, ()):
+            source = rows.get(entry.get("weights_of", ""), {})
+            overrides = [str(part) for pair in entry.get("overrides", {}).items() for part in pair]
+            rows[entry["name"]] = {
+                "note": entry["note"],
+                "config": source.get("config") or entry.get("config", plan["base"]),
+                "overrides": [*source.get("overrides", ()), *overrides],
+                "trained_row": entry.get("weights_of", entry["name"]),
+                "on_request": entry.get("on_request", False),
+            }
+            if section == "training_free":
+                rows[entry["name"]]["trained_row"] = ""
+    return rows, plan["seeds"]
+
+
+def select_rows(rows: dict[str, dict], names: str | None) -> list[str]:
+    """Names of rows in the order of the list; None selects all but those on request.
 
     Raises:
-        SummaryError: if nothing is.
+        ReproductionError: for an unknown name.
     """
-    values = summarize([folder], METRICS, [row.name for row in rows])
-    notes = [(row.name, row.note) for row in rows if row.name in values]
-    legend = tabulate(notes, ["run", "what it is"], tablefmt="github", disable_numparse=True)
-    tables, first = [to_markdown(values, METRICS)], rows[0].name
-    if first in values and len(values) > 1:
-        tables.append(to_markdown(differences(values, first), METRICS, first))
-    return "\n".join((*tables, legend)) + "\n"
+    if names is None:
+        return [name for name, row in rows.items() if not row["on_request"]]
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in rows:
+            raise ReproductionError(f"there is no row '{name}'; there are: {', '.join(rows)}.")
+    return [name for name in rows if name in wanted]
 
 
-def step_environment(jobs: int, data: Path) -> dict[str, str]:
-    """Variables of the steps' processes: where the data are, and their share of the cores."""
-    environment = os.environ | {"DETECTRON2_DATASETS": str(data), "PYTHONUNBUFFERED": "1"}
+def make_tasks(
+    args: argparse.Namespace, rows: dict[str, dict], seeds: Sequence[int]
+) -> tuple[list[Task], list[Task]]:
+    """The trainings that the selected rows need, and their evaluations.
+
+    The options of this program come last, so that KEY VALUE cannot change seeds, data or folders.
+    """
+    output = args.output.resolve()
+    prefix = f"emoji_scenes_split{args.base_split}_" if args.base_split else "emoji_scenes_"
+    datasets = tuple(f"{prefix}{subset}_{args.split}" for subset in SUBSETS)
+    iterations = ["SOLVER.MAX_ITER", str(args.iterations)] if args.iterations else []
+    trainings, evaluations = {}, []
+
+    def arguments(name: str, mode: str, test: tuple[str, ...], folder: Path, *more: str) -> list:
+        command = [
+            "--config-file",
+            rows[name]["config"],
+            mode,
+            *args.opts,
+            *rows[name]["overrides"],
+        ]
+        if args.clip:
+            command += ["MODEL.CLIP.PRETRAINED", str(args.clip.resolve())]
+        command += ["DATASETS.TRAIN", f"('{prefix}base_train',)", "DATASETS.TEST", str(test)]
+        return [*command, "OUTPUT_DIR", str(folder), *more]
+
+    for name in select_rows(rows, args.variants):
+        source = rows[name]["trained_row"]
+        for seed in [f"seed{n}" for n in seeds] if source else [""]:
+            weights = []
+            if source:
+                folder = output / source / seed
+                more = ["SEED", seed.removeprefix("seed"), *iterations]
+                trainings[folder] = Task(folder, arguments(source, "--resume", (), folder, *more))
+                weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+            folder = output / args.split / name / seed
+            command = arguments(name, "--eval-only", datasets, folder, *weights)
+            evaluations.append(Task(folder, command, datasets))
+    return list(trainings.values()), evaluations
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int) -> None:
+    """Run the tasks that are not done yet, several at a time.
+
+    The first error, Ctrl-C included, stops all of them.
+
+    Raises:
+        ReproductionError: if a task fails.
+    """
+    environment = dict(os.environ)
     if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, available_cpus() // jobs))
-    return environment
+        environment["OMP_NUM_THREADS"] = "1"
+    running: set[subprocess.Popen] = set()
+    stopped = threading.Event()
+
+    def run(task: Task) -> None:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        (task.folder / "command.txt").write_text(task.command + "\n")
+        start, path = time.monotonic(), task.folder / "output.txt"
+        with open(path, "ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "train_net.py", *task.arguments],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            running.add(process)
+            if stopped.is_set():
+                process.terminate()
+            status = process.wait()
+            running.discard(process)
+        if status or not task.is_done():
+            lines = path.read_text(errors="replace").strip().splitlines() or [""]
+            raise ReproductionError(f"{task.folder} failed: {lines[-1][:300]} (see {path})")
+        print(f"{task.folder}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = [pool.submit(run, task) for task in tasks if not task.is_done()]
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
+
+
+def summarize(folder: Path, rows: dict[str, dict]) -> str:
+    """The tables of all rows evaluated so far, and their differences from the first row."""
+    evaluated = [name for name in rows if any((folder / name).rglob("results.json"))]
+    command = [sys.executable, str(ROOT / "tools" / "summarize_runs.py"), str(folder)]
+    command += ["--runs", ",".join(evaluated)]
+    command += [word for metric in METRICS for word in ("--metric", metric)]
+    tables = [subprocess.check_output(command, text=True)]
+    first = next(iter(rows))
+    if first in evaluated[:1] and len(evaluated) > 1:
+        tables.append(subprocess.check_output([*command, "--against", first], text=True))
+    notes = [(name, rows[name]["note"]) for name in evaluated]
+    return "\n".join([*tables, tabulate(notes, ["run", "note"], tablefmt="pipe")]) + "\n"
 
 
 def reproduce(args: argparse.Namespace) -> None:
     """Do what the command line asks.
 
     Raises:
-        PlanError, StepError, SummaryError: with one sentence each.
+        ReproductionError: for wrong arguments, or if a task fails.
     """
-    plan, data = load_plan(args.plan), datasets_root().resolve()
-    rows = plan.choose(args.variants)
-    planner = Planner(
-        plan,
-        args.output.resolve(),
-        data,
-        split=args.split,
-        iterations=args.iterations,
-        clip=args.clip,
-        base_split=args.base_split,
-        overrides=tuple(args.opts),
-    )
-    planner.check_overrides(rows)
-    steps = planner.steps(rows, args.seeds or plan.seeds)
-    if args.list:
-        print(describe_steps(steps))
-        return
-    with only_one(args.output) as lock:
-        environment = step_environment(args.jobs, data)
-        run_steps(steps, jobs=args.jobs, environment=environment, lock=lock, tell=_print_now)
-        tables = describe_results(planner.results, plan.rows)
-        with atomic_write(planner.results / "summary.md", "w") as file:
-            file.write(tables)
-    print(f"\n{tables}\n{describe_times(steps)}")
-
-
-def _print_now(line: str) -> None:
-    print(line, flush=True)
-
-
-def names(text: str) -> list[str]:
-    """Words between commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def numbers(text: str) -> list[int]:
-    """Whole numbers between commas, each once."""
-    return list(dict.fromkeys(int(number) for number in names(text)))
+    rows, seeds = load_rows(ROOT / PLAN)
+    if args.clip and not args.clip.is_file():
+        raise ReproductionError(f"--clip: the file {args.clip} does not exist.")
+    trainings, evaluations = make_tasks(args, rows, args.seeds or seeds)
+    for task in (*trainings, *evaluations):
+        task.check()
+    run_tasks(trainings, args.jobs)
+    run_tasks(evaluations, args.jobs)
+    folder = args.output / args.split
+    tables = summarize(folder, rows)
+    (folder / "summary.md").write_text(tables, encoding="utf-8")
+    print(f"\n{tables}")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -151,20 +254,23 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--output", type=Path, default=ROOT / "output" / "emoji_scenes", metavar="FOLDER")
-    add("--plan", type=Path, default=ROOT / "configs" / "emoji_scenes" / "ablation.yaml")
-    add("--variants", type=names, metavar="A,B", help="rows by name (default: all of the plan)")
-    add("--seeds", type=numbers, metavar="1,2", help="of the trainings (default: the plan's)")
-    add("--iterations", type=positive, metavar="N", help="of a training (default: its config's)")
-    add("--clip", type=Path, metavar="FILE", help="weights of CLIP (default: pre-train one)")
-    add("--split", choices=SPLITS, default="test", help="scenes to evaluate (default: test)")
-    add("--base-split", type=int, choices=BASE_SPLITS, default=0, help="which names are base")
-    add("--jobs", type=positive, default=1, metavar="N", help="steps at a time (default: 1)")
-    add("--list", "--dry-run", action="store_true", help="print the commands; run nothing")
+    add("--variants", metavar="A,B", help="names of rows (default: all that do not take hours)")
+    add(
+        "--seeds",
+        type=lambda text: [int(seed) for seed in text.split(",")],
+        metavar="1,2",
+        help="seeds of the trainings (default: 1,2,3)",
+    )
+    add("--iterations", type=int, metavar="N", help="of each training (default: the config's)")
+    add("--clip", type=Path, metavar="FILE", help="weights of CLIP (default: the shipped ones)")
+    add("--split", choices=("val", "test"), default="test", help="scenes for the evaluation")
+    add("--base-split", type=int, choices=(0, 1), default=0, help="which names are base")
+    add("--jobs", type=int, default=1, metavar="N", help="processes; one thread each if above 1")
     add(
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
-        help="of all rows, over their configs",
+        help="overrides of all rows' configs",
     )
     return parser
 
@@ -172,16 +278,14 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
     args = get_parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has the second ignored
-            signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         reproduce(args)
-    except (PlanError, StepError, SummaryError) as error:
+    except ReproductionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on with what is left.", file=sys.stderr)
+        print("Stopped. The same command continues with the rest.", file=sys.stderr)
         return 130
     return 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Summarise evaluations: one row a run, one column a data set, mean and spread over seeds.
+"""Summarise evaluations as tables: mean and standard deviation over seeds.
 
     python tools/summarize_runs.py output/emoji_scenes/test
     python tools/summarize_runs.py output/emoji_scenes/test --metric mIoU_things \\
@@ -7,156 +7,202 @@
     python tools/summarize_runs.py output/emoji_scenes/val --against default
     python tools/summarize_runs.py output/emoji_scenes/test --json > summary.json
 
-Reads every results.json below the folders, as an evaluation leaves it in its OUTPUT_DIR. The run is
-the folder's name, <run>/results.json; seeds of a run are in <run>/seed<N>/results.json.
+Reads every results.json in the folders and their subfolders; evaluations write this file to
+OUTPUT_DIR. Each table has one row for each run and one column for each data set. The name of a run
+is its folder, <run>/results.json, or <run>/seed<N>/results.json for several seeds.
 
-A cell is "mean ± sd (n)": over the n seeds that have the figure, sd with n - 1 in its denominator,
-none for one seed. A dash stands where no seed has it. Metrics are named as in results.json, and in
-percent; with --milliseconds there is also the time an image in the model, batch as evaluated. The
-last column is each seed's mean over the data sets, where there are several and it has all of them.
+A cell is "mean ± standard deviation (number of seeds)". The standard deviation is that of the
+sample, with n - 1 in the denominator. A dash means that no seed has a value. Metrics have their
+names in results.json. They are in percent, except for milliseconds, the model's time for an image.
+The last column is the mean over the data sets, of the seeds that have all of them.
 
-With --against RUN the cells are what that run has over each other one, seed by seed, as "mean ±
-standard error (n)": what both owe to the seed cancels out. A run without seeds is compared with
-every seed.
+With --against RUN the cells are paired differences: RUN minus the other run, seed by seed, as "mean
+± standard error (number of seeds)". A run without seeds is compared with every seed.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
-from dcp_clip.experiments.run_results import MILLISECONDS, SummaryError, Values, summarize
-
-METRIC = "mIoU_things"
-_DASH = "–"
-MEAN = "mean"
+MILLISECONDS = "milliseconds"
+# {(run, data set, metric): {seed: value}}; the seed is None for a run without seeds.
+Values = dict[tuple[str, str, str], dict[int | None, float]]
 
 
-def short_names(datasets: Sequence[str]) -> dict[str, str]:
-    """Data sets without the words at either end that all of them share: emoji_scenes_base_test
-    among its sisters becomes base."""
-    words = [name.split("_") for name in datasets]
-    shortest = min(map(len, words), default=0)
-    if len(set(datasets)) < 2:
-        return {name: name for name in datasets}
-    start = 0
-    while start < shortest - 1 and len({w[start] for w in words}) == 1:
-        start += 1
-    end = 0
-    while start + end < shortest - 1 and len({w[-1 - end] for w in words}) == 1:
-        end += 1
-    return {name: "_".join(w[start : len(w) - end]) for name, w in zip(datasets, words)}
+class SummaryError(ValueError):
+    """The folders cannot be summarised; the message is one sentence."""
 
 
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and standard deviation of the sample; None for fewer than two values."""
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return statistics.fmean(values), sd
-
-
-def format_cell(values: Sequence[float], digits: int = 1, error_of_mean: bool = False) -> str:
-    """ "mean ± spread (n)", a dash for no value; the spread is the standard deviation, or the
-    standard error of the mean, and then the mean has a sign."""
-    if not values:
-        return _DASH
-    mean, sd = mean_and_sd(values)
-    if error_of_mean and sd is not None:
-        sd /= len(values) ** 0.5
-    spread = "" if sd is None else f" ± {sd:.{digits}f}"
-    return f"{mean:{'+' if error_of_mean else ''}.{digits}f}{spread} ({len(values)})"
-
-
-def mean_over_datasets(found: Mapping[str, Mapping[str, dict]], metric: str, n: int) -> list[float]:
-    """Of one run, each seed's mean over its n data sets; seeds that lack one are left out."""
-    cells = [dataset[metric] for dataset in found.values()]
-    seeds = dict.fromkeys(seed for cell in cells for seed in cell)
-    rows = [[cell[seed] for cell in cells if seed in cell] for seed in seeds]
-    return [statistics.fmean(row) for row in rows if len(row) == n]
-
-
-def to_markdown(values: Values, metrics: Sequence[str], against: str | None = None) -> str:
-    """A table a metric, one row a run, one column a data set, and one of their mean.
+def read_values(folders: Sequence[Path]) -> Values:
+    """Read all results.json files, sorted by run and seed.
 
     Args:
-        values: see :func:`run_results.collect`, or :func:`differences` where `against` is given.
-        metrics: one or more of the values'.
-        against: the run that the differences are of.
+        folders: folders of evaluations. If there are several, their paths begin the runs' names.
+
+    Raises:
+        SummaryError: if a folder has no results, or a file is not a report of an evaluation.
     """
-    datasets = list(dict.fromkeys(name for run in values.values() for name in run))
-    names, paired = short_names(datasets), against is not None
-    what = f"{against} less each, " if paired else ""
-    spread = "standard error" if paired else "standard deviation"
-    several = [MEAN] if len(datasets) > 1 else []
-    tables = []
+    found = []
+    for folder in folders:
+        paths = list(folder.rglob("results.json"))
+        if not paths:
+            raise SummaryError(
+                f"{folder} contains no results.json; `train_net.py --eval-only` writes one to "
+                "OUTPUT_DIR."
+            )
+        for path in paths:
+            parts = path.parent.relative_to(folder).parts
+            seed = re.fullmatch(r"seed(\d+)", parts[-1]) if parts else None
+            run = "/".join(parts[:-1] if seed else parts) or folder.resolve().name
+            run = f"{folder}/{run}" if len(folders) > 1 else run
+            found.append((run, int(seed[1]) if seed else -1, path))
+    values: Values = {}
+    for run, seed, path in sorted(found):
+        for dataset, metrics in read_metrics(path).items():
+            for metric, value in metrics.items():
+                cell = values.setdefault((run, dataset, metric), {})
+                if None in cell:
+                    raise SummaryError(
+                        f"{run} has a results.json beside its seed folders: move or remove one of "
+                        "them."
+                    )
+                cell[None if seed < 0 else seed] = value
+    return values
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float]]:
+    """``{data set: {metric: value}}`` of one results.json; null values are left out.
+
+    Raises:
+        SummaryError: if the file is not a report of an evaluation.
+    """
+    metrics = {}
+    try:
+        for dataset, tasks in json.loads(path.read_text(encoding="utf-8"))["results"].items():
+            flat = {name: value for task in tasks.values() for name, value in task.items()}
+            if rate := flat.get("model_images_per_second"):
+                flat[MILLISECONDS] = 1000 / rate
+            metrics[dataset] = {k: float(v) for k, v in flat.items() if v is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SummaryError(
+            f"{path} is not a report of an evaluation ({type(error).__name__}): remove it."
+        ) from error
+    return metrics
+
+
+def select(values: Values, metrics: Sequence[str], runs: Sequence[str]) -> Values:
+    """Keep some metrics, and some runs in this order.
+
+    Raises:
+        SummaryError: for a metric or a run that does not exist.
+    """
+    known = {metric for _, _, metric in values}
     for metric in metrics:
-        rows = []
-        for run, found in values.items():
-            cells = [list(found.get(d, {}).get(metric, {}).values()) for d in datasets]
-            if several:
-                cells.append(mean_over_datasets(found, metric, len(datasets)))
-            rows.append([run, *(format_cell(cell, error_of_mean=paired) for cell in cells)])
-        text = tabulate(
-            [[cell.replace("|", r"\|") for cell in row] for row in rows],
-            ["run", *(names[d] for d in datasets), *several],
-            tablefmt="pipe",
-            colalign=["left", *["right"] * len(datasets + several)],
-            disable_numparse=True,
-        )
-        tables.append(f"{metric}, {what}mean ± {spread} (seeds):\n\n{text}\n")
-    return "\n".join(tables)
+        if metric not in known:
+            # The metrics of single categories ("IoU-cat") can be hundreds.
+            names = ", ".join(sorted(name for name in known if "-" not in name)) or "none"
+            raise SummaryError(f"no result has the metric '{metric}'; there are: {names}.")
+    existing = _unique(run for run, _, _ in values)
+    for run in runs:
+        if run not in existing:
+            raise SummaryError(f"there is no run '{run}'; there are: {', '.join(existing)}.")
+    return {
+        key: cell
+        for run in runs
+        for key, cell in values.items()
+        if key[0] == run and key[2] in metrics
+    }
 
 
 def differences(values: Values, against: str) -> Values:
-    """What one run has over each other run, by data set, metric and seed.
-
-    Raises:
-        SummaryError: if there is no such run.
-    """
-    if against not in values:
-        raise SummaryError(f"there is no run '{against}'; there are: {', '.join(values)}.")
+    """One run minus each other run, for each data set, metric and seed."""
     return {
-        run: {
-            dataset: {
-                metric: _subtract(values[against].get(dataset, {}).get(metric, {}), cell)
-                for metric, cell in cells.items()
-            }
-            for dataset, cells in found.items()
-        }
-        for run, found in values.items()
+        (run, dataset, metric): _subtract(values.get((against, dataset, metric), {}), cell)
+        for (run, dataset, metric), cell in values.items()
         if run != against
     }
 
 
-def _subtract(ours: dict[int | None, float], theirs: dict[int | None, float]) -> dict:
-    """By seed; what has none stands for every seed of the other."""
-    if None in theirs:
-        return {seed: value - theirs[None] for seed, value in ours.items()}
-    if None in ours:
-        return {seed: ours[None] - value for seed, value in theirs.items()}
-    return {seed: ours[seed] - theirs[seed] for seed in theirs if seed in ours}
+def _subtract(first: dict[int | None, float], second: dict[int | None, float]) -> dict:
+    """Differences by seed; a value without a seed is used for every seed of the other run."""
+    seeds = second if None in first else first
+    pairs = [(s, first.get(s, first.get(None)), second.get(s, second.get(None))) for s in seeds]
+    return {s: a - b for s, a, b in pairs if a is not None and b is not None}
+
+
+def to_markdown(values: Values, against: str | None = None) -> str:
+    """One table for each metric.
+
+    Args:
+        values: see :func:`select`, or :func:`differences` if `against` is given.
+        against: the run that the others are subtracted from.
+    """
+    runs, datasets, metrics = (_unique(key[i] for key in values) for i in range(3))
+    several = len(datasets) > 1
+    title = f"{against} minus each run, " if against else ""
+    title += "mean ± standard " + ("error (seeds)" if against else "deviation (seeds)")
+    tables = []
+    for metric in metrics:
+        rows = []
+        for run in runs:
+            cells = [values.get((run, dataset, metric), {}) for dataset in datasets]
+            if several:
+                seeds = [s for s in cells[0] if all(s in cell for cell in cells)]
+                cells.append({s: statistics.fmean(cell[s] for cell in cells) for s in seeds})
+            rows.append([run, *(format_cell(cell, paired=bool(against)) for cell in cells)])
+        headings = ["run", *short_names(datasets), *["mean"] * several]
+        align = ["left", *["right"] * (len(headings) - 1)]
+        table = tabulate(rows, headings, "pipe", colalign=align, disable_numparse=True)
+        tables.append(f"{metric}, {title}:\n\n{table}\n")
+    return "\n".join(tables)
+
+
+def format_cell(cell: dict[int | None, float], paired: bool = False) -> str:
+    """ "mean ± spread (n)". Paired differences have a sign and the standard error as spread."""
+    if not cell:
+        return "–"
+    mean, n = statistics.fmean(cell.values()), len(cell)
+    spread = ""
+    if n > 1:
+        spread = f" ± {statistics.stdev(cell.values()) / (n**0.5 if paired else 1):.1f}"
+    return f"{mean:{'+' if paired else ''}.1f}{spread} ({n})"
+
+
+def short_names(datasets: Sequence[str]) -> list[str]:
+    """Names without the words that all of them begin or end with: emoji_scenes_base_test and
+    emoji_scenes_unseen_test become base and unseen."""
+    words = [name.split("_") for name in datasets]
+    start = end = 0
+    if len(set(datasets)) > 1:
+        shortest = min(map(len, words))
+        while start < shortest - 1 and len({w[start] for w in words}) == 1:
+            start += 1
+        while start + end < shortest - 1 and len({w[-1 - end] for w in words}) == 1:
+            end += 1
+    return ["_".join(w[start : len(w) - end]) for w in words]
 
 
 def to_json(values: Values) -> str:
-    """``{run: {data set: {metric: {"mean", "sd", "n", "seeds": {seed: value}}}}}``; mean and sd are
-    null where there are too few values."""
-    content = {
-        run: {
-            dataset: {metric: _describe(seeds) for metric, seeds in cells.items()}
-            for dataset, cells in found.items()
+    """``{run: {data set: {metric: {"mean", "sd", "n", "seeds": {seed: value}}}}}``."""
+    content: dict = {}
+    for (run, dataset, metric), cell in values.items():
+        content.setdefault(run, {}).setdefault(dataset, {})[metric] = {
+            "mean": statistics.fmean(cell.values()) if cell else None,
+            "sd": statistics.stdev(cell.values()) if len(cell) > 1 else None,
+            "n": len(cell),
+            "seeds": {"none" if s is None else str(s): value for s, value in cell.items()},
         }
-        for run, found in values.items()
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def _describe(seeds: Mapping[int | None, float]) -> dict:
-    mean, sd = mean_and_sd(list(seeds.values())) if seeds else (None, None)
-    by_seed = {"none" if seed is None else str(seed): value for seed, value in seeds.items()}
-    return {"mean": mean, "sd": sd, "n": len(seeds), "seeds": by_seed}
+def _unique(items: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(items))
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -165,26 +211,26 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="FOLDER")
-    add("--metric", action="append", metavar="NAME", help=f"repeatable (default: {METRIC})")
-    add("--milliseconds", action="store_true", help="also the model's milliseconds an image")
-    add("--against", metavar="RUN", help="what this run has over each other one")
+    add("--metric", action="append", metavar="NAME", help="repeatable (default: mIoU_things)")
+    add("--milliseconds", action="store_true", help="also the model's milliseconds for an image")
+    add("--runs", metavar="A,B", help="only these runs, in this order (default: all)")
+    add("--against", metavar="RUN", help="subtract each other run from this run, seed by seed")
     add("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the summary; what cannot be summarised ends the program with one sentence."""
     args = get_parser().parse_args(argv)
-    metrics = list(dict.fromkeys(args.metric or [METRIC]))
-    if args.milliseconds and MILLISECONDS not in metrics:
-        metrics.append(MILLISECONDS)
+    metrics = _unique([*(args.metric or ["mIoU_things"]), *[MILLISECONDS] * args.milliseconds])
     try:
-        values = summarize(args.folders, metrics)
-        if args.against is not None:
-            values = differences(values, args.against)
+        values = read_values(args.folders)
+        runs = args.runs.split(",") if args.runs else _unique(run for run, _, _ in values)
+        values = select(values, metrics, _unique([*runs, *filter(None, [args.against])]))
     except SummaryError as error:
         sys.exit(f"error: {error}")
-    print(to_json(values) if args.json else to_markdown(values, metrics, args.against))
+    if args.against:
+        values = differences(values, args.against)
+    print(to_json(values) if args.json else to_markdown(values, args.against))
 
 
 if __name__ == "__main__":
