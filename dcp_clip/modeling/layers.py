@@ -55,7 +55,7 @@ class CrossAttention(nn.Module):
             query: (B, Q, d).
             key: (B, N, d), keys and values.
             bias: (B, Q, N), added to the attention logits with a learned weight for each head.
-            key_valid: (B, N) bool, False for keys that are padding; at least one is True in each row.
+            key_valid: (B, N) bool, False at padding; each row has at least one True.
 
         Returns:
             (B, Q, d), to be added to the query by the caller.

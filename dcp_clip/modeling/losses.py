@@ -30,7 +30,7 @@ LABEL_STRIDE = 4
 
 
 def present_categories(labels: Tensor, num_categories: int) -> Tensor:
-    """(B, C) bool: the categories that have a pixel in `labels` (B, H, W); other values are void."""
+    """(B, C) bool: the categories with a pixel in `labels` (B, H, W); other values are void."""
     flat = labels.flatten(1)
     inside = (flat >= 0) & (flat < num_categories)
     present = torch.zeros(len(labels), num_categories + 1, dtype=torch.bool, device=labels.device)
@@ -207,9 +207,9 @@ def _dice(log_p: Tensor, log_hit: Tensor, target: Tensor) -> Tensor:
     """
     known = (target >= 0).flatten(1).to(log_p.dtype)
     index = target.clamp(min=0).flatten(1)
-    nothing = log_p.new_zeros(log_p.shape[:2])
-    count = nothing.scatter_add(1, index, known)
-    overlap = 2 * nothing.scatter_add(1, index, log_hit.flatten(1).exp() * known) + 1
+    zeros = log_p.new_zeros(log_p.shape[:2])
+    count = zeros.scatter_add(1, index, known)
+    overlap = 2 * zeros.scatter_add(1, index, log_hit.flatten(1).exp() * known) + 1
     size = torch.einsum("bkn,bn->bk", log_p.flatten(2).exp(), known) + count + 1
     present = count > 0
     return ((1 - overlap / size) * present).sum() / present.sum().clamp(min=1)

@@ -1,7 +1,7 @@
-"""Other segmentation heads on the same CLIP, data and schedule, to compare DCP-CLIP with.
+"""Baselines: other segmentation heads with the same CLIP, data and schedule as DCP-CLIP.
 
-Each is a small implementation of a published idea, written for this project. Its figures show what
-the idea gives at this scale; they are not those of the published model.
+Each is a small implementation of a published idea, written for this project. Its results show what
+the idea achieves at this scale. They are not results of the published model.
 """
 
 from dcp_clip.modeling.baselines.cost_aggregation import CostAggregationSegmentor

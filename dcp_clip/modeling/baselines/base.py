@@ -1,4 +1,4 @@
-"""What the baseline heads share: CLIP's two towers, all C categories, and a feature pyramid."""
+"""Shared parts of the baselines: CLIP's two towers, all C categories, and a feature pyramid."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
     "resize_to_stride",
 ]
 
-# The stride that each level is resized to; res5 keeps its own. The levels of a ViT have one grid,
-# and those of a small tower may be finer than their names say.
+# The stride that each level is resized to; res5 keeps its own. All levels of a ViT have the same
+# grid, and those of a small tower can have smaller strides than usual.
 _STRIDES = {"res4": 16, "res3": 8, "res2": 4}
 
 
 class BaselineSegmentor(OpenVocabularySegmentor):
-    """CLIP's image and text towers and one head that gives logits of all categories: K = C."""
+    """CLIP's image and text towers, and one head that computes the logits of all C categories."""
 
     def __init__(self, *, head: nn.Module, channels_last: bool = False, **common):
         """
@@ -75,8 +75,8 @@ class BaselineSegmentor(OpenVocabularySegmentor):
 def cosine_similarity(unit: Tensor, text: TextFeatures) -> Tensor:
     """(B, C, ...) cosine similarity of unit-length features (B, D, ...) and all categories.
 
-    Of several synonyms the best one counts. Never in half precision, as the similarities decide
-    between categories.
+    The similarity of a category is that of its best synonym. It decides between categories and is
+    therefore never computed in half precision.
     """
     with torch.autocast(unit.device.type, enabled=False):
         synonyms = text.embeddings.float()[text.category_rows].unbind(1)
@@ -85,13 +85,13 @@ def cosine_similarity(unit: Tensor, text: TextFeatures) -> Tensor:
 
 
 def conv_norm_relu(in_channels: int, out_channels: int) -> Conv2d:
-    """3x3 convolution, group norm with four groups, ReLU."""
+    """A 3x3 convolution, group norm with four groups, and ReLU."""
     norm = nn.GroupNorm(4, out_channels)
     return Conv2d(in_channels, out_channels, 3, padding=1, bias=False, norm=norm, activation=F.relu)
 
 
 def resize_to_stride(feature: Tensor, image: Tensor, stride: int) -> Tensor:
-    """Resize features of an image (B, 3, H, W) to the grid of a stride."""
+    """Resize the features of an image (B, 3, H, W) to the grid of a stride."""
     height, width = image.shape[-2:]
     return resize_to(feature, (-(-height // stride), -(-width // stride)))
 
@@ -104,7 +104,7 @@ class Pyramid(nn.Module):
         Args:
             input_shape: output shape of the backbone; dense, res2 to res4 and, if there is one,
                 res5 are used.
-            dim: channels of every level; a multiple of 4.
+            dim: channels of each level; a multiple of 4.
         """
         super().__init__()
         self.strides = {"res5": input_shape["res5"].stride} if "res5" in input_shape else {}
@@ -116,7 +116,7 @@ class Pyramid(nn.Module):
         self.merges = nn.ModuleDict({key: conv_norm_relu(dim, dim) for key in self.strides})
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The output of the backbone to levels (B, dim, h, w) by name, the coarsest first."""
+        """From the output of the backbone to levels (B, dim, h, w) by name, the coarsest first."""
         dense = features["dense"]
         # Unit-length vectors times sqrt(D) have entries of unit size.
         x = self.top(F.normalize(dense, dim=1) * dense.shape[1] ** 0.5)

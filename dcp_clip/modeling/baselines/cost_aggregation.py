@@ -1,4 +1,4 @@
-"""Cost aggregation over all names: the idea of CAT-Seg (arXiv 2303.11797)."""
+"""Cost aggregation over all categories: the idea of CAT-Seg (arXiv 2303.11797)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from dcp_clip.structures import TextFeatures
 
 __all__ = ["CostAggregationHead", "CostAggregationSegmentor"]
 
+# Levels that guide the upsampling, and their strides.
 _GUIDES = {"res3": 8, "res2": 4}
+_CATEGORIES_PER_CHUNK = 64
 
 
 class _SpatialAggregation(nn.Module):
-    """Each category's map by itself, beside the image: a residual block of convolutions."""
+    """A residual block of convolutions, for the map of each category separately."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -33,15 +35,17 @@ class _SpatialAggregation(nn.Module):
         self.out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, maps: Tensor, image: Tensor) -> Tensor:
-        """maps (B, C, E, h, w) and image (B, E, h, w) to (B, C, E, h, w)."""
+        """From maps (B, C, E, h, w) and image features (B, E, h, w) to maps (B, C, E, h, w)."""
         x = self.mix(self.norm(maps.flatten(0, 1))).unflatten(0, maps.shape[:2])
         x = self.out(F.gelu(x + image[:, None]).flatten(0, 1))
         return maps + x.unflatten(0, maps.shape[:2])
 
 
 class _ClassAggregation(nn.Module):
-    """At each position the categories attend to each other, by linear attention (arXiv 2006.16236):
-    time and memory grow with C and not with its square."""
+    """At each position the categories attend to each other.
+
+    With linear attention (arXiv 2006.16236) time and memory grow linearly with C.
+    """
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -52,34 +56,39 @@ class _ClassAggregation(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.mlp = MLP(dim)
 
-    def forward(self, maps: Tensor, words: Tensor) -> Tensor:
-        """maps (B, C, E, h, w) and words (C, E) to (B, C, E, h, w)."""
+    def forward(self, maps: Tensor, text_features: Tensor) -> Tensor:
+        """From maps (B, C, E, h, w) and text features (C, E) to maps (B, C, E, h, w)."""
         x = maps.flatten(3).permute(0, 3, 1, 2)  # (B, N, C, E)
         normed = self.norm(x)
-        query, key = self.query_key(normed + words).chunk(2, dim=-1)
+        query, key = self.query_key(normed + text_features).chunk(2, dim=-1)
         qkv = (query, key, self.value(normed))
         qkv = (y.float().unflatten(-1, (self.num_heads, -1)) for y in qkv)
-        with torch.autocast(x.device.type, enabled=False):  # sums over C in full precision
+        with torch.autocast(x.device.type, enabled=False):  # sums over C need full precision
             mixed = _linear_attention(*qkv)
         x = x + self.out(mixed.flatten(3))
         return (x + self.mlp(x)).permute(0, 2, 3, 1).unflatten(3, maps.shape[-2:])
 
 
 def _linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, N, C, heads, e) each: what each of C reads from all C."""
+    """Linear attention among C categories; all tensors are (B, N, C, heads, e)."""
     query, key = 1 + F.elu(query), 1 + F.elu(key)
-    # Means over the categories, not sums: no large numbers with a large vocabulary.
-    read = torch.einsum("bnchd,bnche->bnhde", key, value) / key.shape[2]
+    # Means over the categories, because sums would be large with a large vocabulary.
+    context = torch.einsum("bnchd,bnche->bnhde", key, value) / key.shape[2]
     total = torch.einsum("bnchd,bnhd->bnch", query, key.mean(2))
-    return torch.einsum("bnchd,bnhde->bnche", query, read) / total[..., None]
+    return torch.einsum("bnchd,bnhde->bnche", query, context) / total[..., None]
 
 
 class _Upsampling(nn.Module):
-    """Each category's map by itself to a finer grid, guided by the image's features there."""
+    """Upsamples the map of each category separately, guided by finer image features."""
 
     def __init__(self, in_channels: int, out_channels: int, guide_channels: int, last: bool):
-        """`last` leaves out normalisation and the second convolution: C times at full size, they
-        would cost as much as all the rest."""
+        """
+        Args:
+            in_channels, out_channels: channels of each category's map.
+            guide_channels: channels of the image features.
+            last: no normalisation and no second convolution. At stride 4, for C categories, they
+                would cost as much as everything else.
+        """
         super().__init__()
         self.mix = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.guide = nn.Sequential(
@@ -88,23 +97,30 @@ class _Upsampling(nn.Module):
         )
         self.refine = nn.ReLU()
         if not last:
-            norm, again = nn.GroupNorm(4, out_channels), conv_norm_relu(out_channels, out_channels)
-            self.refine = nn.Sequential(norm, nn.ReLU(), again)
+            self.refine = nn.Sequential(
+                nn.GroupNorm(4, out_channels),
+                nn.ReLU(),
+                conv_norm_relu(out_channels, out_channels),
+            )
 
     def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
-        """maps (B, C, E, h, w) and :attr:`guide`'s answer (B, E', H, W) to (B, C, E', H, W)."""
+        """From maps (B, C, E, h, w) and the output of `guide` (B, E', H, W) to (B, C, E', H, W)."""
         x = resize_to(self.mix(maps.flatten(0, 1)), guide.shape[-2:])
         x = x.unflatten(0, maps.shape[:2]) + guide[:, None]
         return self.refine(x.flatten(0, 1)).unflatten(0, maps.shape[:2])
 
 
 class CostAggregationHead(nn.Module):
-    """The cosine map of every name, embedded, aggregated over positions and over categories by
-    turns, and upsampled under guidance; all weights shared over the categories.
+    """Aggregates the cosine similarity maps (the cost) of all categories.
 
-    Departures from CAT-Seg: spatial aggregation by convolution (as SED has it, arXiv 2311.15537) in
-    the place of windowed attention; guidance enters by addition; and what the network says is added
-    to the cosine map itself and starts at zero, so an untrained head answers as CLIP would.
+    The map of each category is embedded, aggregated alternately over positions and over categories,
+    and upsampled with the guidance of finer image features. All weights are shared over the
+    categories.
+
+    There are three differences from CAT-Seg. Spatial aggregation uses convolutions, as in SED
+    (arXiv 2311.15537), instead of windowed attention. The guidance is added. The output of the
+    network is added to the cosine similarity and starts at zero, so an untrained head gives CLIP's
+    answer.
     """
 
     def __init__(
@@ -114,33 +130,34 @@ class CostAggregationHead(nn.Module):
         dim: int,
         num_heads: int,
         num_layers: int,
-        chunk_size: int,
         scale: float,
+        chunk_size: int = _CATEGORIES_PER_CHUNK,
     ):
         """
         Args:
-            input_shape: of the backbone; dense, res3 and res2 are read.
-            dim: E, channels of a category's embedded map; a quarter of them at stride 8, an eighth
-                at stride 4.
-            num_heads: of the attention between categories.
-            num_layers: rounds of aggregation.
-            chunk_size: categories upsampled at once in evaluation; aggregation needs all of them.
+            input_shape: output shape of the backbone; dense, res3 and res2 are used.
+            dim: E, channels of the embedded map of a category; it has a quarter of them at stride
+                8, and an eighth at stride 4.
+            num_heads: heads of the attention between categories.
+            num_layers: number of aggregation layers.
             scale: initial factor from cosine similarities to logits.
+            chunk_size: categories upsampled at once in evaluation, which bounds memory. The
+                aggregation needs all categories at once.
 
         Raises:
-            ValueError: when `dim` is no multiple of 16 and of the heads, or `chunk_size` below 1.
+            ValueError: if `dim` is not a multiple of 16 and of `num_heads`.
         """
         super().__init__()
-        if dim % 16 or dim % num_heads or chunk_size < 1:  # a quarter is in four groups
+        if dim % 16 or dim % num_heads:  # group norm divides a quarter of them into four groups
             raise ValueError(
                 f"MODEL.BASELINES.COST_AGGREGATION: DIM ({dim}) must be a multiple of 16 and of "
-                f"NUM_HEADS ({num_heads}), and CHUNK_SIZE ({chunk_size}) 1 or more."
+                f"NUM_HEADS ({num_heads})."
             )
         self.chunk_size, embed_dim = chunk_size, input_shape["dense"].channels
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.embed = nn.Conv2d(1, dim, 7, padding=3)
         self.image = nn.Conv2d(embed_dim, dim, 1)
-        self.words = nn.Linear(embed_dim, dim)
+        self.text = nn.Linear(embed_dim, dim)
         self.spatial = nn.ModuleList([_SpatialAggregation(dim) for _ in range(num_layers)])
         self.between = nn.ModuleList([_ClassAggregation(dim, num_heads) for _ in range(num_layers)])
         middle, fine = (input_shape[key].channels for key in _GUIDES)
@@ -155,18 +172,17 @@ class CostAggregationHead(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, features: dict[str, Tensor], text: TextFeatures) -> Tensor:
-        """What the backbone returned and C categories to logits (B, C, H/4, W/4)."""
+        """From the output of the backbone and C categories to logits (B, C, H/4, W/4)."""
         dense = F.normalize(features["dense"].float(), dim=1)
-        size = dense.shape[1] ** 0.5  # unit-length columns times sqrt(D): entries of unit size
+        size = dense.shape[1] ** 0.5  # unit-length vectors times sqrt(D) have entries of unit size
         cost = self.scale * cosine_similarity(dense, text)
         image = self.image(dense * size)
-        words = F.normalize(
-            text.embeddings[text.category_rows].mean(1), dim=1
-        )  # synonyms have one voice
-        words = self.words(words * size)
+        # The mean over the synonyms of each category.
+        text_features = F.normalize(text.embeddings[text.category_rows].mean(1), dim=1)
+        text_features = self.text(text_features * size)
         maps = self.embed(cost.flatten(0, 1)[:, None]).unflatten(0, cost.shape[:2])
         for spatial, between in zip(self.spatial, self.between):
-            maps = between(spatial(maps, image), words)
+            maps = between(spatial(maps, image), text_features)
         guides = {
             key: self.steps[key].guide(resize_to_stride(features[key], features["image"], stride))
             for key, stride in _GUIDES.items()
@@ -176,7 +192,7 @@ class CostAggregationHead(nn.Module):
         return torch.cat([self._upsample(*part, guides) for part in parts], dim=1)
 
     def _upsample(self, maps: Tensor, cost: Tensor, guides: dict[str, Tensor]) -> Tensor:
-        """Embedded maps (B, n, E, h, w) and costs (B, n, h, w) of n categories to their logits."""
+        """From maps (B, n, E, h, w) and costs (B, n, h, w) of n categories to their logits."""
         for key, guide in guides.items():
             maps = self.steps[key](maps, guide)
         correction = self.out(maps.movedim(2, -1)).squeeze(-1)
@@ -185,7 +201,7 @@ class CostAggregationHead(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class CostAggregationSegmentor(BaselineSegmentor):
-    """Cosine maps of every name, aggregated: see :class:`CostAggregationHead`."""
+    """CLIP's two towers and :class:`CostAggregationHead`."""
 
     @configurable
     def __init__(self, **kwargs):
@@ -200,7 +216,6 @@ class CostAggregationSegmentor(BaselineSegmentor):
             dim=node.DIM,
             num_heads=node.NUM_HEADS,
             num_layers=node.NUM_LAYERS,
-            chunk_size=node.CHUNK_SIZE,
             scale=cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
         )
         return {"head": head, **towers}

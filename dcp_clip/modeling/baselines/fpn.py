@@ -1,4 +1,4 @@
-"""A closed-vocabulary FPN on the same encoder, with the same losses: what to compare with."""
+"""A closed-vocabulary FPN with the same encoder and losses."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ _LEVELS = ["res2", "res3", "res4", "res5"]
 
 @META_ARCH_REGISTRY.register()
 class FPNBaseline(OpenVocabularySegmentor):
-    """CLIPBackbone, Detectron2's FPN and its semantic segmentation head (Panoptic FPN, arXiv
-    1901.02446): one output channel a category of DATASETS.TRAIN, in that order.
+    """CLIPBackbone, and Detectron2's FPN and semantic segmentation head (Panoptic FPN, arXiv
+    1901.02446).
 
-    It cannot name anything else. It is here so that DCP-CLIP's accuracy on a closed vocabulary can
-    be compared with a plain network of the same encoder, data, augmentation, losses and time.
+    It has one output channel for each category of DATASETS.TRAIN, in their order, and cannot
+    segment other categories. It shows how accurate a plain network with the same encoder, data,
+    augmentation, losses and training time is on a closed vocabulary.
     """
 
     @configurable
     def __init__(self, *, fpn: FPN, head: SemSegFPNHead, channels_last: bool = False, **common):
         """
         Args:
-            fpn: on a convolutional CLIPBackbone.
+            fpn: a feature pyramid on a convolutional CLIPBackbone.
             head: Detectron2's head; its loss is not used.
             channels_last: keep convolutions in channels-last memory format.
             common: see :class:`OpenVocabularySegmentor`.
         """
         super().__init__(backbone=fpn, **common)
-        self._trained = self.vocabulary
+        self._train_vocabulary = self.vocabulary
         self.head = head
         if channels_last:
             self.to(memory_format=torch.channels_last)
@@ -48,13 +49,13 @@ class FPNBaseline(OpenVocabularySegmentor):
     def from_config(cls, cfg: CfgNode) -> dict:
         common = cls.common_config(cfg)
         if common["vocabulary"] is None:
-            raise ValueError("FPNBaseline has a channel a category: set DATASETS.TRAIN.")
+            raise ValueError("FPNBaseline has one channel for each category: set DATASETS.TRAIN.")
         bottom_up, dim = build_backbone(cfg), cfg.MODEL.BASELINES.FPN.DIM
         missing = sorted(set(_LEVELS) - set(bottom_up.output_shape()))
         if missing:
             raise ValueError(
                 f"MODEL.CLIP.NAME is '{cfg.MODEL.CLIP.NAME}', whose image tower has no "
-                f"{', '.join(missing)}; FPNBaseline needs one of strides 4, 8, 16 and 32."
+                f"{', '.join(missing)}; FPNBaseline needs a tower with strides 4, 8, 16 and 32."
             )
         freeze_tower(cfg, "TRAIN_IMAGE", bottom_up)
         fpn = FPN(bottom_up, _LEVELS, dim, norm="BN")
@@ -69,7 +70,7 @@ class FPNBaseline(OpenVocabularySegmentor):
             common_stride=4,
             norm="BN",
         )
-        # The projection to CLIP's joint space is not read here.
+        # The projection to CLIP's joint embedding space is not used.
         nn.Module.requires_grad_(bottom_up.visual.head, False)
         return {
             "fpn": fpn,
@@ -79,17 +80,17 @@ class FPNBaseline(OpenVocabularySegmentor):
         }
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """As the base class's.
+        """See :meth:`OpenVocabularySegmentor.set_vocabulary`.
 
         Raises:
-            ValueError: for another vocabulary than the one it was built for.
+            ValueError: for another vocabulary than that of DATASETS.TRAIN.
         """
         self._check(vocabulary)
         super().set_vocabulary(vocabulary)
 
     def _check(self, vocabulary: Vocabulary) -> None:
-        if vocabulary != self._trained:
-            raise ValueError("FPNBaseline knows the categories of DATASETS.TRAIN only.")
+        if vocabulary != self._train_vocabulary:
+            raise ValueError("FPNBaseline can segment the categories of DATASETS.TRAIN only.")
 
     def segment(
         self,
@@ -99,10 +100,11 @@ class FPNBaseline(OpenVocabularySegmentor):
         labels: Tensor | None = None,
         ids: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, None]:
-        """See :meth:`OpenVocabularySegmentor.segment`; one map, "fine", over all categories.
+        """See :meth:`OpenVocabularySegmentor.segment`. The logits "fine" are those of all
+        categories.
 
         Raises:
-            ValueError: for another vocabulary than the one it was built for.
+            ValueError: for another vocabulary than that of DATASETS.TRAIN.
         """
         self._check(vocabulary)
         logits = self.head.layers(self.backbone(images))

@@ -1,4 +1,4 @@
-"""Losses of mask queries: each target mask goes to the one query that fits it best."""
+"""Losses of mask queries, with a one-to-one matching of queries and target masks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["MaskPredictions", "MaskQueryCriterion"]
 
 @dataclass
 class MaskPredictions:
-    """What N queries say, after each layer of their decoder; the last is the answer.
+    """Predictions of N queries before the first and after each layer of the decoder.
 
     Attributes:
-        class_logits: of each layer (B, N, C + 1); the last column is "no object".
-        mask_logits: of each layer (B, N, h, w).
+        class_logits: one (B, N, C + 1) for each prediction; the last column is "no object".
+        mask_logits: one (B, N, h, w) for each prediction.
     """
 
     class_logits: list[Tensor]
@@ -31,12 +31,13 @@ class MaskPredictions:
 
 
 class MaskQueryCriterion(nn.Module):
-    """Set prediction with Hungarian matching (DETR, arXiv 2005.12872, as MaskFormer, arXiv
-    2107.06278, uses it for segmentation): cross-entropy of the queries' classes, binary
-    cross-entropy and dice of their masks, after every layer.
+    """Set prediction losses with Hungarian matching (DETR, arXiv 2005.12872), for segmentation as
+    in MaskFormer (arXiv 2107.06278).
 
-    The targets are the masks of the categories in the image, one each. Void pixels are taken out
-    before masks are compared, and an image of void alone says nothing about any query.
+    The losses are the cross-entropy of the classes, and the binary cross-entropy and dice loss of
+    the masks. They are computed for each layer. The targets are one mask for each category in the
+    image. Void pixels are removed before masks are compared. Images that are completely void
+    contribute no loss.
     """
 
     @configurable
@@ -51,8 +52,8 @@ class MaskQueryCriterion(nn.Module):
     ):
         """
         Args:
-            class_weight, mask_weight, dice_weight: of the three losses, in matching too.
-            no_object_weight: of a query without a target, beside 1 for one with.
+            class_weight, mask_weight, dice_weight: weights of the three losses, also in matching.
+            no_object_weight: weight of queries without a target, relative to 1 for the others.
             stride: pixels between the positions at which the masks are compared with the labels.
         """
         super().__init__()
@@ -78,16 +79,16 @@ class MaskQueryCriterion(nn.Module):
         labels: Tensor,
         num_categories: int,
     ) -> dict[str, Tensor]:
-        """Called as :class:`SegmentationCriterion` is.
+        """It has the interface of :class:`SegmentationCriterion`.
 
         Args:
             logits, proposals: not used.
-            predictions: of B images.
-            labels: (B, H, W) category ids of the padded input; anything outside 0 .. C-1 is void.
+            predictions: the predictions for B images.
+            labels: (B, H, W) category ids of the padded input; values outside 0 .. C-1 are void.
             num_categories: C.
 
         Returns:
-            named losses, to be summed; those of earlier layers end in the layer's number.
+            named losses, to be summed; the names for earlier layers end with the layer's number.
         """
         start = self.stride // 2
         labels = labels[:, start :: self.stride, start :: self.stride]
@@ -96,11 +97,11 @@ class MaskQueryCriterion(nn.Module):
         last = len(predictions.class_logits) - 1
         for i, layer in enumerate(zip(predictions.class_logits, predictions.mask_logits)):
             suffix = "" if i == last else f"_{i}"
-            for name, loss in self._of_layer(*layer, labels, known).items():
+            for name, loss in self._layer_losses(*layer, labels, known).items():
                 losses[name + suffix] = loss
         return losses
 
-    def _of_layer(
+    def _layer_losses(
         self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, known: Tensor
     ) -> dict[str, Tensor]:
         class_logits = class_logits.float()
@@ -134,15 +135,15 @@ class MaskQueryCriterion(nn.Module):
     def _match(
         self, class_logits: Tensor, pixels: Tensor, present: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The best one-to-one assignment: indices of queries, and of the target of each.
+        """The one-to-one assignment of lowest cost: indices of queries, and of their targets.
 
-        Where there are more targets than queries the dearest targets stay without.
+        If there are more targets than queries, some targets have no query.
         """
-        # -log p where the target holds is softplus(-x), where it does not softplus(x).
-        apart = F.softplus(-pixels) @ targets.T + F.softplus(pixels) @ (1 - targets).T
+        # The binary cross-entropy is softplus(-x) inside of the target, and softplus(x) outside.
+        bce = F.softplus(-pixels) @ targets.T + F.softplus(pixels) @ (1 - targets).T
         cost = (
             -self.class_weight * class_logits.softmax(1)[:, present]
-            + self.mask_weight * apart / pixels.shape[1]
+            + self.mask_weight * bce / pixels.shape[1]
             + self.dice_weight * _pairwise_dice(pixels, targets)
         )
         pairs = linear_sum_assignment(cost.cpu().numpy())
@@ -151,7 +152,7 @@ class MaskQueryCriterion(nn.Module):
 
 
 def _pairwise_dice(pixels: Tensor, targets: Tensor) -> Tensor:
-    """(N, T) soft dice losses of mask logits (N, P) against binary targets (T, P)."""
+    """(N, T) soft dice losses between mask logits (N, P) and binary targets (T, P)."""
     probability = pixels.sigmoid()
     overlap = 2 * probability @ targets.T + 1
     return 1 - overlap / (probability.sum(1)[:, None] + targets.sum(1) + 1)

@@ -20,12 +20,14 @@ __all__ = ["MaskQuerySegmentor"]
 
 @META_ARCH_REGISTRY.register()
 class MaskQuerySegmentor(BaselineSegmentor):
-    """Mask queries, named twice: by their own embedding and by frozen CLIP's dense features under
-    their mask. The two distributions are ensembled geometrically, as in FC-CLIP: a name that had
-    masks in training trusts the first more, another the second.
+    """Mask queries, each classified in two ways: by its own embedding, and by frozen CLIP's dense
+    features pooled under its mask.
 
-    A pixel's score for a name is the sum over the queries of p(name) times the mask's probability;
-    its logarithm is the map.
+    The final distribution is the geometric ensemble of the two, as in FC-CLIP. The first has the
+    larger exponent for categories of the training vocabulary, the second for all others.
+
+    The probability of a category at a pixel is the sum over the queries of p(category) times the
+    mask's probability. The logits are its logarithm.
     """
 
     @configurable
@@ -34,16 +36,17 @@ class MaskQuerySegmentor(BaselineSegmentor):
     ):
         """
         Args:
-            seen_exponent, unseen_exponent: of CLIP's probability, beside 1 less that for the
-                query's, for names in the vocabulary of training and for others.
+            seen_exponent, unseen_exponent: exponent of the probability from pooled CLIP features,
+                for categories of the training vocabulary and for others. The exponent of the
+                query's own probability is 1 minus this.
             clip_scale: factor from CLIP's cosine similarities to logits.
             kwargs: see :class:`BaselineSegmentor`.
         """
         super().__init__(**kwargs)
         self.exponents = (seen_exponent, unseen_exponent)
         self.clip_scale = clip_scale
-        trained = self.vocabulary.synonyms if self.vocabulary else ()
-        self._trained = frozenset(name for names in trained for name in names)
+        synonyms = self.vocabulary.synonyms if self.vocabulary else ()
+        self._seen_names = frozenset(name for names in synonyms for name in names)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -73,8 +76,8 @@ class MaskQuerySegmentor(BaselineSegmentor):
         labels: Tensor | None = None,
         ids: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, MaskPredictions]:
-        """See :meth:`BaselineSegmentor.segment`; the third is what the criterion reads, and all
-        that there is in training."""
+        """See :meth:`BaselineSegmentor.segment`. The third output is the input of the criterion;
+        in training there are no logits."""
         features = self.backbone(images)
         text = self.text_encoder.encode_vocabulary(vocabulary)
         predictions = self.head(features, text, image_sizes)
@@ -84,22 +87,31 @@ class MaskQuerySegmentor(BaselineSegmentor):
         )
         if self.training:
             return {}, Proposals.all_categories(masks[:, :0], pixel_valid), predictions
-        seen = [not self._trained.isdisjoint(names) for names in vocabulary.synonyms]
+        seen = [not self._seen_names.isdisjoint(names) for names in vocabulary.synonyms]
         exponent = torch.where(torch.tensor(seen, device=masks.device), *self.exponents)
         logits, dense = predictions.class_logits[-1].float(), features["dense"].float()
         with torch.autocast(self.device.type, enabled=False):
-            names = self._name(logits, masks * pixel_valid[:, None], dense, text, exponent)
-            scores = torch.einsum("bnc,bnhw->bchw", names, masks).clamp(min=1e-12).log()
+            probability = self._classify(
+                logits, masks * pixel_valid[:, None], dense, text, exponent
+            )
+            scores = torch.einsum("bnc,bnhw->bchw", probability, masks).clamp(min=1e-12).log()
         return {"fine": scores}, Proposals.all_categories(scores, pixel_valid), predictions
 
-    def _name(
+    def _classify(
         self, logits: Tensor, masks: Tensor, dense: Tensor, text: TextFeatures, exponent: Tensor
     ) -> Tensor:
-        """(B, N, C) probability of each name, from the queries' logits (B, N, C + 1), their masks
-        (B, N, h, w) and the exponents (C,) of CLIP's opinion."""
-        shares = F.adaptive_avg_pool2d(masks, dense.shape[-2:])
-        unit = F.normalize(mask_pool(shares, dense), dim=2).mT
-        by_clip = (self.clip_scale * cosine_similarity(unit, text)).mT.log_softmax(2)
-        by_query = logits[..., :-1].log_softmax(2)
-        names = ((1 - exponent) * by_query + exponent * by_clip).softmax(2)
-        return names * (1 - logits.softmax(2)[..., -1:])
+        """(B, N, C) probability of each category for each query.
+
+        Args:
+            logits: (B, N, C + 1) class logits of the queries.
+            masks: (B, N, h, w) probability of each mask, 0 at padding.
+            dense: (B, D, h', w') CLIP features.
+            text: the C categories.
+            exponent: (C,) exponent of the probability from pooled CLIP features.
+        """
+        weights = F.adaptive_avg_pool2d(masks, dense.shape[-2:])
+        unit = F.normalize(mask_pool(weights, dense), dim=2).mT
+        clip_log_p = (self.clip_scale * cosine_similarity(unit, text)).mT.log_softmax(2)
+        query_log_p = logits[..., :-1].log_softmax(2)
+        probability = ((1 - exponent) * query_log_p + exponent * clip_log_p).softmax(2)
+        return probability * (1 - logits.softmax(2)[..., -1:])

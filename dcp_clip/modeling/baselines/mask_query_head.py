@@ -16,14 +16,17 @@ __all__ = ["MaskQueryHead", "mask_pool"]
 
 
 class MaskQueryHead(nn.Module):
-    """N learned queries read a pyramid of CLIP's features; each gives a mask and, by an embedding
-    in CLIP's space, a distribution over the names and "no object".
+    """N learned queries, which attend to a feature pyramid.
 
-    A layer attends to one level, from coarse to fine by turns, and only where the query's mask so
-    far holds (Mask2Former, arXiv 2112.01527). The embedding reads the query and the finest level
-    averaged under its mask, as FC-CLIP's does. A departure from it, for schedules of thousands of
-    iterations and not of hundreds of thousands: what is read moves CLIP's dense features averaged
-    under the mask, and starts at zero, so an untrained query names its mask as CLIP would.
+    Each query predicts a mask and an embedding in CLIP's joint space. The embedding gives a
+    distribution over the categories and "no object".
+
+    Each layer attends to one level, in turn from coarse to fine, and only inside of the mask that
+    the query has predicted so far (Mask2Former, arXiv 2112.01527). The embedding depends on the
+    query and on the finest level pooled under its mask, as in FC-CLIP. One difference makes short
+    schedules possible (thousands of iterations instead of hundreds of thousands): the embedding is
+    a correction of CLIP's dense features pooled under the mask. It starts at zero, so an untrained
+    query classifies its mask as CLIP would.
     """
 
     def __init__(
@@ -38,10 +41,10 @@ class MaskQueryHead(nn.Module):
     ):
         """
         Args:
-            input_shape: of the backbone.
+            input_shape: output shape of the backbone.
             dim: channels of the pyramid and of the queries.
             num_queries: N.
-            num_heads, num_layers: of the transformer decoder.
+            num_heads, num_layers: heads and layers of the transformer decoder.
             scale: initial factor from cosine similarities to logits.
         """
         super().__init__()
@@ -61,9 +64,9 @@ class MaskQueryHead(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.mask = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.pooled = nn.Linear(dim, dim)
-        self.name = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, embed_dim))
-        nn.init.zeros_(self.name[-1].weight)
-        nn.init.zeros_(self.name[-1].bias)
+        self.embedding = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, embed_dim))
+        nn.init.zeros_(self.embedding[-1].weight)
+        nn.init.zeros_(self.embedding[-1].bias)
         self.no_object_embedding = nn.Parameter(torch.randn(1, embed_dim))
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
@@ -73,8 +76,15 @@ class MaskQueryHead(nn.Module):
         text: TextFeatures,
         image_sizes: list[tuple[int, int]],
     ) -> MaskPredictions:
-        """What the backbone returned, C categories and (height, width) of each image without
-        padding to what the queries say before and after each layer."""
+        """
+        Args:
+            features: output of the backbone.
+            text: the C categories.
+            image_sizes: (height, width) of each image without padding.
+
+        Returns:
+            the predictions before the first and after each layer.
+        """
         pyramid = self.pyramid(features)
         padded, device = features["image"].shape[-2:], features["image"].device
         finest, dense = pyramid["res2"], F.normalize(features["dense"].float(), dim=1)
@@ -84,50 +94,49 @@ class MaskQueryHead(nn.Module):
             key: (pyramid[key] + _sine_positions(pyramid[key])).flatten(2).mT + embedding
             for key, embedding in zip(keys, self.level_embedding)
         }
-        # A copy: a view of a parameter is said to require a gradient even where there are none, and
-        # PyTorch's FLOP counter fails at that.
+        # A copy, because PyTorch's FLOP counter fails for a view of a parameter under no_grad.
         query = self.query_embedding.repeat(len(finest), 1, 1)
         out = MaskPredictions([], [])
         self._predict(query, finest, dense, inside, text, out)
         for layer, key in zip(self.layers, self.levels):
             grid = pyramid[key].shape[-2:]
             pixel_valid = valid_positions(image_sizes, padded, grid, device)
-            hidden = self._hidden_from(out.mask_logits[-1], pixel_valid)
-            query = layer(query, memory[key], memory_mask=hidden)
+            blocked = self._attention_mask(out.mask_logits[-1], pixel_valid)
+            query = layer(query, memory[key], memory_mask=blocked)
             self._predict(query, finest, dense, inside, text, out)
         return out
 
     def _predict(self, query, finest, dense, inside, text, out: MaskPredictions) -> None:
-        """Append what the queries (B, N, d) say."""
+        """Append the predictions of the queries (B, N, d) to `out`."""
         query = self.norm(query)
         masks = torch.einsum("bnd,bdhw->bnhw", self.mask(query), finest) * query.shape[-1] ** -0.5
-        shares = masks.detach().float().sigmoid() * inside[:, None]
-        by_clip = mask_pool(F.adaptive_avg_pool2d(shares, dense.shape[-2:]), dense)
-        moved = self.name(query + self.pooled(mask_pool(shares, finest)))
-        unit = F.normalize(by_clip + moved.float(), dim=2).mT
+        weights = masks.detach().float().sigmoid() * inside[:, None]
+        clip_embedding = mask_pool(F.adaptive_avg_pool2d(weights, dense.shape[-2:]), dense)
+        correction = self.embedding(query + self.pooled(mask_pool(weights, finest)))
+        unit = F.normalize(clip_embedding + correction.float(), dim=2).mT
         with torch.autocast(unit.device.type, enabled=False):
             no_object = F.normalize(self.no_object_embedding, dim=1) @ unit  # (B, 1, N)
         logits = self.scale * torch.cat([cosine_similarity(unit, text), no_object], dim=1)
         out.class_logits.append(logits.mT)
         out.mask_logits.append(masks)
 
-    def _hidden_from(self, masks: Tensor, pixel_valid: Tensor) -> Tensor:
-        """(B * heads, N, h*w) bool: the positions that a query may not read."""
-        holds = resize_to(masks.detach().float(), pixel_valid.shape[-2:]) > 0
-        holds = (holds & pixel_valid[:, None]).flatten(2)
-        # A query whose mask is empty reads the whole image.
-        holds = holds.where(holds.any(2, keepdim=True), pixel_valid.flatten(1)[:, None])
-        return ~holds.repeat_interleave(self.num_heads, dim=0)
+    def _attention_mask(self, masks: Tensor, pixel_valid: Tensor) -> Tensor:
+        """(B * heads, N, h*w) bool, True at positions that a query does not attend to."""
+        inside = resize_to(masks.detach().float(), pixel_valid.shape[-2:]) > 0
+        inside = (inside & pixel_valid[:, None]).flatten(2)
+        # A query with an empty mask attends to the whole image.
+        inside = inside.where(inside.any(2, keepdim=True), pixel_valid.flatten(1)[:, None])
+        return ~inside.repeat_interleave(self.num_heads, dim=0)
 
 
-def mask_pool(shares: Tensor, features: Tensor) -> Tensor:
-    """(B, N, d) averages of features (B, d, h, w) under masks (B, N, h, w)."""
-    total = shares.sum((2, 3))[..., None].clamp(min=1e-6)
-    return torch.einsum("bnhw,bdhw->bnd", shares, features.float()) / total
+def mask_pool(weights: Tensor, features: Tensor) -> Tensor:
+    """(B, N, d) averages of features (B, d, h, w) with the weights (B, N, h, w)."""
+    total = weights.sum((2, 3))[..., None].clamp(min=1e-6)
+    return torch.einsum("bnhw,bdhw->bnd", weights, features.float()) / total
 
 
 def _sine_positions(features: Tensor) -> Tensor:
-    """(d, h, w) sines and cosines of row and column (arXiv 1706.03762), d a multiple of 4."""
+    """(d, h, w) sine position embedding of row and column (arXiv 1706.03762); 4 divides d."""
     dim, height, width = features.shape[1:]
     rates = 100.0 ** -torch.linspace(0, 1, dim // 4, device=features.device)[:, None]
     rows, columns = (torch.arange(n, device=features.device) * rates for n in (height, width))

@@ -1,4 +1,4 @@
-"""Pixel embeddings times text: the idea of LSeg (arXiv 2201.03546)."""
+"""Products of pixel embeddings and text features: the idea of LSeg (arXiv 2201.03546)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ __all__ = ["PixelTextHead", "PixelTextSegmentor"]
 
 
 class PixelTextHead(nn.Module):
-    """Moves CLIP's dense map, upsampled, within CLIP's space, by what a pyramid of its features
-    says at stride 4; a pixel's logits are scaled cosine similarities to all categories.
+    """Adds a learned correction to CLIP's upsampled dense features.
 
-    Departures from LSeg: a convolutional pyramid in the place of its ViT decoder; and the
-    correction starts at zero, so an untrained head answers as CLIP would.
+    A feature pyramid computes the correction at stride 4. The logits of a pixel are its scaled
+    cosine similarities to all categories.
+
+    There are two differences from LSeg. The decoder is a convolutional pyramid instead of a ViT
+    decoder. The correction starts at zero, so an untrained head gives CLIP's answer.
     """
 
     def __init__(self, input_shape: dict[str, ShapeSpec], dim: int, scale: float):
         """
         Args:
-            input_shape: of the backbone.
+            input_shape: output shape of the backbone.
             dim: channels of the pyramid.
             scale: initial factor from cosine similarities to logits.
         """
@@ -45,7 +47,7 @@ class PixelTextHead(nn.Module):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def forward(self, features: dict[str, Tensor], text: TextFeatures) -> Tensor:
-        """What the backbone returned and C categories to logits (B, C, H/4, W/4)."""
+        """From the output of the backbone and C categories to logits (B, C, H/4, W/4)."""
         correction = self.out(self.refine(self.pyramid(features)["res2"]))
         dense = F.normalize(features["dense"].float(), dim=1)
         pixels = F.normalize(resize_to(dense, correction.shape[-2:]) + correction, dim=1)
@@ -54,8 +56,7 @@ class PixelTextHead(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class PixelTextSegmentor(BaselineSegmentor):
-    """An embedding a pixel in CLIP's joint space, compared with every name: see
-    :class:`PixelTextHead`."""
+    """CLIP's two towers and :class:`PixelTextHead`."""
 
     @configurable
     def __init__(self, **kwargs):

@@ -1,4 +1,4 @@
-"""CLIP: its image and text towers, their weights, and how they are read."""
+"""CLIP: the image and text towers, their weights, and their features."""
 
 from dcp_clip.modeling.clip.image_encoder import CLIPBackbone
 from dcp_clip.modeling.clip.text_encoder import TextEncoder

@@ -1,4 +1,4 @@
-"""Both towers of one CLIP."""
+"""Builds both towers of CLIP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["build_clip"]
 def build_clip(cfg: CfgNode) -> dict:
     """Build the "backbone" and the "text_encoder" from one checkpoint, which is read once.
 
-    They are frozen as MODEL.CLIP.TRAIN_IMAGE and TRAIN_TEXT say.
+    MODEL.CLIP.TRAIN_IMAGE and TRAIN_TEXT decide which of their weights train.
 
     Raises:
         CLIPWeightsError: see :func:`load_clip`.

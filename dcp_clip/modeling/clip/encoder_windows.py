@@ -1,4 +1,4 @@
-"""Encode a large image in overlapping windows of the size that the encoder knows."""
+"""Encode a large image in overlapping windows of about the encoder's training resolution."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 __all__ = ["encode_in_windows", "window_starts"]
 
-# Windows that go through the encoder at once; bounds memory whatever the image's size.
+# Number of windows that are encoded at once, which bounds memory for any image size.
 _WINDOWS_PER_CHUNK = 8
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side, so that every position is covered and none sticks out.
+    """Start positions of windows along one side, so that they cover it.
 
-    The last window is moved back to end with the image.
+    The last window ends where the image ends.
     """
     if length <= window:
         return [0]
@@ -29,20 +29,21 @@ def encode_in_windows(
 ) -> dict[str, Tensor]:
     """Encode overlapping windows, and average the maps where they overlap.
 
-    A ViT's dense features degrade far from its training resolution, so training-free methods see
-    large images through windows: SCLIP (arXiv 2312.01597) and NACLIP (arXiv 2404.08181) average the
-    similarities of windows of 224 pixels every 112; CAT-Seg (arXiv 2303.11797) evaluates its
-    trained model in windows of 384. Here ``dense`` is averaged as unit vectors: the
-    cosine of the average with a name is the average of the windows' cosines, up to one factor a
-    position that is the same for all names. An image no larger than the window is one window, all
-    of it.
+    The dense features of a ViT get worse far from its training resolution, so training-free methods
+    encode large images in windows. SCLIP (arXiv 2312.01597) and NACLIP (arXiv 2404.08181) average
+    the similarities of windows of 224 pixels, one every 112 pixels. CAT-Seg (arXiv 2303.11797)
+    evaluates its trained model in windows of 384 pixels. Here the unit-length vectors of ``dense``
+    are averaged. The cosine similarity of the average and a text feature is then the average of the
+    similarities of the windows, up to a factor for each position that is the same for all
+    categories. An image that is not larger than a window is one window.
 
     Args:
-        encode: images (N, 3, H', W') to maps (N, C, h, w), among them ``dense``; other tensors in
-            the dict are left out.
+        encode: from images (N, 3, H', W') to maps (N, C, h, w), among them ``dense``; other tensors
+            of the dict are ignored.
         images: (B, 3, H, W).
-        window: side of the windows in pixels; along a side shorter than that, a window is as long
-            as the side. Sides, window and stride must be multiples of every map's stride.
+        window: size of the windows in pixels; a shorter side of the image is covered by one window
+            of its length. The sides, the window and the stride must be multiples of the stride of
+            every map.
         stride: pixels from one window to the next, at most `window`.
 
     Returns:
@@ -50,7 +51,7 @@ def encode_in_windows(
     """
     batch, _, height, width = images.shape
     size = min(window, height), min(window, width)
-    places = [
+    positions = [
         (top, left)
         for top in window_starts(height, window, stride)
         for left in window_starts(width, window, stride)
@@ -58,24 +59,24 @@ def encode_in_windows(
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     per_chunk = max(_WINDOWS_PER_CHUNK // batch, 1)
-    for first in range(0, len(places), per_chunk):
-        chunk = places[first : first + per_chunk]
+    for first in range(0, len(positions), per_chunk):
+        chunk = positions[first : first + per_chunk]
         crops = [images[..., y : y + size[0], x : x + size[1]] for y, x in chunk]
         for key, maps in encode(torch.cat(crops)).items():
             if maps.dim() != 4:
                 continue
-            maps = maps.float()  # sums of many in half precision would lose the last ones
+            maps = maps.float()  # half precision is too coarse for the sum of many windows
             if key == "dense":
                 maps = F.normalize(maps, dim=1)
-            # Pixels a cell, down and across.
-            down, across = size[0] // maps.shape[2], size[1] // maps.shape[3]
+            # Pixels for each cell, vertically and horizontally.
+            cell_height, cell_width = size[0] // maps.shape[2], size[1] // maps.shape[3]
             if key not in totals:
-                grid = height // down, width // across
+                grid = height // cell_height, width // cell_width
                 totals[key] = maps.new_zeros(batch, maps.shape[1], *grid)
                 counts[key] = maps.new_zeros(grid)
             for (y, x), part in zip(chunk, maps.split(batch), strict=True):
-                rows = slice(y // down, y // down + maps.shape[2])
-                columns = slice(x // across, x // across + maps.shape[3])
+                rows = slice(y // cell_height, y // cell_height + maps.shape[2])
+                columns = slice(x // cell_width, x // cell_width + maps.shape[3])
                 totals[key][:, :, rows, columns] += part
                 counts[key][rows, columns] += 1
     return {key: total / counts[key] for key, total in totals.items()}

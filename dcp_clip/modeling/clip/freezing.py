@@ -1,4 +1,4 @@
-"""Which weights of CLIP's towers train."""
+"""Selects the weights of CLIP's towers that train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 __all__ = ["POLICIES", "freeze_tower"]
 
-# Patterns for the parameter names of a tower; a parameter trains if one of them matches.
+# Patterns of parameter names; a parameter trains if a pattern of the policy matches its name.
 POLICIES = {
     "none": (),
     "all": ("",),
@@ -28,7 +28,7 @@ POLICIES = {
 
 
 def freeze_tower(cfg: CfgNode, key: str, tower: nn.Module) -> None:
-    """Set ``requires_grad`` of a tower's parameters as MODEL.CLIP.<key> says.
+    """Set ``requires_grad`` of the parameters of a tower by the policy in MODEL.CLIP.<key>.
 
     Args:
         cfg: the whole config.

@@ -12,16 +12,18 @@ import open_clip
 import torch
 from detectron2.config import CfgNode
 
-from dcp_clip.modeling.clip import tiny_cnn  # noqa: F401  (registers the project's own image towers with timm)
+from dcp_clip.modeling.clip import tiny_cnn  # noqa: F401  (registers its image towers with timm)
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+# Paths of weights that ship with the package, "dcp_clip/weights/...", are relative to this folder.
+_PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _SHARED: ContextVar[dict | None] = ContextVar("shared_clip", default=None)
 
 
 class CLIPWeightsError(RuntimeError):
-    """CLIP's weights cannot be had or do not fit; the message says what to do."""
+    """CLIP's weights cannot be loaded; the message says what to do."""
 
 
 open_clip.add_model_config(Path(__file__).with_name("model_configs"))
@@ -29,10 +31,10 @@ open_clip.add_model_config(Path(__file__).with_name("model_configs"))
 
 @contextlib.contextmanager
 def share_clip() -> Iterator[None]:
-    """Within this context equal (name, weights) pairs are built and loaded only once.
+    """Within this context each pair of name and weights is built and loaded only once.
 
-    The image and the text encoder are built apart, each by its own registry, yet come out of the
-    same checkpoint; without sharing, a ViT-L would be read from disk twice.
+    The image and the text encoder are built separately, but their weights are in the same
+    checkpoint. Without this context a ViT-L would be read from disk twice.
     """
     token = _SHARED.set({})
     try:
@@ -42,14 +44,14 @@ def share_clip() -> Iterator[None]:
 
 
 def load_clip(cfg: CfgNode) -> torch.nn.Module:
-    """The open_clip model of ``cfg.MODEL.CLIP.NAME`` with the weights of ``MODEL.CLIP.PRETRAINED``.
+    """Build ``cfg.MODEL.CLIP.NAME`` and load the weights of ``cfg.MODEL.CLIP.PRETRAINED``.
 
     Returns:
-        an ``open_clip.CustomTextCLIP``, in fp32 on the CPU, in eval mode.
+        an ``open_clip.CustomTextCLIP``, in fp32 on the CPU, in evaluation mode.
 
     Raises:
-        CLIPWeightsError: unknown name or tag, weights absent while offline, or weights of another
-            model.
+        CLIPWeightsError: for an unknown name or tag, weights that do not exist or cannot be
+            downloaded, or weights of another model.
     """
     name, pretrained = cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED
     shared = _SHARED.get()
@@ -74,8 +76,7 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
 
 
 def clip_pixel_stats(model: torch.nn.Module) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (0 to 255 scale, RGB) of open_clip's preprocessing for
-    `model`."""
+    """Mean and standard deviation of the pixels that `model` expects; RGB, 0 to 255 scale."""
     preprocess = open_clip.model.get_model_preprocess_cfg(model)
     mean = preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)
     std = preprocess.get("std", open_clip.OPENAI_DATASET_STD)
@@ -83,7 +84,7 @@ def clip_pixel_stats(model: torch.nn.Module) -> tuple[list[float], list[float]]:
 
 
 def _create(name: str, **kwargs) -> torch.nn.Module:
-    # open_clip warns on the root logger of random weights, which MODEL.WEIGHTS may yet replace.
+    # open_clip logs a warning about random weights, but MODEL.WEIGHTS may replace them later.
     root = logging.getLogger()
     before, root.disabled = root.disabled, True
     try:
@@ -113,28 +114,26 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
         )
     try:
         return _create(name, pretrained=tag)
-    except Exception as error:  # the hub client raises many kinds, all meaning "not to be had"
+    except Exception as error:  # the client of the hub raises many types of errors
         where = source.get("hf_hub") or source.get("url") or f"{name}/{tag}"
         raise CLIPWeightsError(
-            f"The weights '{tag}' of '{name}' are neither cached nor downloadable here; fetch "
+            f"The weights '{tag}' of '{name}' are not cached and cannot be downloaded; fetch "
             f"'{where.rstrip('/')}' (open_clip_model.safetensors) on a machine with internet and "
-            "set MODEL.CLIP.PRETRAINED to the file's path (or to '' if MODEL.WEIGHTS is a trained "
-            f"model: it holds CLIP's). ({_in_one_line(error)})"
+            "set MODEL.CLIP.PRETRAINED to the path of the file (or to '' if MODEL.WEIGHTS is a "
+            f"trained model, which contains CLIP's weights). ({_in_one_line(error)})"
         ) from error
 
 
 def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:
-    # The shipped weights are found from every working folder.
-    shipped = Path(__file__).parents[3] / path
-    if not path.is_file() and shipped.is_file():
-        path = shipped
+    if not path.is_file() and (_PACKAGE_PARENT / path).is_file():
+        path = _PACKAGE_PARENT / path
     if not path.is_file():
         raise CLIPWeightsError(
             f"MODEL.CLIP.PRETRAINED names the file '{path}', which does not exist; put CLIP's "
             f"weights for '{name}' there ({', '.join(WEIGHT_SUFFIXES)}) or give an open_clip tag."
         )
     try:
-        # weights_only: a checkpoint is data and must not be able to run code.
+        # With weights_only a checkpoint cannot run code.
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except RuntimeError as error:
         lines = str(error).strip().splitlines()

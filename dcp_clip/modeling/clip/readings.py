@@ -1,4 +1,4 @@
-"""Dense readings of attention towers: what the last block says of every patch.
+"""Dense readings: how the features of each patch are read from the last block of a ViT.
 
 CLIP trains the class token only; the patch tokens of the last block hold mostly global content. The
 readings keep all pretrained weights and replace the attention of the last block. ``encode_image``
@@ -84,7 +84,7 @@ def read_dense_tokens(
         reading: which attention to use.
 
     Returns:
-        (B, 1+N, C), to be normed and projected as the tower does with its class token.
+        (B, 1+N, C); the tower's final norm and projection have to be applied.
     """
     attn = block.attn
     b, n, c = tokens.shape
@@ -113,11 +113,17 @@ def read_dense_tokens(
 
 
 def naclip_bias(grid: tuple[int, int], std: float, device: torch.device) -> Tensor:
-    """(1+N, 1+N): exp(-distance^2 / (2 std^2)) between patches, 0 from and to the class token."""
+    """(1+N, 1+N): exp(-distance^2 / (2 std^2)) between patches, 0 from and to the class token.
+
+    Args:
+        grid: (h, w) of the N patches.
+        std: in patches.
+        device: of the result.
+    """
 
     def along(length: int) -> Tensor:
-        place = torch.arange(length, device=device, dtype=torch.float32)
-        return (-((place[:, None] - place) ** 2) / (2 * std**2)).exp()
+        position = torch.arange(length, device=device, dtype=torch.float32)
+        return (-((position[:, None] - position) ** 2) / (2 * std**2)).exp()
 
-    # The Gaussian of a distance in two dimensions is the product of those in one.
+    # A two-dimensional Gaussian is the product of two one-dimensional ones.
     return F.pad(torch.kron(along(grid[0]), along(grid[1])), (1, 0, 1, 0))

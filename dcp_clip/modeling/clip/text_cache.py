@@ -1,4 +1,4 @@
-"""Files that keep the text features of a vocabulary."""
+"""Cache files for the text features of a vocabulary."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_features(path: Path, num_categories: int, device: torch.device) -> TextFeatures | None:
-    """What :func:`write_features` wrote; None, with a warning unless there is no such file, if it
-    cannot be read or is not of that many categories."""
+    """Read a file of :func:`write_features`.
+
+    Returns:
+        the features; None if the file does not exist, or, with a warning, if it cannot be read or
+        does not contain `num_categories` categories.
+    """
     if not path.is_file():
         return None
     try:
@@ -28,19 +32,19 @@ def read_features(path: Path, num_categories: int, device: torch.device) -> Text
             len(features.category_rows) != num_categories
             or features.category_rows.max() >= num_rows
         ):
-            raise ValueError("its parts do not fit each other")
+            raise ValueError("its tensors do not fit each other")
     except Exception as error:
-        logger.warning("Text cache file %s is unreadable (%s); encoding anew.", path, error)
+        logger.warning("Cannot read the text cache %s (%s); encoding the names again.", path, error)
         return None
     return features
 
 
 def write_features(path: Path, features: TextFeatures) -> None:
-    """Write the file as a whole, or, where the folder does not allow it, warn."""
+    """Write the features to a file, atomically; log a warning if that is not possible."""
     data = {"embeddings": features.embeddings.cpu(), "rows": features.category_rows.cpu()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             torch.save(data, temporary)
     except OSError as error:
-        logger.warning("Text features cannot be cached in %s (%s).", path.parent, error)
+        logger.warning("Cannot cache text features in %s (%s).", path.parent, error)

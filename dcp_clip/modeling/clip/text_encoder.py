@@ -1,4 +1,4 @@
-"""CLIP's text encoder, and the cached path from a vocabulary to text features."""
+"""CLIP's text encoder, and the text features of a vocabulary, which are cached."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ from dcp_clip.vocabulary import Vocabulary, load_templates
 __all__ = ["TextEncoder"]
 
 _SYNONYM_POOLING = ("mean", "max", "first")
-# Prompts encoded at once, which bounds memory. A chunk has prompts of about one length, and short
-# chunks are padded, so that the features of a name are the same to the last bit in every vocabulary.
+# Number of prompts encoded at once, which bounds memory. The prompts of a chunk have similar
+# lengths, and short chunks are padded, so that the features of a name are the same to the last bit
+# in every vocabulary.
 _CHUNK_SIZE = 32
-_CACHED_VOCABULARIES = 8  # in memory: 20,000 names are 60 MB
-_BLOCK_CHUNKS = 64  # prompts are grouped by length within so many chunks; bounds memory
-_PROGRESS_FROM = 2000  # prompts; below it encoding is a matter of seconds
+_CACHED_VOCABULARIES = 8  # in memory; the features of 20,000 names take 60 MB
+_BLOCK_CHUNKS = 64  # number of chunks that are tokenised and grouped by length at once
+_PROGRESS_FROM = 2000  # prompts; fewer are encoded in seconds, without a progress bar
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower. Training, evaluation and demo all get text features from
-    :meth:`encode_vocabulary`, so that there is one prompt path.
+    """CLIP's text tower.
 
-    Features of a frozen tower are cached in memory and on disk, under a key made of the model's
-    name, a fingerprint of the weights, the prompt templates, the synonym rule and the names. While
-    the tower trains nothing is cached, and whenever its weights change the key changes with them.
+    Training, evaluation and demo all get their text features from :meth:`encode_vocabulary`, so
+    they use the same prompts.
+
+    The features of a frozen tower are cached in memory and on disk. The cache key contains the name
+    of the model, a fingerprint of the weights, the prompt templates, the synonym pooling and the
+    names. If the weights change, so does the key. Nothing is cached while the tower is trained.
     """
 
     @configurable
@@ -58,7 +61,7 @@ class TextEncoder(nn.Module):
             text: open_clip's text tower; token ids (N, context length) to (N, D).
             tokenizer: callable from a list of strings to token ids.
             model_name: open_clip's model name; part of the cache key.
-            templates: prompt templates with one ``{}`` each.
+            templates: prompt templates, each with one ``{}``.
             synonym_pooling: "mean": one feature for each category, the mean over its synonyms;
                 "max": one feature for each synonym, the score of a category is that of its best
                 synonym; "first": the main name only.
@@ -80,8 +83,10 @@ class TextEncoder(nn.Module):
         self.synonym_pooling = synonym_pooling
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
         self._tokens: dict[str, list[tuple[Tensor, list[int]]]] = {}
-        self._cache: OrderedDict[str, TextFeatures] = OrderedDict()
-        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._cache: OrderedDict[tuple, TextFeatures] = OrderedDict()
+        self._fingerprint: tuple[list[tuple[int, int]], str] | None = None
+        # The dictionaries of the tower's modules that hold its tensors; None if not collected yet.
+        self._tensors: list[dict[str, Tensor | None]] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -102,54 +107,77 @@ class TextEncoder(nn.Module):
 
     @property
     def trains(self) -> bool:
-        """Whether any weight of the text tower is being trained right now."""
+        """Whether the tower is in training mode and a weight of it requires a gradient."""
         return self.training and any(p.requires_grad for p in self.text.parameters())
 
     def train(self, mode: bool = True) -> TextEncoder:
-        if mode and any(p.requires_grad for p in self.text.parameters()):
+        super().train(mode)
+        if self.trains:
             self.clear_cache()
-        return super().train(mode)
+        return self
 
     def clear_cache(self) -> None:
-        """Forget the features in memory; those on disk are safe, their key holds the weights."""
+        """Forget the features in memory.
+
+        Changes of the weights are noticed without it. It is needed only after a module inside the
+        tower was replaced by another module.
+        """
         self._cache.clear()
-        self._fingerprint = None
+        self._fingerprint = self._tensors = None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, context length) to text features (N, D): what ``encode_text`` returns."""
+        """From token ids (N, context length) to text features (N, D), as CLIP's ``encode_text``."""
         return self.text(tokens)
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextFeatures:
-        """Text features of every category, through the templates and the synonym rule.
+        """Text features of every category.
+
+        The features of a frozen tower are computed once for each vocabulary and looked up after
+        that. The lookup costs a comparison of the addresses and versions of the weights.
 
         Raises:
-            ValueError: when a name does not fit CLIP's context; the message quotes it.
+            ValueError: if a name does not fit CLIP's context; the message quotes it.
         """
         if self.trains:
             return self._encode(vocabulary)
-        key = self._cache_key(vocabulary)
-        if key not in self._cache:
-            # The same tensors whoever asks first: a run in bf16, or one in inference mode.
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.autocast(self.device.type, enabled=False),
-            ):
-                path = self._path(key)
-                features = read_features(path, len(vocabulary), self.device) if path else None
-                if features is None:
-                    features = self._encode(vocabulary)
-                    if path:
-                        write_features(path, features)
-            self._cache[key] = features
-            if len(self._cache) > _CACHED_VOCABULARIES:
-                self._cache.popitem(last=False)
+        key = (
+            "cut at the end of text",  # features of untruncated prompts differ in their last bits
+            self.model_name,
+            self._weights_fingerprint(),
+            *self.templates,
+            self.synonym_pooling,
+            vocabulary.fingerprint(),
+        )
+        # The features do not depend on the caller's mode, such as autocast or inference mode.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            features = self._cache.get(key)
+            if features is None:
+                features = self._read_or_encode(vocabulary, key)
+            elif features.embeddings.device != self.device:
+                features = TextFeatures(
+                    features.embeddings.to(self.device), features.category_rows.to(self.device)
+                )
+        self._cache[key] = features
         self._cache.move_to_end(key)
-        cached = self._cache[key]
-        if cached.embeddings.device != self.device:
-            cached.embeddings = cached.embeddings.to(self.device)
-            cached.category_rows = cached.category_rows.to(self.device)
-        return cached
+        if len(self._cache) > _CACHED_VOCABULARIES:
+            self._cache.popitem(last=False)
+        return features
+
+    def _read_or_encode(self, vocabulary: Vocabulary, key: tuple[str, ...]) -> TextFeatures:
+        """Read the features from the file of `key`; without a file, encode them and write it."""
+        if not self.cache_dir:
+            return self._encode(vocabulary)
+        digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
+        path = Path(self.cache_dir).expanduser() / f"{digest}.pt"
+        features = read_features(path, len(vocabulary), self.device)
+        if features is None:
+            features = self._encode(vocabulary)
+            write_features(path, features)
+        return features
 
     def _encode(self, vocabulary: Vocabulary) -> TextFeatures:
         counts = [len(names) for names in self.prompted_names(vocabulary)]
@@ -168,13 +196,13 @@ class TextEncoder(nn.Module):
         return self._group(torch.cat(features), counts)
 
     def prompted_names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
-        """Of each category the names that speak for it, as the synonym rule says."""
+        """The names of each category that are encoded: all of them, or the main name only."""
         if self.synonym_pooling == "first":
             return tuple(names[:1] for names in vocabulary.synonyms)
         return vocabulary.synonyms
 
     def _encode_prompts(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
-        """Token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
+        """From token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
         rows, parts = [], []
         for length in sorted(set(lengths)):
             members = [i for i, other in enumerate(lengths) if other == length]
@@ -182,8 +210,8 @@ class TextEncoder(nn.Module):
                 chunk = members[start : start + self.chunk_size]
                 part = tokens[torch.tensor(chunk, device=tokens.device), :length]
                 if not self.trains:
-                    # The shape of a matrix product can change its last bits: with chunks of one
-                    # size a length a name's features do not depend on the other names.
+                    # The shape of a matrix product can change its last bits. With chunks of one
+                    # size for each length, the features of a name do not depend on other names.
                     out = encode_tokens(self.text, _padded(part, self.chunk_size))[: len(part)]
                 elif len(tokens) > self.chunk_size:
                     out = checkpoint(encode_tokens, self.text, part, use_reentrant=False)
@@ -196,7 +224,7 @@ class TextEncoder(nn.Module):
         return torch.cat(parts)[torch.tensor(order, device=tokens.device)]
 
     def _group(self, embeddings: Tensor, counts: list[int]) -> TextFeatures:
-        """Rows a category from rows a name, as the synonym rule says."""
+        """Assign the embeddings (N, D) of all names to the categories, `counts` names each."""
         starts = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
         offsets = torch.arange(max(counts))[None]
         counts_column = torch.tensor(counts)[:, None]
@@ -205,27 +233,32 @@ class TextEncoder(nn.Module):
             return TextFeatures(embeddings, rows)
         weight = (offsets < counts_column).to(embeddings)
         mean = (embeddings[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-        # A lone name keeps its bits, whether or not another category has synonyms.
+        # The feature of a single name is not normalised again, so that its last bits do not depend
+        # on the synonyms of other categories.
         alone = (counts_column == 1).to(embeddings.device)
         mean = embeddings[rows[:, 0]].where(alone, F.normalize(mean, dim=-1))
         own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
         return TextFeatures(mean, own_row)
 
     def tokenize_vocabulary(self, vocabulary: Vocabulary) -> Iterable[tuple[Tensor, list[int]]]:
-        """Token ids (N, L) of the prompts, some names at a time, and how many of each to encode.
+        """Token ids of the prompts, in blocks of names.
 
-        Kept while the tower trains; else never there all at once, as a long list's tokens outweigh
-        its features.
+        While the tower is trained the tokens are kept for the next step. Otherwise the blocks are
+        generated one after another, because the tokens of many names take more memory than their
+        features.
+
+        Returns:
+            for each block the token ids (N, L), and for each prompt the number of tokens to encode.
 
         Raises:
-            ValueError: when a name does not fit CLIP's context; the message quotes it.
+            ValueError: if a name does not fit CLIP's context; the message quotes it.
         """
         key = vocabulary.fingerprint()
         if key in self._tokens:
             return self._tokens[key]
         names = [name for group in self.prompted_names(vocabulary) for name in group]
-        some = max(_BLOCK_CHUNKS * self.chunk_size // len(self.templates), 1)
-        blocks = (self._tokenize(names[i : i + some]) for i in range(0, len(names), some))
+        size = max(_BLOCK_CHUNKS * self.chunk_size // len(self.templates), 1)
+        blocks = (self._tokenize(names[i : i + size]) for i in range(0, len(names), size))
         self._tokens = {key: list(blocks)} if self.trains else {}
         return self._tokens.get(key, blocks)
 
@@ -234,34 +267,28 @@ class TextEncoder(nn.Module):
         lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
         return tokens, lengths.tolist()
 
-    def _cache_key(self, vocabulary: Vocabulary) -> str:
-        parts = (
-            "cut at the end of text",  # others differ in their last bits
-            self.model_name,
-            self._weights_fingerprint(),
-            *self.templates,
-            self.synonym_pooling,
-            vocabulary.fingerprint(),
-        )
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
     def _weights_fingerprint(self) -> str:
-        """Hash of the tower's weights, taken anew whenever one of them was written to."""
-        state = self.text.state_dict()
-        # Writing in place raises the version, replacing a tensor moves it.
-        versions = tuple((t.data_ptr(), t._version) for t in state.values())
+        """Hash of the tower's weights. It is computed again only if a weight has changed."""
+        # Writing in place increases the version of a tensor, replacing it changes the address.
+        # A walk through the modules would take several times as long as a loop over their tensors.
+        if self._tensors is None:
+            modules = self.text.modules()
+            self._tensors = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        versions = [
+            (tensor.data_ptr(), tensor._version)
+            for tensors in self._tensors
+            for tensor in tensors.values()
+            if tensor is not None
+        ]
         if self._fingerprint is None or self._fingerprint[0] != versions:
             digest = hashlib.sha256()
-            for name, tensor in state.items():
+            for name, tensor in self.text.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             self._fingerprint = (versions, digest.hexdigest())
         return self._fingerprint[1]
 
-    def _path(self, key: str) -> Path | None:
-        return Path(self.cache_dir).expanduser() / f"{key}.pt" if self.cache_dir else None
-
 
 def _padded(tokens: Tensor, length: int) -> Tensor:
-    """(n, L) to (length, L), the first row repeated at the end."""
+    """Extend (n, L) to (length, L) by copies of the first row."""
     return torch.cat([tokens, tokens[:1].expand(length - len(tokens), -1)])

@@ -1,4 +1,4 @@
-"""Running CLIP's text tower on no more tokens than its answer depends on."""
+"""Run CLIP's text tower without the tokens that do not change its features."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
-__all__ = ["can_be_cut", "encode_tokens", "needed_lengths", "rounded_lengths"]
+__all__ = ["can_truncate", "encode_tokens", "needed_lengths", "rounded_lengths"]
 
 
-def can_be_cut(text: nn.Module) -> bool:
-    """Whether a text tower ignores what stands behind the end of text.
+def can_truncate(text: nn.Module) -> bool:
+    """Whether the features of a text tower do not depend on the tokens after the end of text.
 
-    So does open_clip's own transformer where each token sees only those before it and the feature
-    is read at the end of text. Towers of any other kind (read at a class token or at the last
-    position, bidirectional, Hugging Face's, subclasses) are run as they are.
+    This holds for open_clip's own transformer with a causal mask, if the feature is read at the end
+    of text. All other towers are run on the whole context: those that read a class token or the
+    last position, bidirectional ones, those of Hugging Face, and subclasses.
     """
     if type(text) is not TextTransformer or text.output_tokens:
         return False
@@ -28,8 +28,8 @@ def can_be_cut(text: nn.Module) -> bool:
 
 
 def needed_lengths(text: nn.Module, tokens: Tensor) -> Tensor:
-    """(N,) tokens of each row of (N, L) that its feature depends on: to the end of text, or all."""
-    if not can_be_cut(text):
+    """(N,) number of leading tokens of each row of (N, L) that its feature depends on."""
+    if not can_truncate(text):
         return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
     if text.pool_type == "eos":
         return (tokens == text.eos_id).int().argmax(1) + 1
@@ -37,17 +37,20 @@ def needed_lengths(text: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def rounded_lengths(lengths: Tensor, context: int) -> Tensor:
-    """Lengths (N,) rounded up to 8, 12, 16, 24, 32, 48, ... and at most `context`: few shapes."""
+    """Round lengths (N,) up to 8, 12, 16, 24, 32, 48, ..., at most to `context`.
+
+    With few different lengths, large chunks of prompts have the same shape.
+    """
     steps = [step << i for i in range(context.bit_length()) for step in (8, 12)]
     steps = torch.tensor([s for s in steps if s < context] + [context], device=lengths.device)
     return steps[torch.bucketize(lengths, steps)]
 
 
 def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
-    """What ``text`` returns, (N, D), for token ids (N, L) of which those behind L are cut off.
+    """Text features (N, D) of truncated token ids (N, L), equal to those of the whole context.
 
-    L is at least the largest of :func:`needed_lengths`; below the tower's context length only for
-    towers that can be cut.
+    L is at least the maximum of :func:`needed_lengths`. It is smaller than the context length only
+    if :func:`can_truncate` is true.
     """
     if type(text) is not TextTransformer or tokens.shape[1] >= text.context_length:
         return text(tokens)

@@ -14,19 +14,23 @@ __all__ = ["PrefixTokenizer", "build_tokenizer", "tokenize"]
 
 
 class PrefixTokenizer(SimpleTokenizer):
-    """open_clip's BPE cut to its first merges, for text towers with a small token table.
+    """open_clip's byte pair encoding with its first merges only, for small token tables.
 
-    Merges are ranked, so a prefix of them is itself a BPE: any text can be written, in more tokens.
+    The merges are ranked, so the first ones are a byte pair encoding too. It can encode any text,
+    with more tokens.
     """
 
     def __init__(self, vocab_size: int, **kwargs):
         """
         Args:
             vocab_size: number of tokens: 512 byte symbols, the merges, start and end of text.
+
+        Raises:
+            ValueError: if `vocab_size` is below 514.
         """
         super().__init__(**kwargs)
         if vocab_size < 514:
-            raise ValueError(f"{vocab_size} tokens cannot hold the 512 bytes, start and end.")
+            raise ValueError(f"{vocab_size} tokens are too few: bytes, start and end need 514.")
         merges = list(self.bpe_ranks)[: vocab_size - 514]
         symbols = list(self.encoder)[:512]
         tokens = symbols + ["".join(m) for m in merges] + ["<start_of_text>", "<end_of_text>"]
@@ -39,14 +43,14 @@ class PrefixTokenizer(SimpleTokenizer):
 
 
 def build_tokenizer(model_name: str, vocab_size: int):
-    """The tokenizer of an open_clip model, cut to the tokens that its text tower has.
+    """The tokenizer of an open_clip model, limited to the tokens of its text tower.
 
     Args:
         model_name: open_clip's name.
-        vocab_size: tokens of the text tower.
+        vocab_size: number of tokens of the text tower.
 
     Returns:
-        callable from a list of strings to token ids (N, L).
+        a callable from a list of strings to token ids (N, L).
     """
     tokenizer = open_clip.get_tokenizer(model_name)
     if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
@@ -55,10 +59,10 @@ def build_tokenizer(model_name: str, vocab_size: int):
 
 
 def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Token ids (N * T, L) of N names in T templates, ordered as :func:`build_prompts` does.
+    """Token ids (N * T, L) of N names in T templates, in the order of :func:`build_prompts`.
 
     Raises:
-        ValueError: when a name does not fit the context; the message quotes it.
+        ValueError: if a name does not fit the context; the message quotes it.
     """
     prompts = build_prompts(names, templates)
     tokens = tokenizer(prompts)
@@ -66,13 +70,14 @@ def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tenso
     if end is None:
         return tokens
     context = tokens.shape[1]
-    # A sequence that fills the context may have been cut; only those are looked at twice.
+    # Only a sequence that fills the context may have been truncated.
     for i in (tokens[:, -1] == end).nonzero()[:, 0].tolist():
         length = len(tokenizer.encode(prompts[i])) + 2
         if length > context:
             name = names[i // len(templates)]
             raise ValueError(
                 f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} characters) "
-                f"needs {length} tokens in the prompt, CLIP's context holds {context}; shorten it."
+                f"needs {length} tokens in the prompt, but CLIP's context holds {context}; "
+                "shorten it."
             )
     return tokens

@@ -156,6 +156,6 @@ class CosineDecoder(nn.Module):
         pixel_valid: Tensor,
         proposal_valid: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`DualInteractionDecoder.forward`; the visual features are `dense`, the text features
-        are `guidance`."""
+        """As :meth:`DualInteractionDecoder.forward`; the visual features are `dense`, the text
+        features are `guidance`."""
         return self.scale * similarity, dense, guidance

@@ -64,7 +64,7 @@ def joint_bilateral_upsample(
 def _cells(
     length: int, cells: int, radius: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For each offset along one side: cells (L,), distances in cells (L,), whether they exist (L,)."""
+    """For each offset along one side: cells, distances in cells, whether they exist; each (L,)."""
     place = (torch.arange(length, device=device) + 0.5) * (cells / length) - 0.5
     nearest = place.round().long()
     found = []
