@@ -81,7 +81,7 @@ format: setup  ## format the code and fix what ruff can fix
 	$(PY) -m ruff format .
 
 docs: setup  ## build the documentation into site/; a broken link is an error
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:  ## remove the environments, built files and all caches
 	rm -rf $(VENV) $(OLDEST_VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
