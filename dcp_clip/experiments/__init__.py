@@ -1,1 +1,1 @@
-"""What the programs for experiments in tools/ share."""
+"""Experiments that need more than train_net.py, e.g. tools/vocabulary_study.py."""

@@ -1,4 +1,4 @@
-"""vocabulary_study.py: which names are asked for, and what an answer is worth."""
+"""The vocabulary study: the names of each question, and the figures."""
 
 import json
 import sys
@@ -6,14 +6,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-import vocabulary_study
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from dcp_clip.experiments import study_names as study_names
-from dcp_clip.experiments.study_names import NameSource, StudyError
-from dcp_clip.experiments.study_questions import StudyImages, make_rows, registered
+from dcp_clip.data.catalog import register_sem_seg
+from dcp_clip.experiments import growing_vocabulary
+from dcp_clip.experiments import vocabulary_study as study
+from dcp_clip.experiments.growing_vocabulary import GrowingVocabulary, StudyError, forms
+from dcp_clip.experiments.vocabulary_questions import StudyImages, make_rows
 from dcp_clip.structures import SemSegProposals
 from dcp_clip.vocabulary import Vocabulary
 
@@ -24,46 +25,64 @@ RELATED = Vocabulary([["lamp"], ["kitty", "cat"], ["cars"]])
 
 @pytest.fixture
 def words(monkeypatch):
-    monkeypatch.setattr(study_names, "_common_words", lambda: WORDS)
+    monkeypatch.setattr(growing_vocabulary, "_common_words", lambda: WORDS)
 
 
-def test_vocabularies_are_nested_and_begin_with_the_data_sets_names(words):
-    source = NameSource(OWN, RELATED)
+@pytest.fixture
+def dataset(tmp_path):
+    """Two images, red above blue, labelled tree above car; the name of the data set."""
+    name = "test_vocabulary_study"
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    image, labels = np.zeros((60, 80, 3), np.uint8), np.ones((60, 80), np.uint8)
+    image[:30], image[30:], labels[30:] = (220, 30, 30), (30, 30, 220), 2
+    for i in range(2):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{i}.png")
+    names = list(OWN.display_names)
+    register_sem_seg(name, tmp_path / "images", tmp_path / "labels", names, expected_count=2)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name)
+
+
+def test_vocabularies_are_nested_and_begin_with_the_names_of_the_data_set(words):
+    source = GrowingVocabulary(OWN, RELATED)
     sizes = [6, 7, 8, 9, 12]
-    vocabularies = [source.vocabulary(size) for size in sizes]
+    vocabularies = [source.first(size) for size in sizes]
     assert [len(v) for v in vocabularies] == sizes
     assert vocabularies[0].synonyms == OWN.synonyms
     largest = vocabularies[-1].synonyms
     assert all(largest[: len(v)] == v.synonyms for v in vocabularies)
-    # "kitty, cat" has a name of the data set; "the" is a word, "of" too short, "Trees" a plural.
+    # "kitty, cat" has a name of the data set, "of" is too short, "Trees" is a plural.
     assert largest[6:] == (("lamp",), ("cars",), ("the",), ("zebra",), ("music",), ("wordy",))
     assert source.num_listed == 8
-    with pytest.raises(StudyError, match=r"--sizes 13: there are 12 different names"):
-        source.vocabulary(13)
+    with pytest.raises(StudyError, match=r"--sizes 13: there are only 12 different names"):
+        source.first(13)
 
 
 def test_forms_of_a_name():
-    assert {"berry", "berries"} <= study_names.forms("Berry") & study_names.forms("berries")
-    assert {"box", "boxes"} <= study_names.forms("box") & study_names.forms("boxes")
-    assert "music" not in study_names.forms("mus")
+    assert {"berry", "berries"} <= forms("Berry") & forms("berries")
+    assert {"box", "boxes"} <= forms("box") & forms("boxes")
+    assert "music" not in forms("mus")
 
 
-def test_without_wordfreq_small_vocabularies_work(monkeypatch):
+def test_small_vocabularies_do_not_need_wordfreq(monkeypatch):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
-    assert len(NameSource(OWN, RELATED).vocabulary(8)) == 8
+    assert len(GrowingVocabulary(OWN, RELATED).first(8)) == 8
     with pytest.raises(StudyError, match=r"wordfreq.*pip install -e '\.\[emoji\]'"):
-        NameSource(OWN, RELATED).vocabulary(9)
+        GrowingVocabulary(OWN, RELATED).first(9)
 
 
-def test_the_real_words_are_enough_for_twenty_thousand_names():
+def test_wordfreq_has_twenty_thousand_names():
     pytest.importorskip("wordfreq")
-    names = NameSource(OWN, RELATED).vocabulary(20_000).synonyms
+    names = GrowingVocabulary(OWN, RELATED).first(20_000).synonyms
     assert len(set(names)) == 20_000
     assert not {"sky", "skies", "trees", "it's"} & {name for (name, *_) in names[8:]}
 
 
 class Painter(torch.nn.Module):
-    """Red is a tree and blue is a car, or what else the vocabulary has for them."""
+    """A model that labels red and blue pixels with the first known name of each list."""
 
     device = torch.device("cpu")
 
@@ -88,24 +107,20 @@ class Painter(torch.nn.Module):
 
 
 @pytest.fixture
-def measure(dataset, make_cfg, tmp_path, words):
-    """``measure(model, sizes, special)`` on red trees above blue cars; rows by title."""
+def measure(dataset, make_cfg, words):
+    """``measure(model, sizes, special)``: the figures of all rows."""
     MetadataCatalog.get(dataset).set(is_thing=[False, False, True, False, False, True])
     cfg = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 0, "DATALOADER.NUM_WORKERS": 0})
 
     def run(model, sizes=(), special=False):
         images = StudyImages(dataset, limit=5)
-        source = NameSource(images.own, RELATED)
-        with registered(images, tmp_path / "study", special) as datasets:
-            rows = make_rows(images, source, datasets, sizes)
-            figures = vocabulary_study.measure(cfg, model, images, rows)
-        assert not [name for name in DatasetCatalog.list() if "study" in name]
-        return figures
+        rows = make_rows(images, GrowingVocabulary(images.own, RELATED), sizes, special)
+        return study.measure(cfg, model, images, rows)
 
     return run
 
 
-def test_a_perfect_answer_is_perfect_at_every_size(measure):
+def test_perfect_predictions_have_100_percent_at_every_size(measure):
     model = Painter()
     rows = measure(model, [3, 6, 8, 12])
     assert [row["names"] for row in rows] == [3, 6, 8, 12]
@@ -122,45 +137,45 @@ def test_a_perfect_answer_is_perfect_at_every_size(measure):
     assert [row["per_image"] for row in rows] == [True, False, False, False]
 
 
-def test_a_distractor_is_wrong_and_hides_nothing(measure):
+def test_distractors_are_wrong_and_no_category_of_the_mean(measure):
     small, large = measure(Painter(red=("zebra", "tree")), [6, 12])
     assert small["mIoU"] == pytest.approx(100)
-    # The tree is missed, the car is not; a distractor is no category that mIoU is over.
+    # The tree is wrong, the car is correct.
     assert (large["mIoU_stuff"], large["mIoU_things"]) == pytest.approx((0, 100))
     assert large["mIoU"] == pytest.approx(50) and large["recall"] == pytest.approx(100)
 
 
-def test_special_questions(measure):
-    one, before_background, things = measure(Painter(), special=True)
-    assert [row["names"] for row in (one, before_background, things)] == [1, 2, 3]
+def test_special_rows(measure):
+    one, with_background, things = measure(Painter(), special=True)
+    assert [row["names"] for row in (one, with_background, things)] == [1, 2, 3]
     assert one["mIoU_things"] == pytest.approx(50)  # the car is half of the image
-    assert before_background["mIoU"] == before_background["mIoU_stuff"] == pytest.approx(100)
+    assert with_background["mIoU"] == with_background["mIoU_stuff"] == pytest.approx(100)
     assert things["mIoU_things"] == things["mIoU_stuff"] == pytest.approx(100)
     wrong = measure(Painter(red=("cat",)), special=True)[2]
     assert (wrong["mIoU_things"], wrong["mIoU_stuff"]) == pytest.approx((100, 0))
 
 
-def test_a_size_below_what_an_image_holds_is_refused(measure):
+def test_sizes_below_the_number_of_names_in_an_image_are_refused(measure):
     with pytest.raises(StudyError, match=r"--sizes 1: .* 2 names; give 2 or more"):
         measure(Painter(), [1])
 
 
-def test_pixels_without_a_label_stay_so(dataset, make_cfg, tmp_path, words):
+def test_pixels_without_a_label_are_ignored(dataset, make_cfg, words):
     path = DatasetCatalog.get(dataset)[0]["sem_seg_file_name"]
     labels = np.array(Image.open(path))
     labels[:30] = 255
     Image.fromarray(labels).save(path)
     images = StudyImages(dataset, limit=1)
     assert [present.tolist() for present in images.present] == [[2]]
-    with registered(images, tmp_path / "study", special=True) as datasets:
-        cfg = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 0, "DATALOADER.NUM_WORKERS": 0})
-        rows = make_rows(images, NameSource(images.own), datasets, [6])
-        own, one, _ = vocabulary_study.measure(cfg, Painter(), images, rows)
+    cfg = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 0, "DATALOADER.NUM_WORKERS": 0})
+    rows = make_rows(images, GrowingVocabulary(images.own), [6], special=True)
+    own, one, _ = study.measure(cfg, Painter(), images, rows)
     assert own["mIoU"] == one["mIoU"] == pytest.approx(100)
-    assert own["mIoU_things"] is None  # this data set does not tell
+    assert own["mIoU_things"] is None  # the data set has no is_thing
 
 
-def test_from_the_command_line(dataset, make_cfg, tmp_path, capsys, words, monkeypatch):
+def test_program(dataset, make_cfg, tmp_path, capsys, words, monkeypatch, load_program):
+    program = load_program("tools/vocabulary_study.py")
     opts = {"DATASETS.TRAIN": (dataset,), "INPUT.MIN_SIZE_TEST": 48, "DATALOADER.NUM_WORKERS": 0}
     cfg = make_cfg("test-vit-16", opts)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
@@ -169,11 +184,12 @@ def test_from_the_command_line(dataset, make_cfg, tmp_path, capsys, words, monke
     arguments = ["--config-file", str(config), "--dataset", dataset, "--sizes", "9,6,2"]
     arguments += ["--related", "", "--special"]
     weights = ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
-    vocabulary_study.main([*arguments, "--json", str(out), "--plot", str(plot), *weights])
+    assert program.main([*arguments, "--json", str(out), "--plot", str(plot), *weights]) == 0
     report, content = capsys.readouterr().out, json.loads(out.read_text())
     assert [row["names"] for row in content["rows"]] == [2, 6, 9, 1, 2]
     assert [row["proposals"] for row in content["rows"]] == [2, 4, 4, 1, 2]  # K is 4
-    assert report.count("\n| ") == 2 + 5 and "| 9 | the data set's names + 3 words |" in report
+    lines = [line.replace("  ", "") for line in report.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 5 and any("the data set's names + 3 words" in line for line in lines)
     assert content["environment"]["weights fingerprint"] in report
     with Image.open(plot) as picture:
         assert picture.format == "PNG"
@@ -182,12 +198,13 @@ def test_from_the_command_line(dataset, make_cfg, tmp_path, capsys, words, monke
         ([*weights[:1], str(tmp_path / "absent.pth")], "absent.pth"),
         ([], "names no weights"),
         ([*weights, "MODEL.DCP_CLIP.PROPOSAL.NAME", "OracleProposal"], "OracleProposal"),
-        (["--json", "no/such/out.json", *weights], "no/such"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            vocabulary_study.main([*arguments, *bad])
-        assert message in str(stop.value)
-    # A config whose weights the repository has needs none named.
-    monkeypatch.setattr(vocabulary_study, "shipped_weights", lambda *_: tmp_path / "model.pth")
-    vocabulary_study.main(arguments)
+        assert program.main([*arguments, *bad]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and message in error
+    with pytest.raises(SystemExit, match="no/such"):
+        program.main([*arguments, "--json", "no/such/out.json", *weights])
+    # The shipped weights of a config are the default.
+    monkeypatch.setattr(study, "shipped_weights", lambda *_: tmp_path / "model.pth")
+    assert program.main(arguments) == 0
     assert content["environment"]["weights fingerprint"] in capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""Ever larger vocabularies for `vocabulary_study.py`: a data set's names, then distractors."""
+"""Vocabularies of increasing size: the names of a data set, then distractors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from dcp_clip.vocabulary import Vocabulary
 
@@ -8,26 +8,24 @@ _MIN_LETTERS = 3
 
 
 class StudyError(ValueError):
-    """A study that cannot be made; the message is one sentence."""
+    """The study is not possible; the message is one sentence."""
 
 
-class NameSource:
-    """Vocabularies of any size, each the beginning of the next: a data set's own names come first,
-    then another data set's, then common English words by frequency.
+class GrowingVocabulary:
+    """Makes vocabularies of any size. Each of them is the beginning of the larger ones.
 
-    Nothing is drawn at random: the order is that of the lists, and of the package wordfreq (Robyn
-    Speer, whose last version is 3.1.1).
+    The names of the data set come first. Then come the names of a related data set, then English
+    words by their frequency, from the package wordfreq. Nothing is random.
     """
 
     def __init__(self, own: Vocabulary, related: Vocabulary | None = None) -> None:
         """
         Args:
             own: the C names of the data set, which keep their ids.
-            related: whose names are the first distractors, unless `own` has one of their names.
+            related: names that are the first distractors, except those that `own` contains.
         """
         self.own = own
         self._entries = list(own.synonyms)
-        # Another list's "glasses" is no mistake for "glass"; a loose word may be.
         listed = {name.casefold() for names in own.synonyms for name in names}
         for names in related.synonyms if related is not None else ():
             if not any(name.casefold() in listed for name in names):
@@ -36,33 +34,28 @@ class NameSource:
         self._taken = {form for names in self._entries for name in names for form in forms(name)}
         self._words: Iterator[str] | None = None
 
-    def vocabulary(self, size: int) -> Vocabulary:
-        """The first `size` names, no fewer than the data set's own.
+    def first(self, size: int) -> Vocabulary:
+        """The vocabulary of the first `size` names, at least those of the data set.
 
         Raises:
-            StudyError: if there are not so many words, or wordfreq, which has them, is missing.
+            StudyError: if there are fewer words, or wordfreq is not installed.
         """
         if self._words is None and size > len(self._entries):
-            self._words = self._distractors(_common_words())
+            self._words = iter(_common_words())
         while len(self._entries) < size:
             word = next(self._words, None)
             if word is None:
                 raise StudyError(
-                    f"--sizes {size:,}: there are {len(self._entries):,} different names; ask for "
-                    "no more."
+                    f"--sizes {size:,}: there are only {len(self._entries):,} different names."
                 )
-            self._entries.append((word,))
-        return Vocabulary(self._entries[: max(size, len(self.own))], warn_shared=False)
-
-    def _distractors(self, words: Sequence[str]) -> Iterator[str]:
-        for word in words:
             if len(word) >= _MIN_LETTERS and word.isalpha() and word.casefold() not in self._taken:
                 self._taken.add(word.casefold())
-                yield word
+                self._entries.append((word,))
+        return Vocabulary(self._entries[: max(size, len(self.own))], warn_shared=False)
 
 
 def forms(name: str) -> set[str]:
-    """A name, its plural and its singular, without regard to case: words that mean the same."""
+    """A name in lower case, with its possible plurals and singulars."""
     name = name.casefold()
     found = {name, f"{name}s", f"{name}es"}
     if name.endswith("y"):
@@ -74,12 +67,12 @@ def forms(name: str) -> set[str]:
 
 
 def _common_words() -> list[str]:
-    """All English words of wordfreq's large list, the most frequent first."""
+    """All English words of wordfreq, the most frequent first."""
     try:
         from wordfreq import top_n_list
     except ImportError as error:
         raise StudyError(
-            "The Python package wordfreq, whose words fill large vocabularies, is not installed: "
-            "pip install -e '.[emoji]', or ask for smaller --sizes."
+            "The Python package wordfreq, which has the words for large vocabularies, is not "
+            "installed: pip install -e '.[emoji]', or use smaller --sizes."
         ) from error
     return top_n_list("en", 10**6)
