@@ -1,4 +1,4 @@
-"""The documentation builds without a warning: no broken link or anchor, no page outside the menu."""
+"""The documentation builds without a warning: no broken link and no page outside the menu."""
 
 import os
 import subprocess

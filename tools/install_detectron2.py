@@ -14,11 +14,13 @@ Install DCP-CLIP first: its dependencies include those of Detectron2.
 import argparse
 import importlib.metadata
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +33,9 @@ WANTED = ("detectron2", "sal_detectron2-0.7.2.dist-info")
 def import_error() -> str | None:
     """Return why Detectron2 cannot be imported, or None if it can."""
     try:
-        importlib.import_module("detectron2.engine")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("detectron2.engine")
     except Exception as error:  # a half-installed dependency can raise anything
         return f"{type(error).__name__}: {error}"
     return None
@@ -60,6 +64,8 @@ def install(site_packages: Path) -> None:
         keep_lines(dist_info / "RECORD", is_installed)
         # The requirements are those of 2024, such as "numpy<2". pip would report them as conflicts.
         keep_lines(dist_info / "METADATA", lambda line: not line.startswith("Requires-Dist:"))
+        wheel = dist_info / "WHEEL"
+        wheel.write_text(re.sub(r"(?m)^Tag: .*", "Tag: py3-none-any", wheel.read_text()))
         shutil.rmtree(site_packages / dist_info.name, ignore_errors=True)
         dist_info.rename(site_packages / dist_info.name)
         package.rename(site_packages / package.name)  # last: only a whole package is importable
