@@ -1,7 +1,6 @@
-"""The files of configs/training_free in the demo, the evaluation and, in vain, the training."""
+"""The demo and the evaluation with configs/training_free; training raises an error."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +15,22 @@ from dcp_clip.engine import Trainer
 from dcp_clip.modeling.clip.loading import load_clip
 from dcp_clip.predictor import Predictor
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "demo"), str(ROOT / "tests" / "modeling")]
-
-from test_training_free import CONFIGS, MINIATURES  # noqa: E402
-
-import demo  # noqa: E402
-
+CONFIGS = Path(__file__).parents[1] / "configs" / "training_free"
+# For each config: a small CLIP, and ENCODER_WINDOW and ENCODER_WINDOW_STRIDE for it.
+MINIATURES = {
+    "vit_b16": ("test-vit-16", 32, 16),
+    "vit_l14_336": ("test-vit-14-quickgelu", 28, 14),
+    "convnext_b": ("test-convnext", 0, 112),
+    "convnext_l": ("test-convnext-mlp", 0, 112),
+}
 DATASET = "test_training_free_sem_seg"
 NAMES = ["sky", "tree", "car, automobile"]
-each_file = pytest.mark.parametrize("stem", MINIATURES)
+each_config = pytest.mark.parametrize("stem", MINIATURES)
 
 
 @pytest.fixture(scope="module")
 def options(tiny_clips, make_cfg, tmp_path_factory):
-    """``options(file stem)``: keys and values that give the file a miniature tower, and weights for
-    it in a file of their own, as a user without internet has them."""
+    """``options(stem)``: keys and values that replace CLIP by a small one with a weights file."""
     folder = tmp_path_factory.mktemp("clips")
 
     def get(stem: str) -> list[str]:
@@ -56,7 +55,7 @@ def options(tiny_clips, make_cfg, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Two photographs with their labels, registered as DATASET; the folder of the photographs."""
+    """Register two images with labels as DATASET, and return the folder of the images."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for kind in ("images", "labels"):
         (folder / kind).mkdir()
@@ -73,16 +72,23 @@ def dataset(tmp_path_factory):
     MetadataCatalog.pop(DATASET)
 
 
-def run_demo(stem, options, dataset, output, *arguments):
-    config = CONFIGS / f"{stem}.yaml"
-    places = ["--config-file", config, "--input", dataset, "--output", output]
-    return demo.main([*map(str, places), *arguments, "--opts", *options(stem)])
+@pytest.fixture
+def run_demo(load_program, options, dataset):
+    """``run_demo(stem, output, *arguments)``: the exit status of the demo."""
+    demo = load_program("demo/demo.py")
+
+    def run(stem, output, *arguments):
+        config = CONFIGS / f"{stem}.yaml"
+        paths = ["--config-file", config, "--input", dataset, "--output", output]
+        return demo.main([*map(str, paths), *arguments, "--opts", *options(stem)])
+
+    return run
 
 
-@each_file
-def test_the_demo(options, dataset, tmp_path, stem):
+@each_config
+def test_demo(run_demo, tmp_path, stem):
     out = tmp_path / "out"
-    assert run_demo(stem, options, dataset, out, "--vocabulary", "; ".join(NAMES)) == 0
+    assert run_demo(stem, out, "--vocabulary", "; ".join(NAMES)) == 0
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [Path(line["file"]).name for line in lines] == ["0.png", "1.png"]
     for line in lines:
@@ -93,41 +99,39 @@ def test_the_demo(options, dataset, tmp_path, stem):
         assert (out / line["overlay"]).is_file()
 
 
-@each_file
-def test_the_evaluation(options, dataset, tmp_path, stem):
-    """It counts what the demo's predictor labels: the same mIoU, by hand."""
+@each_config
+def test_evaluation(options, dataset, tmp_path, stem):
+    """The mIoU of the evaluation equals the mIoU of the label maps of Predictor."""
     cfg = setup_cfg(CONFIGS / f"{stem}.yaml", options(stem))
     cfg.DATASETS.TEST, cfg.DATALOADER.NUM_WORKERS = (DATASET,), 0
     cfg.OUTPUT_DIR = str(tmp_path)
     predictor = Predictor(cfg, DATASET)
-    found, true = [], []
+    predicted, true = [], []
     for record in DatasetCatalog.get(DATASET):
         labels = np.asarray(Image.open(record["sem_seg_file_name"]))
-        found.append(predictor(record["file_name"]).label_map[labels < 255])
+        predicted.append(predictor(record["file_name"]).label_map[labels < 255])
         true.append(labels[labels < 255])
-    found, true = np.concatenate(found), np.concatenate(true)
-    both = [
-        ((found == i) & (true == i)).sum() / ((found == i) | (true == i)).sum() for i in (0, 1, 2)
+    predicted, true = np.concatenate(predicted), np.concatenate(true)
+    iou = [
+        ((predicted == i) & (true == i)).sum() / ((predicted == i) | (true == i)).sum()
+        for i in range(3)
     ]
     result = Trainer.test(cfg, Trainer.build_model(cfg))
-    assert result["sem_seg"]["mIoU"] == pytest.approx(100 * np.mean(both), abs=1e-3)
+    assert result["sem_seg"]["mIoU"] == pytest.approx(100 * np.mean(iou), abs=1e-3)
     assert DATASET in (tmp_path / "results.md").read_text()
 
 
-def test_the_demo_without_names_is_one_sentence(options, dataset, tmp_path, capsys, monkeypatch):
-    """Before the weights, which may be a long download, are asked for."""
+def test_demo_without_vocabulary(run_demo, tmp_path, monkeypatch):
+    """The error comes before the weights are loaded, which may be a long download."""
     monkeypatch.setattr("dcp_clip.predictor.build_model", lambda cfg: pytest.fail("built"))
-    with pytest.raises(SystemExit) as stop:
-        run_demo("vit_b16", options, dataset, tmp_path / "out")
-    assert stop.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "error: " in last and "DATASETS.TRAIN is empty" in last and "--vocabulary" in last
+    with pytest.raises(SystemExit, match="error: DATASETS.TRAIN is empty.*--vocabulary"):
+        run_demo("vit_b16", tmp_path / "out")
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
-@each_file
+@each_config
 @pytest.mark.parametrize("train", [(), (DATASET,)])
-def test_training_is_refused(options, dataset, tmp_path, stem, train):
+def test_training_is_an_error(options, dataset, tmp_path, stem, train):
     cfg = setup_cfg(CONFIGS / f"{stem}.yaml", options(stem))
     cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR = train, str(tmp_path)
     with pytest.raises(ValueError, match="nothing in this model trains .*--eval-only"):
