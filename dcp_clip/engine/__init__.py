@@ -1,4 +1,4 @@
-"""Trainer, optimiser and checkpoints."""
+"""Trainer, optimizer and checkpoints."""
 
 from dcp_clip.engine.trainer import Trainer
 

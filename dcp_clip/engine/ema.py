@@ -14,18 +14,18 @@ __all__ = ["EMAHook"]
 
 
 class EMAHook(HookBase):
-    """Exponential moving average of the weights and buffers.
+    """Keeps an exponential moving average of the weights.
 
     Evaluations during training use the average. At the last iteration it becomes the model, so
-    ``model_final.pth`` and the final evaluation have the same weights. Checkpoints contain it, so
-    resumed training continues with it. Register this hook before the checkpointer and the
-    evaluation.
+    ``model_final.pth`` and the final evaluation have the same weights. Checkpoints contain the
+    average, so resumed training continues with it. Register this hook before the checkpointer and
+    the evaluation.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         """
         Args:
-            model: without its distributed wrapper.
+            model: the model without its distributed wrapper.
             decay: decay per iteration; it is smaller in the first iterations.
         """
         self._model = model
@@ -46,16 +46,16 @@ class EMAHook(HookBase):
         self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self._average.update_parameters(self._model)
         # The statistics of batch norm are averages already.
-        for mean, now in zip(self._average.module.buffers(), self._model.buffers(), strict=True):
-            mean.copy_(now)
+        for target, source in zip(self.average.buffers(), self._model.buffers(), strict=True):
+            target.copy_(source)
         if step >= self.trainer.max_iter:
-            self._copy(self._average.module, self._model)
+            self._copy(self.average, self._model)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within this context the model holds the averaged weights."""
         backup = [p.detach().clone() for p in self._model.parameters()]
-        self._copy(self._average.module, self._model)
+        self._copy(self.average, self._model)
         try:
             yield
         finally:
@@ -71,10 +71,10 @@ class EMAHook(HookBase):
 
     def state_dict(self) -> dict:
         return {
-            "average": self._average.module.state_dict(),
+            "average": self.average.state_dict(),
             "n_averaged": self._average.n_averaged.clone(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self._average.module.load_state_dict(state["average"])
+        self.average.load_state_dict(state["average"])
         self._average.n_averaged.copy_(state["n_averaged"])

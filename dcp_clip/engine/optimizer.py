@@ -1,4 +1,4 @@
-"""The optimizer, and the table of what trains."""
+"""The optimizer, and the table of what is trained."""
 
 from __future__ import annotations
 
@@ -19,78 +19,85 @@ logger = logging.getLogger(__name__)
 _OPTIMIZERS = ("ADAMW", "MUON", "SGD")
 
 
+def part_of(name: str) -> str:
+    """Return the part of the model that a parameter belongs to: the first component of its name."""
+    return name.split(".", 1)[0]
+
+
+def _lr_multiplier(cfg: CfgNode, part: str) -> float:
+    multipliers = {
+        "backbone": cfg.SOLVER.IMAGE_LR_MULTIPLIER,
+        "text_encoder": cfg.SOLVER.TEXT_LR_MULTIPLIER,
+    }
+    return multipliers.get(part, 1.0)
+
+
 def learning_rates_by_part(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """The highest learning rate of each part of the model, from SOLVER.BASE_LR, LR_FACTOR_* and,
-    for the matrices that Muon steps, MUON_LR_MULTIPLIER."""
-    muon = cfg.SOLVER.OPTIMIZER == "MUON"
-    matrices = hidden_matrices(model) if muon else set()
+    """Return the highest learning rate within each part of the model.
+
+    Reads SOLVER.{BASE_LR, IMAGE_LR_MULTIPLIER, TEXT_LR_MULTIPLIER} and, for the matrices that Muon
+    updates, SOLVER.MUON_LR_MULTIPLIER.
+    """
+    matrices = hidden_matrices(model) if cfg.SOLVER.OPTIMIZER == "MUON" else set()
     rates: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        rate = cfg.SOLVER.BASE_LR * _rate_factor(cfg, part)
+        rate = cfg.SOLVER.BASE_LR * _lr_multiplier(cfg, part)
         if parameter.requires_grad and parameter in matrices:
             rate *= cfg.SOLVER.MUON_LR_MULTIPLIER
         rates[part] = max(rate, rates.get(part, 0.0))
     return rates
 
 
-def _rate_factor(cfg: CfgNode, part: str) -> float:
-    factors = {
-        "backbone": cfg.SOLVER.IMAGE_LR_MULTIPLIER,
-        "text_encoder": cfg.SOLVER.TEXT_LR_MULTIPLIER,
-    }
-    return factors.get(part, 1.0)
-
-
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW with learning rates by part, after logging the table of what trains.
+    """Build the optimizer and log the table of what is trained.
 
-    With SOLVER.OPTIMIZER "MUON" the matrices between features take orthogonal steps instead, at
-    MUON_LR_MULTIPLIER times the rate of their part.
-
-    Reads SOLVER.{OPTIMIZER, MUON_LR_MULTIPLIER, BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM,
-    WEIGHT_DECAY_BIAS, IMAGE_LR_MULTIPLIER, TEXT_LR_MULTIPLIER, CLIP_GRADIENTS}; CLIP_TYPE may also be
-    "full_model". What decay would pull away from a meaning (factors, gates, layer scales, position
-    and class embeddings) decays as norms do.
+    Reads SOLVER.{OPTIMIZER, BASE_LR, IMAGE_LR_MULTIPLIER, TEXT_LR_MULTIPLIER, MUON_LR_MULTIPLIER,
+    MOMENTUM, NESTEROV, WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, CLIP_GRADIENTS}.
+    CLIP_GRADIENTS.CLIP_TYPE may also be "full_model". WEIGHT_DECAY_NORM is also the weight decay of
+    scales, gates, and position and class embeddings.
 
     Raises:
-        ValueError: for an unknown SOLVER.OPTIMIZER, a BIAS_LR_FACTOR, or when nothing trains.
+        ValueError: if SOLVER.OPTIMIZER is unknown, SOLVER.BIAS_LR_FACTOR is not 1, or the model has
+            no trainable parameters.
     """
     if cfg.SOLVER.OPTIMIZER not in _OPTIMIZERS:
         raise ValueError(
-            f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are {', '.join(_OPTIMIZERS)}."
+            f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; it must be one of "
+            f"{', '.join(_OPTIMIZERS)}."
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            "nothing in this model trains (MODEL.CLIP.TRAIN_* are 'none' and no stage has "
-            "parameters); evaluate it with --eval-only."
+            "This model has no trainable parameters (MODEL.CLIP.TRAIN_* are 'none' and no stage "
+            "has parameters): evaluate it with --eval-only."
         )
     if cfg.SOLVER.BIAS_LR_FACTOR != 1:
         raise ValueError(
-            f"SOLVER.BIAS_LR_FACTOR is {cfg.SOLVER.BIAS_LR_FACTOR}, but biases learn at the rate "
-            "of their part here: set it to 1."
+            f"SOLVER.BIAS_LR_FACTOR is {cfg.SOLVER.BIAS_LR_FACTOR}, but a bias has the learning "
+            "rate of its part of the model here: set it to 1."
         )
     lr = cfg.SOLVER.BASE_LR
-    logger.info("What trains:\n%s", trainable_table(model, learning_rates_by_part(cfg, model)))
+    table = trainable_table(model, learning_rates_by_part(cfg, model))
+    logger.info("Trainable parameters:\n%s", table)
     params = get_default_optimizer_params(
         model,
         base_lr=lr,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: _rate_factor(cfg, part_of(name)),
+        lr_factor_func=lambda name: _lr_multiplier(cfg, part_of(name)),
         overrides=_decay_overrides(cfg, model),
     )
     if cfg.SOLVER.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD
         options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
     else:
-        # One pass over all parameters, where that does not put the loss scaling of AMP after the
-        # clipping.
+        # The fused kernel is faster, but under AMP it removes the loss scale from the gradients
+        # after they are clipped.
         optimizer, options = torch.optim.AdamW, {"fused": not cfg.SOLVER.AMP.ENABLED}
         if cfg.SOLVER.OPTIMIZER == "MUON":
             optimizer = Muon
-            params = _orthogonal_apart(params, model, cfg.SOLVER.MUON_LR_MULTIPLIER)
+            params = _split_matrices(params, model, cfg.SOLVER.MUON_LR_MULTIPLIER)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         optimizer = _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
@@ -99,24 +106,28 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer(params, lr=lr, **options)
 
 
-def _orthogonal_apart(params: list[dict], model: nn.Module, lr_factor: float) -> list[dict]:
-    """Groups of parameters, each split into matrices for :class:`Muon` and the rest."""
-    matrices, result = hidden_matrices(model), []
+def _split_matrices(params: list[dict], model: nn.Module, lr_multiplier: float) -> list[dict]:
+    """Split each parameter group into matrices for :class:`Muon` and other parameters."""
+    matrices, groups = hidden_matrices(model), []
     for group in params:
-        rate = {"lr": group["lr"] * lr_factor, "orthogonal": True}
-        for chosen, options in ((True, rate), (False, {})):
-            members = [p for p in group["params"] if (p in matrices) == chosen]
+        muon_options = {"lr": group["lr"] * lr_multiplier, "orthogonal": True}
+        for is_matrix, options in ((True, muon_options), (False, {})):
+            members = [p for p in group["params"] if (p in matrices) == is_matrix]
             if members:
-                result.append({**group, "params": members, **options})
-    return result
+                groups.append({**group, "params": members, **options})
+    return groups
 
 
 def _decay_overrides(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Weight decay by the last component of a parameter's name, where the module does not tell."""
-    result = {}
+    """Return the weight decay of parameters that Detectron2 would not recognise as norm or bias.
+
+    Returns:
+        ``{"weight_decay": value}`` by the last component of a parameter's name.
+    """
+    overrides = {}
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
-        if leaf in ("weight", "bias"):  # told by their module, and by WEIGHT_DECAY_BIAS
+        if leaf in ("weight", "bias"):  # Detectron2 decides by their module and their name
             continue
         if leaf.endswith("_bias"):  # of attention's projections
             decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
@@ -125,16 +136,16 @@ def _decay_overrides(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, floa
         else:
             continue
         if decay is not None:
-            result[leaf] = {"weight_decay": decay}
-    return result
+            overrides[leaf] = {"weight_decay": decay}
+    return overrides
 
 
 def _clip_full_model(
     optimizer: type[torch.optim.Optimizer], max_norm: float, norm_type: float
 ) -> type[torch.optim.Optimizer]:
-    """An optimiser class that first clips the norm of the whole model's gradient.
+    """Return an optimizer class that clips the norm of the whole model's gradient before a step.
 
-    Detectron2's "norm" clips each parameter by itself, which changes the gradient's direction.
+    Detectron2's "norm" clips each parameter separately, which changes the gradient's direction.
     """
 
     class FullModelClipping(optimizer):
@@ -147,13 +158,8 @@ def _clip_full_model(
     return FullModelClipping
 
 
-def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to: the first component of its name."""
-    return name.split(".", 1)[0]
-
-
 def trainable_table(model: nn.Module, learning_rates: dict[str, float] | None = None) -> str:
-    """A table of the parts of a model: parameters, how many of them train, and learning rates.
+    """Return a table of the parts of a model, their parameters and their learning rates.
 
     Args:
         model: the whole model.

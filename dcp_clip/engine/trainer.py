@@ -1,5 +1,4 @@
-"""Detectron2's DefaultTrainer with this project's data, evaluators, optimiser and weight
-averaging."""
+"""Detectron2's DefaultTrainer with the data, evaluators, optimizer and hooks of DCP-CLIP."""
 
 from __future__ import annotations
 
@@ -11,18 +10,15 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from dcp_clip.data.augmentation import ResizeForTest, build_sem_seg_augmentations
-from dcp_clip.data.dataset_mapper import SemSegDatasetMapper, VocabularyMapper
+from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.data.sampler import skip_images
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine.checkpoint import Checkpointer, load_weights
@@ -40,12 +36,12 @@ from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
 
 __all__ = ["Trainer"]
 
-_FINAL = "model_final"  # as Detectron2 calls it
+_FINAL = "model_final"  # Detectron2's name of the last checkpoint
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates DCP-CLIP as Detectron2 users expect; see ``train_net.py``."""
+    """Trains and evaluates DCP-CLIP; used like :class:`DefaultTrainer`, see ``train_net.py``."""
 
     def __init__(self, cfg: CfgNode):
         """
@@ -53,33 +49,40 @@ class Trainer(DefaultTrainer):
             cfg: the whole config.
 
         Raises:
-            ValueError: for mixed precision of a kind that the device does not have.
+            ValueError: if SOLVER.AMP.ENABLED is set on a CPU.
         """
-        # DefaultTrainer's own __init__ cannot wrap a CPU model for distributed training.
+        # The constructor of DefaultTrainer cannot be used: it always passes device_ids to
+        # DistributedDataParallel, which fails on CPUs, and never find_unused_parameters.
         TrainerBase.__init__(self)
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise ValueError(
-                "SOLVER.AMP.ENABLED is float16 training on CUDA; on a CPU set it to False and "
-                "MODEL.DCP_CLIP.BF16 to True (pays with AVX-512 BF16 or AMX only)."
+                "SOLVER.AMP.ENABLED trains in float16, which needs CUDA. On a CPU set it to False; "
+                "MODEL.DCP_CLIP.BF16 is faster there if the CPU has AVX-512 BF16 or AMX."
             )
-        self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(self.cfg)
-        optimizer = self.build_optimizer(self.cfg, model)
-        loader = self.build_train_loader(self.cfg)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
         options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-        model = create_ddp_model(model, find_unused_parameters=True, **options)
-        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = loop(model, loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
-        self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        model = create_ddp_model(
+            model, broadcast_buffers=False, find_unused_parameters=True, **options
         )
-        self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
+        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
+            model, loader, optimizer
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's, but MODEL.WEIGHTS that do not fit are an error, and the order of the
-        images goes on, too."""
+        """Resume the training in OUTPUT_DIR, or load MODEL.WEIGHTS.
+
+        Resumed training continues with the images that the interrupted one would have seen next.
+
+        Raises:
+            WeightsError: if MODEL.WEIGHTS do not fit, see :func:`load_weights`.
+        """
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
             seen = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
@@ -88,44 +91,41 @@ class Trainer(DefaultTrainer):
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, and before the checkpointer and the evaluation those of
-        SOLVER.EMA_DECAY and SOLVER.WISE_FT_ALPHA, which change the weights."""
-        model = self.model
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        decay = self.cfg.SOLVER.EMA_DECAY
+        """Detectron2's hooks with those of SOLVER.EMA_DECAY and SOLVER.WISE_FT_ALPHA.
+
+        These two change the weights, so they come before the checkpointer and the evaluation.
+        """
+        model, decay = _without_ddp(self.model), self.cfg.SOLVER.EMA_DECAY
         self._ema = EMAHook(model, decay) if decay else None
         average = self._ema.average if self._ema else None
-        interpolation = WeightInterpolationHook.from_config(self.cfg, model, average)
-        result, waiting = [], [hook for hook in (self._ema, interpolation) if hook]
-        for hook in super().build_hooks():
-            if isinstance(hook, hooks.PeriodicCheckpointer | hooks.EvalHook):
-                result += waiting
-                waiting = []
-            if isinstance(hook, hooks.EvalHook):
-                hook = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_trained)
-            result.append(hook)
-        return result
+        own_hooks = [self._ema, WeightInterpolationHook.from_config(self.cfg, model, average)]
+        result = [
+            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_during_training)
+            if isinstance(hook, hooks.EvalHook)
+            else hook
+            for hook in super().build_hooks()
+        ]
+        later = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        index = next(i for i, hook in enumerate(result) if isinstance(hook, later))
+        return [*result[:index], *own_hooks, *result[index:]]
 
-    def _test_trained(self) -> dict:
+    def _evaluate_during_training(self) -> dict:
         cfg = self.cfg.clone()
         cfg.defrost()
-        # What the report is to name: not the file that the training started from.
-        done = min(self.iter + 1, self.max_iter)
-        cfg.MODEL.WEIGHTS = f"those of this training after {done} iterations"
+        # The report shows this instead of the file that the training started from.
+        iteration = min(self.iter + 1, self.max_iter)
+        cfg.MODEL.WEIGHTS = f"those of this training after {iteration} iterations"
         with self._ema.averaged() if self._ema else contextlib.nullcontext():
             self._last_eval_results = self.test(cfg, self.model)
         return self._last_eval_results
 
     def train(self) -> dict | None:
-        """As Detectron2's, once all of DATASETS.TEST is known to be there.
-
-        A training that was stopped between its last checkpoint and ``model_final.pth`` has no step
-        left that would write the latter, so it is written here.
-        """
+        """Train as Detectron2 does, after a check that DATASETS.TEST can be evaluated."""
         build_test_evaluators(self.cfg, self.build_evaluator)
-        nothing_left = 0 < self.start_iter == self.max_iter
-        if nothing_left and Path(self.checkpointer.get_checkpoint_file()).stem != _FINAL:
+        # A training that was stopped between its last checkpoint and model_final.pth has no
+        # iteration left that would write the latter.
+        is_finished = 0 < self.start_iter == self.max_iter
+        if is_finished and Path(self.checkpointer.get_checkpoint_file()).stem != _FINAL:
             self.checkpointer.save(_FINAL, iteration=self.max_iter - 1)
         return super().train()
 
@@ -136,20 +136,28 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> dict:
-        """As Detectron2's, with a report of all data sets in results.md and results.json.
+        """Evaluate as Detectron2 does, and write results.md and results.json into OUTPUT_DIR.
 
-        The report is logged at the end, and written after each data set. What is wrong with any of
-        them is raised before the first image.
+        The files are updated after each data set. Errors in DATASETS.TEST are raised before the
+        first image.
 
-        The model is taken out of its distributed wrapper, which broadcasts buffers in every forward
-        pass, in evaluation too, where the processes have different numbers of images: they would
-        wait for each other for ever. It is done once here, as each process has statistics of batch
-        norm of its own.
+        Args:
+            cfg: the whole config.
+            model: the model to evaluate, possibly wrapped for distributed training.
+            evaluators: one for each of DATASETS.TEST; None for those of :meth:`build_evaluator`.
+
+        Returns:
+            The results of the data set, or a dict of results by name if there are several.
+
+        Raises:
+            ValueError: for another number of evaluators than data sets; see also
+                :func:`build_test_evaluators`.
         """
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
+        if isinstance(model, DistributedDataParallel):
+            # Each process has its own statistics of batch norm; evaluate those that are saved.
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+        model = _without_ddp(model)
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = build_test_evaluators(cfg, cls.build_evaluator)
@@ -165,17 +173,17 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             report = EvaluationReport(names, evaluation_environment(cfg, model))
         for name, evaluator in zip(names, evaluators, strict=True):
-            one = cfg.clone()
-            one.defrost()
-            one.DATASETS.TEST = (name,)
+            dataset_cfg = cfg.clone()
+            dataset_cfg.defrost()
+            dataset_cfg.DATASETS.TEST = (name,)
             with SpeedEvaluator(model) as speed:
-                both = DatasetEvaluators([evaluator, speed])
-                results[name] = super().test(one, model, [both])
+                combined = DatasetEvaluators([evaluator, speed])
+                results[name] = super().test(dataset_cfg, model, [combined])
             if report:
                 report.add(name, results[name])
                 report.write(cfg.OUTPUT_DIR)
         if report:
-            logger.info("Evaluation, also in %s:\n%s", cfg.OUTPUT_DIR, report.to_markdown())
+            logger.info("Results, also in %s:\n%s", cfg.OUTPUT_DIR, report.to_markdown())
         return results[names[0]] if len(names) == 1 else results
 
     @classmethod
@@ -187,25 +195,28 @@ class Trainer(DefaultTrainer):
         vocabularies = {dataset_vocabulary(name) for name in cfg.DATASETS.TRAIN}
         if len(vocabularies) != 1:
             raise ValueError(
-                f"DATASETS.TRAIN must name one or more data sets of the same categories, got "
+                "DATASETS.TRAIN must name one or more data sets of the same categories, but is "
                 f"{cfg.DATASETS.TRAIN}."
             )
-        augmentations = build_sem_seg_augmentations(cfg)
-        mapper = SemSegDatasetMapper.from_datasets(cfg, cfg.DATASETS.TRAIN, augmentations)
-        # Nothing is added to the records: the model's own vocabulary is that of DATASETS.TRAIN.
+        mapper = SemSegDatasetMapper(cfg, is_train=True)
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = SemSegDatasetMapper.from_datasets(cfg, [dataset_name], [ResizeForTest(cfg)])
         proposal = CATEGORY_PROPOSAL_REGISTRY.get(cfg.MODEL.DCP_CLIP.PROPOSAL.NAME)
-        # The evaluators read the label maps themselves, at their own size.
-        mapper.with_labels = getattr(proposal, "needs_labels", False)
-        vocabulary = dataset_vocabulary(dataset_name)
-        return build_detection_test_loader(
-            cfg, dataset_name, mapper=VocabularyMapper(mapper, vocabulary)
+        mapper = SemSegDatasetMapper(
+            cfg,
+            is_train=False,
+            dataset_names=[dataset_name],
+            # The evaluators read the label maps themselves, at their original size.
+            with_labels=getattr(proposal, "needs_labels", False),
         )
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_sem_seg_evaluator(cfg, dataset_name)
+
+
+def _without_ddp(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model

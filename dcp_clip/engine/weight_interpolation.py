@@ -23,8 +23,8 @@ def interpolate_weights(
     """Interpolate the weights of an image tower with CLIP's original ones, in place.
 
     Args:
-        trained: state of the trained tower.
-        original: state of the tower before training; integers (counters) are ignored.
+        trained: state dict of the trained tower.
+        original: state dict of the tower before training; integers (counters) are ignored.
         alpha: weight of `original`; 0 changes nothing.
     """
     # The statistics of batch norm belong to the weights and are interpolated too.
@@ -56,7 +56,7 @@ class WeightInterpolationHook(HookBase):
         """
         self._towers = [m.backbone for m in (model, average) if m is not None]
         self._alpha = alpha
-        # On the CPU, where memory is cheap.
+        # Kept in main memory, of which there is more.
         state = model.backbone.state_dict()
         self._original = {key: value.to("cpu", copy=True) for key, value in state.items()}
         self._done = False
@@ -105,8 +105,8 @@ class WeightInterpolationHook(HookBase):
             )
 
     def state_dict(self) -> dict:
-        """After the end of training: the alpha that was applied, so that it is not applied twice."""
-        return {"share": self._alpha} if self._done else {}
+        """The alpha that was applied; empty before the end of training."""
+        return {"alpha": self._alpha} if self._done else {}
 
     def load_state_dict(self, state: dict) -> None:
-        self._done = True
+        self._done = True  # only the state of a finished training is saved

@@ -1,4 +1,4 @@
-"""Evaluators: mean IoU by a stated convention, recall of the proposals, speed; and their report."""
+"""Detectron2 evaluators for mean IoU, recall of the proposals and speed, and their report."""
 
 from dcp_clip.evaluation.build import build_sem_seg_evaluator, build_test_evaluators
 from dcp_clip.evaluation.environment import evaluation_environment

@@ -1,4 +1,4 @@
-"""From a data set's metadata to its evaluators."""
+"""Evaluators of the data sets in DATASETS.TEST."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from dcp_clip.evaluation.proposal_recall import ProposalRecallEvaluator
 
 __all__ = ["build_sem_seg_evaluator", "build_test_evaluators"]
 
-# By the metadata's evaluator_type.
-_KINDS = {"sem_seg": MeanIoUEvaluator, "sem_seg_background": BackgroundMeanIoUEvaluator}
+# By evaluator_type in the metadata.
+_EVALUATORS = {"sem_seg": MeanIoUEvaluator, "sem_seg_background": BackgroundMeanIoUEvaluator}
 
 
 def build_sem_seg_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """Mean IoU and proposal recall of one data set.
+    """Build the evaluators of mean IoU and proposal recall for one data set.
 
     Args:
         cfg: the whole config.
-        dataset_name: a registered data set; its files are listed.
+        dataset_name: a registered data set; this lists its files.
 
     Raises:
-        VocabularyError: for a name that is not registered.
-        ValueError: for one of another task.
-        DatasetError: for one whose files are not there.
+        VocabularyError: if the name is not registered.
+        ValueError: if the data set is for another task.
+        DatasetError: if files of the data set are missing.
     """
     dataset_vocabulary(dataset_name)
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind not in _KINDS:
-        known = " or ".join(f"'{name}'" for name in _KINDS)
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in _EVALUATORS:
+        known = " or ".join(f"'{name}'" for name in _EVALUATORS)
         raise ValueError(
-            f"data set '{dataset_name}' has evaluator_type '{kind}' in its metadata, not {known}: "
-            "take it out of DATASETS.TEST, or register it for semantic segmentation."
+            f"The metadata of data set '{dataset_name}' has evaluator_type '{evaluator_type}', not "
+            f"{known}: remove it from DATASETS.TEST, or register it for semantic segmentation."
         )
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    mean_iou = _KINDS[kind](
+    mean_iou = _EVALUATORS[evaluator_type](
         dataset_name,
         distributed=True,
         output_dir=folder if cfg.TEST.SAVE_PREDICTIONS else None,
@@ -52,18 +52,19 @@ def build_sem_seg_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator
 def build_test_evaluators(
     cfg: CfgNode, build: Callable[[CfgNode, str], DatasetEvaluator] = build_sem_seg_evaluator
 ) -> list[DatasetEvaluator]:
-    """The evaluators of all of DATASETS.TEST, so that what is wrong with the last data set is known
-    before the first is evaluated.
+    """Build the evaluators of all data sets in DATASETS.TEST.
+
+    This finds errors in the last data set before the first one is evaluated.
 
     Args:
         cfg: the whole config.
-        build: makes one of them.
+        build: builds the evaluator of one data set.
 
     Raises:
-        ValueError: when a data set is named twice; else see :func:`build_sem_seg_evaluator`.
+        ValueError: if a data set is named twice; see also :func:`build_sem_seg_evaluator`.
     """
     names = list(cfg.DATASETS.TEST)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"DATASETS.TEST names {', '.join(twice)} more than once; name it once.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"DATASETS.TEST contains {', '.join(repeated)} more than once.")
     return [build(cfg, name) for name in names]

@@ -1,40 +1,35 @@
-"""Scores of a confusion matrix, under each of the conventions that published figures follow.
+"""Mean IoU and other scores of a confusion matrix, by the conventions of published figures.
 
-They differ in what the sum of the categories' IoU is divided by, which matters where a category has
-no pixel in the ground truth (PASCAL-Context 459: 114 of 459 have none, a factor of 1.33):
+The conventions differ in the number of categories that the sum of IoU is divided by. They disagree
+if a category has no pixel in the ground truth (in PASCAL-Context 459 this holds for 114 of 459
+categories, a factor of 1.33):
 
-* the categories *present* in the ground truth: Detectron2 since July 2022, and this project;
-* those *seen*, present or predicted: the release v0.6 of Detectron2. It calls itself "0.6" as its
-  successors do, so that the version does not tell which formula made a figure;
-* *all* categories: what v0.6 comes to when each of them is predicted somewhere.
+* "present": categories present in the ground truth, as in Detectron2 since July 2022 and here;
+* "seen": categories present or predicted, as in release v0.6 of Detectron2. Later builds are also
+  called "0.6", so the version does not tell which formula produced a figure;
+* "all": all categories. v0.6 gives this value if each category is predicted somewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
-from PIL import Image
 
 __all__ = [
     "CONVENTIONS",
     "Scores",
     "count_pairs",
     "assign_majority_labels",
-    "probe_detectron2",
     "score",
     "silent_upstream",
 ]
 
-# What the sum of IoU is divided by, in words for reports.
+# Text for reports.
 CONVENTIONS = {
     "present": "classes present in the ground truth",
     "seen": "classes present or predicted",
@@ -46,8 +41,8 @@ def count_pairs(prediction: np.ndarray, labels: np.ndarray, num_categories: int)
     """Count how often each category was predicted for each label.
 
     Args:
-        prediction: (H, W) ids 0 ... C; C stands for "none".
-        labels: (H, W) ids 0 ... C; C stands for void.
+        prediction: (H, W) ids 0 ... C; C means no category.
+        labels: (H, W) ids 0 ... C; C means ignored.
         num_categories: C.
 
     Returns:
@@ -59,30 +54,29 @@ def count_pairs(prediction: np.ndarray, labels: np.ndarray, num_categories: int)
 
 
 def assign_majority_labels(pairs: np.ndarray) -> np.ndarray:
-    """What :func:`count_pairs` would count, had each mask of the ground truth one name throughout.
+    """Give all pixels of each label the prediction that is most frequent among them.
 
     Args:
-        pairs: (C + 1, C + 1) of one image: rows are predictions, columns labels.
+        pairs: (C + 1, C + 1) from :func:`count_pairs` for one image.
 
     Returns:
-        the same shape: all pixels of a label go to the prediction that most of them had (the first
-        of several as frequent).
+        The same shape. Of several most frequent predictions, the first one counts.
     """
-    named = np.zeros_like(pairs)
-    named[pairs.argmax(axis=0), np.arange(pairs.shape[1])] = pairs.sum(axis=0)
-    return named
+    majority = np.zeros_like(pairs)
+    majority[pairs.argmax(axis=0), np.arange(pairs.shape[1])] = pairs.sum(axis=0)
+    return majority
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says. Shares from 0 to 1, NaN where there is nothing to divide by.
+    """Scores of a confusion matrix, from 0 to 1; NaN if the denominator is 0.
 
     Attributes:
-        iou: (C,) intersection over union, NaN for categories that are not present.
-        accuracy: (C,) share of a category's pixels that were found, NaN likewise.
-        frequency: (C,) share of the labelled pixels.
-        present: (C,) bool, the category has a pixel in the ground truth.
-        seen: (C,) bool, it has one there or was predicted for a labelled pixel.
+        iou: (C,) intersection over union; NaN for categories that are not present.
+        accuracy: (C,) fraction of a category's pixels that were predicted correctly; NaN likewise.
+        frequency: (C,) fraction of the labelled pixels that have this label.
+        present: (C,) bool, whether the category has a pixel in the ground truth.
+        seen: (C,) bool, whether it is present or was predicted for a labelled pixel.
     """
 
     iou: np.ndarray
@@ -92,19 +86,19 @@ class Scores:
     seen: np.ndarray
 
     def mean_iou(self, convention: str = "present") -> float:
-        """The sum of IoU, divided as one of :data:`CONVENTIONS` says."""
+        """Return mIoU by one of :data:`CONVENTIONS`."""
         return _ratio(np.nansum(self.iou), self.num_categories(convention))
 
     def group_mean_iou(self, member: np.ndarray) -> float:
-        """Mean IoU over some of the categories, those of them that are present.
+        """Return the mean IoU over the categories of a group that are present.
 
         Args:
-            member: (C,) bool. All categories are still what the predictions chose from.
+            member: (C,) bool. The predictions may still be of any category.
         """
         return _ratio(np.nansum(self.iou[member]), int(self.present[member].sum()))
 
     def num_categories(self, convention: str = "present") -> int:
-        """What :meth:`mean_iou` divides by."""
+        """Return the number of categories that :meth:`mean_iou` divides by."""
         counts = {"present": self.present.sum(), "seen": self.seen.sum(), "all": len(self.iou)}
         return int(counts[convention])
 
@@ -125,11 +119,11 @@ class Scores:
 
 
 def score(matrix: np.ndarray) -> Scores:
-    """Read a confusion matrix.
+    """Compute the scores of a confusion matrix.
 
     Args:
-        matrix: (C + 1, C + 1) of :func:`count_pairs`, summed over the images. What was predicted
-            under void, the last column, counts for nothing.
+        matrix: (C + 1, C + 1) from :func:`count_pairs`, summed over the images. The last column,
+            predictions for ignored pixels, has no influence.
     """
     inner = matrix[:-1, :-1].astype(float)
     hit, labelled, predicted = inner.diagonal(), inner.sum(0), inner.sum(1)
@@ -141,51 +135,9 @@ def score(matrix: np.ndarray) -> Scores:
     return Scores(iou, accuracy, frequency, present, present | (predicted > 0))
 
 
-def probe_detectron2() -> str | None:
-    """Which convention the installed :class:`SemSegEvaluator` follows, seen on four pixels.
-
-    The label map is a file, as not all builds take a function that loads it.
-
-    Returns:
-        a key of :data:`CONVENTIONS`, or None for a formula that is none of them or an evaluator
-        that is used otherwise.
-    """
-    labels, prediction = np.array([[0, 0, 1, 1]], np.uint8), torch.tensor([[0, 0, 1, 2]])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "labels.png"
-        Image.fromarray(labels).save(path)
-        try:
-            found = _evaluate_upstream(path, torch.nn.functional.one_hot(prediction, 4))
-        except (AttributeError, KeyError, TypeError):
-            return None
-    scores = score(count_pairs(prediction.numpy(), labels, 4))
-    return next((c for c in CONVENTIONS if np.isclose(found, scores.mean_iou(c))), None)
-
-
-def _evaluate_upstream(label_file: Path, prediction: torch.Tensor) -> float:
-    """mIoU from 0 to 1 of one image, (H, W, C), by Detectron2; its log and its catalogs are left as
-    they were."""
-    name, file_name = "dcp_clip_probe_of_the_evaluator", "0"
-    record = {"file_name": file_name, "sem_seg_file_name": str(label_file)}
-    DatasetCatalog.register(name, lambda: [record])
-    classes = [str(i) for i in range(prediction.shape[-1])]
-    MetadataCatalog.get(name).set(stuff_classes=classes, ignore_label=255)
-    try:
-        with silent_upstream():
-            evaluator = SemSegEvaluator(name, distributed=False)
-            evaluator.reset()
-            evaluator.process(
-                [{"file_name": file_name}], [{"sem_seg": prediction.permute(2, 0, 1)}]
-            )
-            return evaluator.evaluate()["sem_seg"]["mIoU"] / 100
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name)
-
-
 @contextlib.contextmanager
 def silent_upstream() -> Iterator[None]:
-    """Without what :class:`SemSegEvaluator` logs, which is the figures of its own formula."""
+    """Disable the log of :class:`SemSegEvaluator`, which shows figures by its own formula."""
     upstream = logging.getLogger(SemSegEvaluator.__module__)
     disabled, upstream.disabled = upstream.disabled, True
     try:

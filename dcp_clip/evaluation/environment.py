@@ -1,28 +1,41 @@
-"""What a figure depends on besides the model: to be printed beside it."""
+"""What the figures of an evaluation depend on: settings, weights, software and hardware."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import os
+import platform
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
+import cv2
+import detectron2
+import numpy as np
+import open_clip
+import PIL
+import timm
 import torch
+import torchvision
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
 from dcp_clip import __version__
-from dcp_clip.evaluation.confusion import CONVENTIONS, probe_detectron2
-from dcp_clip.utils.check_env import ROOT, environment_summary, installed_version
 
-__all__ = ["evaluation_environment", "source_commit", "weights_fingerprint"]
+__all__ = [
+    "evaluation_environment",
+    "software_and_hardware",
+    "source_commit",
+    "weights_fingerprint",
+]
 
-_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "Pillow", "OpenCV")
-_READING = ("DENSE", "DENSE_RESIDUAL", "NACLIP_STD", "ENCODER_WINDOW", "ENCODER_WINDOW_STRIDE")
-# The row of each stage's settings, and its node.
+_ROOT = Path(__file__).resolve().parents[2]
+_CLIP_KEYS = ("DENSE", "DENSE_RESIDUAL", "NACLIP_STD", "ENCODER_WINDOW", "ENCODER_WINDOW_STRIDE")
+# Name in the report and config node of each stage.
 _STAGES = {
     "proposals": "PROPOSAL",
     "guidance": "TEXT_GUIDANCE",
@@ -30,73 +43,105 @@ _STAGES = {
     "fine decoder": "FINE_DECODER",
     "class refinement": "CLASS_REFINEMENT",
 }
-_MACHINE = ("Python", "system", "CPU", "cores", "PyTorch on CPU", "GPU")
 
 
 def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
-    """Describe the model, its input, the software and the machine of an evaluation.
+    """Describe the model, its settings, the software and the machine of an evaluation.
 
     Args:
         cfg: the whole config.
-        model: with the weights that are evaluated.
+        model: the model with the weights that are evaluated.
 
     Returns:
-        text by name, in the order of a report. Every switch that changes the answer is in it. So
-        are Pillow, for its resampling, and Detectron2, for its builds: both have moved published
-        figures by tenths.
+        Text by name, in the order of a report. It contains every setting that changes the results.
     """
+    device = next((str(parameter.device) for parameter in model.parameters()), "none")
     return {
         "dcp_clip": f"{__version__}, {source_commit()}",
-        "model": f"{cfg.MODEL.META_ARCHITECTURE}, maps: {cfg.MODEL.DCP_CLIP.OUTPUT}"
-        + (", named by vote within the true masks (an oracle)" if cfg.TEST.ORACLE_MASKS else ""),
+        "model": f"{cfg.MODEL.META_ARCHITECTURE}, logits: {cfg.MODEL.DCP_CLIP.OUTPUT}"
+        + (", categories by majority vote in the true masks" if cfg.TEST.ORACLE_MASKS else ""),
         "CLIP": f"{cfg.MODEL.CLIP.NAME}, weights: {cfg.MODEL.CLIP.PRETRAINED or 'none'}",
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS or "none",
         "weights fingerprint": weights_fingerprint(model),
-        **_describe_switches(cfg),
-        "device": f"{_device_of(model)}, processes: {comm.get_world_size()}",
-        **_software_and_machine(),
+        **_describe_settings(cfg, model),
+        "device": f"{device}, processes: {comm.get_world_size()}",
+        **software_and_hardware(),
     }
 
 
-def _describe_switches(cfg: CfgNode) -> dict[str, str]:
-    """The config values that change the answer, under the names of their keys."""
+def _describe_settings(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     node, window = cfg.MODEL.DCP_CLIP, cfg.MODEL.DCP_CLIP.SLIDING_WINDOW
     rows = {
-        "encoder reading": _settings(cfg.MODEL.CLIP, _READING),
+        "dense features": _format_settings(cfg.MODEL.CLIP, _CLIP_KEYS),
         "input": f"shortest edge {cfg.INPUT.MIN_SIZE_TEST}, longest {cfg.INPUT.MAX_SIZE_TEST}, "
-        + (f"sliding window {_settings(window)}" if window.SIZE else "whole images"),
-        "precision": "bfloat16 autocast" if node.BF16 else "as the weights",
-        "prompts": f"{node.VOCABULARY.TEMPLATES}, synonyms: {node.VOCABULARY.SYNONYM_POOLING}",
+        + (f"sliding window {_format_settings(window)}" if window.SIZE else "whole images"),
+        "precision": "bfloat16 autocast" if node.BF16 else "that of the weights",
     }
+    if hasattr(model, "text_encoder"):
+        vocabulary = node.VOCABULARY
+        rows["prompts"] = f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYM_POOLING}"
     if cfg.MODEL.META_ARCHITECTURE != "DCPCLIP":
-        return rows | {"baseline": str(dict(cfg.MODEL.BASELINES))}
+        settings = {"SIMILARITY_SCALE": node.SIMILARITY_SCALE, **cfg.MODEL.BASELINES}
+        return rows | {"baseline": json.dumps(settings)}
+    settings = {name: _format_settings(node[key]) for name, key in _STAGES.items()}
     return rows | {
-        "stages": ", ".join(node[stage].NAME for stage in _STAGES.values()),
-        "of all stages": _settings(node, ("DIM", "NUM_HEADS", "SIMILARITY_SCALE")),
-        **{name: text for name, key in _STAGES.items() if (text := _settings(node[key]))},
+        "stages": ", ".join(node[key].NAME for key in _STAGES.values()),
+        "all stages": _format_settings(node, ("DIM", "NUM_HEADS", "SIMILARITY_SCALE")),
+        **{name: text for name, text in settings.items() if text},
     }
 
 
-def _settings(node: CfgNode, keys: Sequence[str] | None = None) -> str:
-    """Keys and values of a config node: all but its NAME, unless told which."""
-    return ", ".join(f"{k} {node[k]}" for k in keys or node if k != "NAME")
+def _format_settings(node: CfgNode, keys: Sequence[str] | None = None) -> str:
+    """Return "KEY value, ..." of some keys, by default all keys but NAME."""
+    return ", ".join(f"{key} {node[key]}" for key in keys or node if key != "NAME")
 
 
-@functools.cache  # listing what is installed takes seconds, and training evaluates many times
-def _software_and_machine() -> dict[str, str]:
-    summary = environment_summary()
-    build = _build_commit("detectron2")
+@functools.cache  # finding Detectron2's distribution takes a second
+def software_and_hardware() -> dict[str, str]:
+    """Return the versions of the main packages and a description of the machine, by name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "detectron2": summary["detectron2"] + (f", commit {build}" if build else ""),
-        "detectron2's own mIoU is over the": CONVENTIONS.get(probe_detectron2(), "unknown"),
-        **{name: summary[name] for name in (*_PACKAGES, *_MACHINE)},
+        "detectron2": f"{detectron2.__version__}{_detectron2_commit()}",
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "open_clip": open_clip.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "Pillow": PIL.__version__,  # its resampling has changed published figures
+        "OpenCV": cv2.__version__,
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "CPU": _cpu_name(),
+        "CPU cores": f"{cores} usable of {os.cpu_count()}",
+        "PyTorch on CPU": f"{torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} threads",
+        "GPU": ", ".join(gpus) or "none",
     }
+
+
+def _detectron2_commit() -> str:
+    """Return the commit that pip installed Detectron2 from (PEP 610); "" if it is unknown."""
+    for name in metadata.packages_distributions().get("detectron2", []):
+        if text := metadata.distribution(name).read_text("direct_url.json"):
+            if commit := json.loads(text).get("vcs_info", {}).get("commit_id"):
+                return f", commit {commit[:12]}"
+    return ""
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """16 hexadecimal digits of the SHA-256 of all parameters and buffers with their names.
+    """Return 16 hexadecimal digits of the SHA-256 of all parameters and buffers with their names.
 
-    The same for the same weights, whatever file they came from and whatever device they are on.
+    The same weights have the same fingerprint on every device and from every file.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -106,28 +151,12 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def source_commit() -> str:
-    """The commit of this project's clone, with "-dirty" where files differ from it."""
-    if not (ROOT / ".git").exists():  # installed elsewhere; a repository around it is not ours
+    """Return the commit of this project's clone, with "-dirty" if files differ from it."""
+    if not (_ROOT / ".git").exists():  # a repository that contains an installed copy does not count
         return "not in git"
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or a folder of another owner
+    except (OSError, subprocess.CalledProcessError):  # no git, or a clone of another user
         return "commit unknown"
     return f"commit {done.stdout.strip()}"
-
-
-def _build_commit(module: str) -> str:
-    """Short commit that a package was installed from, "" unless pip installed it from a repository
-    (which it notes in direct_url.json, PEP 610)."""
-    owner, _ = installed_version(module, module)
-    try:
-        text = metadata.distribution(owner).read_text("direct_url.json") if owner else None
-    except metadata.PackageNotFoundError:
-        return ""
-    return json.loads(text).get("vcs_info", {}).get("commit_id", "")[:12] if text else ""
-
-
-def _device_of(model: nn.Module) -> str:
-    tensor = next(model.parameters(), None)
-    return str(tensor.device) if tensor is not None else "none"

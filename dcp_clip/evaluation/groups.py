@@ -1,4 +1,4 @@
-"""Groups of categories that are reported apart: things and stuff, base and unseen names."""
+"""Groups of categories with separate figures: things and stuff, base and unseen categories."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from detectron2.data import MetadataCatalog
 
 __all__ = ["category_groups"]
 
-# Key of a data set's metadata, a bool a category; the group where it is true, and where it is not.
+# Metadata key with one bool per category: the groups for True and for False.
 _GROUPS = {"is_thing": ("things", "stuff"), "is_base": ("base", "unseen")}
 
 
 def category_groups(dataset_name: str) -> dict[str, np.ndarray]:
-    """The groups that a data set's metadata tells of.
+    """Return the groups of categories that a data set's metadata defines.
 
     Returns:
-        (C,) bool by name: "things" and "stuff" where the metadata has ``is_thing``, "base" (had
-        masks in training) and "unseen" where it has ``is_base``. A group without a category is left
-        out, so that which there are depends on the metadata alone and not on the images.
+        (C,) bool by name: "things" and "stuff" if the metadata has ``is_thing``; "base" (categories
+        with masks in training) and "unseen" if it has ``is_base``. Groups without a category are
+        left out. The groups depend only on the metadata, not on the images.
 
     Raises:
-        ValueError: for a key that has not one value a category.
+        ValueError: if a key does not have one value per category.
     """
     meta = MetadataCatalog.get(dataset_name)
     groups = {}
@@ -30,8 +30,8 @@ def category_groups(dataset_name: str) -> dict[str, np.ndarray]:
             continue
         if len(values) != len(meta.stuff_classes):
             raise ValueError(
-                f"data set '{dataset_name}' has {len(values)} values of {key} in its metadata and "
-                f"{len(meta.stuff_classes)} categories; give one bool a category."
+                f"The metadata of data set '{dataset_name}' has {len(values)} values of {key} for "
+                f"{len(meta.stuff_classes)} categories: give one bool per category."
             )
         member = np.asarray(values, bool)
         groups |= {true: member, false: ~member}

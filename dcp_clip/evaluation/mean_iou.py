@@ -1,4 +1,4 @@
-"""Detectron2's semantic segmentation evaluator, made strict and independent of its version."""
+"""Mean IoU: Detectron2's evaluator with stricter checks and one formula for all versions."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ logger = logging.getLogger(__name__)
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
-    """:class:`SemSegEvaluator` with one formula for mIoU, and without what nobody asked for.
+    """:class:`SemSegEvaluator` with these differences:
 
-    * mIoU is over the categories present in the ground truth, whichever Detectron2 is installed;
-      the other conventions are reported beside it, see :mod:`dcp_clip.evaluation.confusion`.
-    * Things and stuff, base and unseen names are reported apart where the metadata tells which are
-      which, see :mod:`dcp_clip.evaluation.groups`.
-    * A label map of another size than the prediction, or with a value that is no category, is an
-      error: upstream's sum would credit such pixels to another category without a word.
-    * Predictions are encoded only if they are to be written; upstream encodes a mask for each
-      category of each image, keeps and gathers them all.
-    * Boundary IoU is off unless asked for, and then that of :mod:`dcp_clip.evaluation.boundary`.
-      Upstream computes its own whenever OpenCV is installed and there are fewer than 255
-      categories, which makes the result's keys depend on the machine.
+    * mIoU is the mean over the categories present in the ground truth, with every version of
+      Detectron2. The other conventions are reported as well, see
+      :mod:`dcp_clip.evaluation.confusion`.
+    * Things and stuff, and base and unseen categories, have separate figures if the metadata
+      defines these groups, see :mod:`dcp_clip.evaluation.groups`.
+    * A label map that differs from the prediction in size or contains an unknown value is an error.
+      Detectron2 would count such pixels for another category.
+    * Predictions are encoded only if they are written to a file. Detectron2 always encodes, keeps
+      and gathers a mask for each category of each image.
+    * Boundary IoU is not computed. Detectron2 computes it if OpenCV is installed and there are
+      fewer than 255 categories, so the keys of its results depend on the machine.
     """
 
     def __init__(
@@ -53,23 +53,24 @@ class MeanIoUEvaluator(SemSegEvaluator):
         """
         Args:
             dataset_name: a registered data set.
-            distributed: gather from all processes of the run.
+            distributed: whether to gather the results of all processes.
             output_dir: folder for ``sem_seg_predictions.json`` (COCO's run-length encoding) and
                 ``sem_seg_evaluation.pth``; None writes neither.
-            oracle_masks: an oracle for measuring where the error is: score the names alone, see
-                :func:`dcp_clip.evaluation.confusion.assign_majority_labels`.
+            oracle_masks: give each true mask the category that most of its pixels were predicted
+                as, so that only the categories can be wrong.
 
         Raises:
-            ValueError: when true masks are asked for together with their boundaries or files of
-                predictions, which are the model's own; also see :func:`category_groups`.
+            ValueError: for `oracle_masks` together with `output_dir`; see also
+                :func:`category_groups`.
         """
         if oracle_masks and output_dir:
             raise ValueError(
-                "TEST.ORACLE_MASKS scores names within the true masks; the model's own masks have no "
-                "part in it: set TEST.BOUNDARY_IOU and TEST.SAVE_PREDICTIONS False."
+                "TEST.ORACLE_MASKS evaluates the categories of the true masks, not the predicted "
+                "masks: set TEST.SAVE_PREDICTIONS to False."
             )
-        super().__init__(dataset_name, distributed, output_dir)
-        self._compute_boundary_iou = False  # upstream's
+        with silent_upstream():  # it warns if it cannot compute boundary IoU
+            super().__init__(dataset_name, distributed, output_dir)
+        self._compute_boundary_iou = False
         self._oracle_masks = oracle_masks
         self._groups = category_groups(dataset_name)
 
@@ -77,54 +78,60 @@ class MeanIoUEvaluator(SemSegEvaluator):
         """
         Args:
             inputs: dicts with "file_name".
-            outputs: dicts with "sem_seg", which answers ``argmax(dim=0)`` with (H, W) ids.
+            outputs: dicts with "sem_seg", whose ``argmax(dim=0)`` gives (H, W) ids.
 
         Raises:
-            ValueError: naming the label map that does not fit.
+            ValueError: if a label map does not fit; the message names the file.
         """
         for x, output in zip(inputs, outputs, strict=True):
-            prediction = self.decide(output["sem_seg"].argmax(dim=0).cpu().numpy())
+            prediction = self._to_evaluated_ids(output["sem_seg"].argmax(dim=0).cpu().numpy())
             labels = self._read_labels(x["file_name"], prediction.shape)
             pairs = count_pairs(prediction, labels, self._num_classes)
             self._conf_matrix += assign_majority_labels(pairs) if self._oracle_masks else pairs
             if self._output_dir:
                 self._predictions.extend(self.encode_json_sem_seg(prediction, x["file_name"]))
 
-    def decide(self, prediction: np.ndarray) -> np.ndarray:
-        """(H, W) ids of the vocabulary to ids of the categories that are scored."""
+    def _to_evaluated_ids(self, prediction: np.ndarray) -> np.ndarray:
+        """Map (H, W) ids of the vocabulary to ids of the categories that are evaluated."""
         return prediction
 
     def _read_labels(self, file_name: str, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) int64 ids, C where void."""
+        """Read (H, W) int64 ids; C where ignored."""
         path = self.input_file_to_gt_file[file_name]
-        # Not by upstream's loader, which early builds do not have.
+        # Early builds of Detectron2 have no loader to replace.
         labels = read_labels(path).astype(np.int64)
         if labels.shape != size:
             raise ValueError(
-                f"label map {path} has shape {labels.shape}, the prediction for {file_name} has "
-                f"{size}: one of the two files is rotated, resized or another image's."
+                f"The label map {path} has shape {labels.shape}, but the prediction for "
+                f"{file_name} has {size}: one of the two files is rotated, resized or of another "
+                "image."
             )
-        void = labels == self._ignore_label
-        wrong = labels[~void & ((labels < 0) | (labels >= self._num_classes))]
-        if wrong.size:
+        ignored = labels == self._ignore_label
+        unknown = labels[~ignored & ((labels < 0) | (labels >= self._num_classes))]
+        if unknown.size:
             raise ValueError(
-                f"label map {path} holds the value {wrong[0]}, but '{self._dataset_name}' has the "
-                f"categories 0 to {self._num_classes - 1} and ignores {self._ignore_label}; "
-                "prepare the data set again."
+                f"The label map {path} contains the value {unknown[0]}, but "
+                f"'{self._dataset_name}' has the categories 0 to {self._num_classes - 1} and "
+                f"ignores {self._ignore_label}: prepare the data set again."
             )
-        return np.where(void, self._num_classes, labels)
+        return np.where(ignored, self._num_classes, labels)
 
     def evaluate(self) -> OrderedDict | None:
-        """As :class:`SemSegEvaluator`, in percent, on the main process; besides there are
+        """Compute the scores in percent.
 
-        * in "sem_seg": "mIoU_things", "mIoU_stuff", "mIoU_base" and "mIoU_unseen", as far as the
-          data set has such groups; NaN for one of which no category is present;
-        * "classes": how many are "present", "seen" and there at "all", and "mIoU_seen" and
-          "mIoU_all" by those conventions.
+        Returns:
+            On the main process the results of :class:`SemSegEvaluator` and
+
+            * in "sem_seg": "mIoU_things", "mIoU_stuff", "mIoU_base" and "mIoU_unseen" if the data
+              set has these groups; NaN for a group with no category present;
+            * "classes": the numbers of categories by convention, "present", "seen" and "all", and
+              "mIoU_seen" and "mIoU_all".
+
+            None on other processes.
         """
-        # Where nothing is labelled, NaN is the answer; and one mIoU is logged and written, ours.
+        # Without labels, scores are NaN. Only the mIoU computed below is logged and written.
         with np.errstate(invalid="ignore"), silent_upstream():
-            results = super().evaluate()  # afterwards the matrix is that of all processes
+            results = super().evaluate()  # this also gathers the confusion matrices
         if results is None:
             return None
         scores = score(self._conf_matrix)
@@ -143,28 +150,29 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
 
 class BackgroundMeanIoUEvaluator(MeanIoUEvaluator):
-    """Of a longer vocabulary only the first F names are scored; all others mean background.
+    """Evaluates the first F categories of a vocabulary; all others count as background.
 
-    PAS-20b as CAT-Seg defines it (arXiv 2303.11797, and the evaluator of its train_net.py): the
-    model is given 59 names, the first F = 20 are VOC's, any other answer is the 21st category. It
-    is one of the F + 1 that mIoU is over.
+    This is PAS-20b as CAT-Seg defines it (arXiv 2303.11797, and the evaluator of its train_net.py):
+    the vocabulary has 59 categories, the first F = 20 are those of VOC, and any other prediction is
+    background. mIoU is over these F + 1 categories.
     """
 
     def __init__(self, dataset_name: str, *args, **kwargs):
         """
         Args:
-            dataset_name: its metadata has ``num_foreground`` (F); label maps hold 0 ... F-1,
-                F = background, and the ignore label. The rest as in :class:`MeanIoUEvaluator`.
+            dataset_name: its metadata has ``num_foreground`` (F). Label maps contain 0 ... F-1, F
+                for background, and the ignore label.
+            *args, **kwargs: of :class:`MeanIoUEvaluator`.
 
         Raises:
-            ValueError: without such a number.
+            ValueError: if ``num_foreground`` is missing or out of range.
         """
         super().__init__(dataset_name, *args, **kwargs)
         foreground = MetadataCatalog.get(dataset_name).get("num_foreground")
         if not isinstance(foreground, int) or not 0 < foreground <= self._num_classes:
             raise ValueError(
-                f"data set '{dataset_name}' needs num_foreground in its metadata, from 1 to its "
-                f"{self._num_classes} names, for evaluator_type 'sem_seg_background'; it has "
+                f"The metadata of data set '{dataset_name}' needs num_foreground from 1 to "
+                f"{self._num_classes} for evaluator_type 'sem_seg_background', but has "
                 f"{foreground}."
             )
         self._num_classes = foreground + 1
@@ -172,5 +180,5 @@ class BackgroundMeanIoUEvaluator(MeanIoUEvaluator):
         # The background belongs to no group.
         self._groups = {g: np.append(m[:foreground], False) for g, m in self._groups.items()}
 
-    def decide(self, prediction: np.ndarray) -> np.ndarray:
+    def _to_evaluated_ids(self, prediction: np.ndarray) -> np.ndarray:
         return np.minimum(prediction, self._num_classes - 1)

@@ -1,4 +1,4 @@
-"""How many of the categories in an image does stage 1 find?"""
+"""Recall of the category proposals of stage 1."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from dcp_clip.evaluation.groups import category_groups
 
 __all__ = ["ProposalRecallEvaluator"]
 
-# The groups of categories whose recall is reported apart.
+# Groups of categories with a separate recall.
 _GROUPS = ("things", "stuff")
 
 
 class ProposalRecallEvaluator(DatasetEvaluator):
-    """Share of (image, category present) pairs whose category is among the image's proposals.
+    """Fraction of the categories present in each image that are among the image's proposals.
 
-    Reads ``output["proposals"]["ids"]`` of the model's output. What stage 1 misses, no later stage
-    can label, so this bounds the whole.
+    The average is over all pairs of an image and a category present in it. Later stages cannot
+    label a category that stage 1 misses, so this is an upper bound for the model. Reads
+    ``output["proposals"]["ids"]``.
     """
 
     def __init__(self, dataset_name: str):
         """
         Args:
-            dataset_name: a registered data set with sem_seg labels. Where its metadata has
-                ``num_foreground``, the labels from there on are a background that no proposal
-                stands for.
+            dataset_name: a registered data set with sem_seg labels. If its metadata has
+                ``num_foreground``, labels from that number on are background, which is not a
+                category to propose.
 
         Raises:
             ValueError: see :func:`category_groups`.
@@ -42,9 +43,9 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self._num_categories = meta.get("num_foreground", len(meta.stuff_classes))
         self._ignore = meta.ignore_label
         groups = category_groups(dataset_name)
-        everything = np.ones(len(meta.stuff_classes), bool)
-        # (C,) bool: whose recall is counted, all categories' first.
-        self._members = {"": everything} | {g: groups[g] for g in _GROUPS if g in groups}
+        all_categories = np.ones(len(meta.stuff_classes), bool)
+        # (C,) bool by group; "" for all categories.
+        self._members = {"": all_categories} | {g: groups[g] for g in _GROUPS if g in groups}
         self.reset()
 
     def reset(self) -> None:
@@ -63,18 +64,22 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self._images += 1
 
     def evaluate(self) -> OrderedDict | None:
-        """``{"proposals": {"recall": percent, "per_image": mean K}}`` on the main process, with
-        "recall_things" and "recall_stuff" as far as the data set has such groups; NaN for one that
-        occurs in no image."""
+        """Compute the recall.
+
+        Returns:
+            On the main process ``{"proposals": {"recall": percent, "per_image": mean K}}``, with
+            "recall_things" and "recall_stuff" if the data set has these groups; NaN for a group
+            that occurs in no image. None on other processes.
+        """
         counts = comm.gather((self._found, self._present, self._proposed, self._images))
         if not comm.is_main_process():
             return None
         found, present, proposed, images = (sum(parts) for parts in zip(*counts))
         with np.errstate(invalid="ignore"):
-            shares = found / present
+            recalls = found / present
         result = {
-            f"recall_{group}" if group else "recall": 100.0 * float(share)
-            for group, share in zip(self._members, shares)
+            f"recall_{group}" if group else "recall": 100.0 * float(recall)
+            for group, recall in zip(self._members, recalls)
         }
         result["per_image"] = proposed / max(images, 1)
         return OrderedDict(proposals=result)

@@ -1,4 +1,4 @@
-"""The results of several data sets as one table, beside what they depend on."""
+"""Report of an evaluation: the results of all data sets in one table, and the environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dcp_clip.utils.image_io import atomic_write
 
 __all__ = ["EvaluationReport"]
 
-# Heading, task and metric in an evaluator's results, and format.
+# Heading, task and metric in the results of the evaluators, and format.
 _COLUMNS = (
     ("mIoU", "sem_seg", "mIoU", ".2f"),
     ("mIoU things", "sem_seg", "mIoU_things", ".2f"),
@@ -30,47 +30,52 @@ _COLUMNS = (
     ("images/s, model only", "speed", "model_images_per_second", ".3g"),
 )
 _LEGEND = """\
-Percent. mIoU is over the classes present in the ground truth. Recall at K: how many of the classes
-in an image are among its K proposals (K: mean over the images). images/s: the whole loop, by the
-wall clock, all processes together; model only: one process.
+All scores are percentages. mIoU is the mean over the classes present in the ground truth. Recall at
+K is the fraction of the classes in an image that are among its K proposals (K: mean over the
+images). images/s is the throughput of the whole evaluation in wall-clock time, with all processes;
+"model only" is that of the model in one process.
 """
-# Where a data set's metadata has `is_thing`.
+# If the metadata of a data set has `is_thing`.
 _GROUPS_LEGEND = """\
-mIoU and recall of things and of stuff: over those of the classes only, predicted or proposed from
-the whole list.
+The mIoU and recall of things and of stuff are over the classes of that group only. The model still
+chooses among all classes.
 """
 _CONVENTIONS_NOTE = """\
-**{name}: {present}/{all} classes present.** Published figures differ by what the sum of IoU is
-divided by:
+**{name}: {present}/{all} classes present.** Published mIoU figures divide the sum of IoU by
+different numbers of classes:
 """
-# What published figures with each convention were made with.
-_USERS = {
+# Where each convention is used.
+_SOURCES = {
     "present": "the table above; Detectron2 since July 2022",
     "seen": "the release v0.6 of Detectron2",
-    "all": "the sum over the length of the list",
+    "all": "the sum divided by the number of all classes",
 }
 
 
 class EvaluationReport:
-    """Collects the results of a list of data sets; written anew after each of them."""
+    """Collects the results of several data sets. It can be written after each of them."""
 
     def __init__(self, datasets: Sequence[str], environment: Mapping[str, str]):
         """
         Args:
-            datasets: names of all data sets that are going to be evaluated.
-            environment: text by name, see :func:`evaluation_environment`.
+            datasets: names of all data sets to evaluate.
+            environment: text by name; see :func:`evaluation_environment`.
         """
         self._datasets = list(datasets)
         self._environment = dict(environment)
         self._results: dict[str, Mapping[str, Mapping[str, float]]] = {}
 
     def add(self, dataset: str, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Take the results of one data set: task to metric to value, as Detectron2's evaluators
-        return them."""
+        """Add the results of one data set.
+
+        Args:
+            dataset: its name.
+            results: metrics and values by task, as Detectron2's evaluators return them.
+        """
         self._results[dataset] = results
 
     def to_markdown(self) -> str:
-        """The table, what is missing from it, mIoU by convention, and the environment."""
+        """Return the table, the missing data sets, mIoU by convention, and the environment."""
         columns = [c for c in _COLUMNS if any(_find(r, c) is not None for r in self._list())]
         rows = [
             [name, _classes(results), *(_cell(results, column) for column in columns)]
@@ -88,8 +93,11 @@ class EvaluationReport:
         return "\n".join(part for part in parts if part) + "\n"
 
     def to_json(self) -> str:
-        """``{"datasets": names, "results": {name: {task: {metric: value}}}, "environment": ...}``,
-        with null for NaN."""
+        """Return the report as JSON, with null for NaN.
+
+        The format is ``{"datasets": names, "results": {name: {task: {metric: value}}},
+        "environment": {name: text}}``.
+        """
         content = {
             "datasets": self._datasets,
             "results": self._results,
@@ -98,7 +106,7 @@ class EvaluationReport:
         return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
 
     def write(self, folder: str | Path) -> None:
-        """Write results.md and results.json into `folder`, which is made if need be."""
+        """Write results.md and results.json into `folder`, which is created if necessary."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (("results.md", self.to_markdown()), ("results.json", self.to_json())):
@@ -124,7 +132,7 @@ def _classes(results: Mapping) -> str:
 
 
 def _conventions(name: str, results: Mapping) -> str:
-    """mIoU by every convention, "" where all classes are present and they agree."""
+    """Return mIoU by every convention; "" if all classes are present, where they agree."""
     counts = results.get("classes")
     if not counts or counts["present"] == counts["all"]:
         return ""
@@ -134,7 +142,7 @@ def _conventions(name: str, results: Mapping) -> str:
         "all": counts["mIoU_all"],
     }
     rows = [
-        [f"IoU sum over the {counts[key]} {CONVENTIONS[key]}", _USERS[key], f"{value:.2f}"]
+        [f"IoU sum over the {counts[key]} {CONVENTIONS[key]}", _SOURCES[key], f"{value:.2f}"]
         for key, value in values.items()
     ]
     note = _CONVENTIONS_NOTE.format(name=name, **counts)
@@ -142,13 +150,13 @@ def _conventions(name: str, results: Mapping) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-    # As they are: tabulate would read "1e-05" or "7" in a text as numbers and write them anew.
+    # Without disable_numparse, tabulate would reformat text such as "1e-05".
     escaped = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
     return tabulate(escaped, headings, tablefmt="github", disable_numparse=True)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON knows: NumPy's numbers become Python's, NaN becomes None."""
+    """Convert NumPy numbers to Python's, and NaN to None, for JSON."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

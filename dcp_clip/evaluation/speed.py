@@ -1,4 +1,4 @@
-"""How many images a second an evaluation takes."""
+"""Images per second of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from torch import nn
 
 __all__ = ["SpeedEvaluator"]
 
-# Batches of a process that are not counted for the model alone, as in Detectron2's own timing.
-_WARM_UP = 5
+# First batches of a process that "model_images_per_second" excludes, as Detectron2's timing does.
+_NUM_WARM_UP = 5
 
 
 class SpeedEvaluator(DatasetEvaluator):
-    """Times the loop over a data set, and within it the model, up to the category of every pixel.
+    """Measures the time of an evaluation, and the time within the model.
 
-    A model may leave the pixels' categories to whoever asks for them, and with many names that can
-    take longer than all before; so they are asked for here.
-    :class:`dcp_clip.structures.SemSegProposals` keeps its answer for the other evaluators; that of
-    a plain tensor is found once more by them.
+    The time within the model includes the argmax over the categories, which can take longer than
+    the rest if there are many. :class:`dcp_clip.structures.SemSegProposals` computes it on demand
+    and keeps the result for the other evaluators; they compute the argmax of a plain tensor again.
 
-    A context manager; it watches the model while the context is open. In a list of evaluators it
-    goes last, so that what the others do for an image belongs to the loop.
+    Use it as a context manager: it measures the model while the context is open. In a list of
+    evaluators it must be the last, so that the time of the others is part of the evaluation.
     """
 
     def __init__(self, model: nn.Module):
         """
         Args:
-            model: what is being evaluated.
+            model: the model that is evaluated.
         """
         self._model = model
         self._handles: list = []
@@ -60,12 +59,12 @@ class SpeedEvaluator(DatasetEvaluator):
         self._calls.append(time.perf_counter() - self._entered)
 
     def _clear(self) -> None:
-        self._calls: list[float] = []  # seconds in the model, a batch
-        self._sizes: list[int] = []  # images in it
+        self._calls: list[float] = []  # seconds in the model, per batch
+        self._sizes: list[int] = []  # images, per batch
         self._entered = self._start = self._last = time.perf_counter()
 
     def reset(self) -> None:
-        comm.synchronize()  # all processes start together, so that the slowest tells the time
+        comm.synchronize()  # all processes start together
         self._clear()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -73,15 +72,20 @@ class SpeedEvaluator(DatasetEvaluator):
         self._last = time.perf_counter()
 
     def evaluate(self) -> OrderedDict | None:
-        """``{"speed": {...}}`` on the main process:
+        """Compute the figures.
 
-        * "images";
-        * "images_per_second": of all processes together, by the wall clock, from the first batch's
-          loading to the last one's scoring; the names' text features are part of it;
-        * "model_images_per_second": of one process, in the model alone, after a few batches, every
-          pixel's category included.
+        Returns:
+            On the main process ``{"speed": {...}}`` with
+
+            * "images": number of images;
+            * "images_per_second": of all processes together, in wall-clock time from loading the
+              first batch to evaluating the last. This includes computing the text features.
+            * "model_images_per_second": of one process, in the model alone with the argmax over
+              the categories, without the first batches.
+
+            None on other processes.
         """
-        skipped = min(_WARM_UP, max(len(self._calls) - 1, 0))
+        skipped = min(_NUM_WARM_UP, max(len(self._calls) - 1, 0))
         counts = comm.gather(
             (
                 sum(self._sizes),

@@ -1,4 +1,4 @@
-"""A data set, a config and a trainer whose steps can be repeated."""
+"""A small data set, a config, and a trainer with reproducible steps."""
 
 import pytest
 import torch
@@ -24,13 +24,12 @@ BASE = {
     "SOLVER.EMA_DECAY": 0.9,
     "MODEL.CLIP.TRAIN_TEXT": "all",
     "MODEL.CLIP.TRAIN_IMAGE": "late",
-    "MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": 0.0,
 }
 
 
 @pytest.fixture
 def dataset(tmp_path, write_stripes):
-    """Three images of 40 x 48 in three categories, registered as NAME."""
+    """Three images of 40 x 48 pixels with three categories, registered as NAME."""
     write_stripes(tmp_path, 3)
     register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "car"])
     yield NAME
@@ -41,7 +40,7 @@ def dataset(tmp_path, write_stripes):
 @pytest.fixture
 def config(make_cfg, dataset, tmp_path):
     def config(folder="out", **opts):
-        # A ViT: no stochastic depth, so that steps can be repeated.
+        # The ViT has no stochastic depth, so its steps are reproducible.
         cfg = make_cfg("test-vit-16", {**BASE, **opts})
         cfg.OUTPUT_DIR = str(tmp_path / folder)
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -51,7 +50,7 @@ def config(make_cfg, dataset, tmp_path):
 
 
 class Repeating(Trainer):
-    """Every iteration sees the same batch; breaks off when `stop_at` is reached."""
+    """Every iteration has the same batch. The training is interrupted at iteration `stop_at`."""
 
     stop_at = None
 
@@ -82,13 +81,13 @@ class Repeating(Trainer):
 
 @pytest.fixture(scope="session")
 def repeating():
-    """The class, to make trainers of and to derive from."""
+    """The class of the trainer with the same batch in every iteration."""
     return Repeating
 
 
 @pytest.fixture(scope="session")
 def run():
-    """Trains to the end, or breaks off."""
+    """``run(cfg, resume, stop_at)``: trains to the end, or until `stop_at`; returns the trainer."""
 
     def run(cfg, resume=False, stop_at=None, cls=Repeating):
         torch.manual_seed(0)

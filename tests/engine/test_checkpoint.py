@@ -1,4 +1,4 @@
-"""MODEL.WEIGHTS are loaded whole, or one sentence says why not."""
+"""Loading MODEL.WEIGHTS: everything fits, or one sentence says why it does not."""
 
 import pickle
 import re
@@ -11,7 +11,9 @@ from detectron2.modeling import build_model
 from iopath.common.file_io import PathHandler
 from torch import nn
 
+from dcp_clip.config import setup_cfg
 from dcp_clip.engine.checkpoint import (
+    Checkpointer,
     WeightsError,
     load_weights,
     shipped_weights,
@@ -29,7 +31,7 @@ def assert_same_weights(a, b):
         assert torch.equal(value, b.state_dict()[key]), key
 
 
-def test_what_the_checkpointer_writes(tmp_path):
+def test_checkpoint_of_detectron2(tmp_path):
     source, target = small(), small()
     DetectionCheckpointer(source, str(tmp_path)).save("model_final", iteration=3)
     load_weights(target, str(tmp_path / "model_final.pth"))
@@ -45,7 +47,7 @@ def test_bare_state_dicts_and_half_precision(tmp_path):
     torch.testing.assert_close(target["a"].weight, source["a"].weight, rtol=1e-3, atol=1e-3)
 
 
-def test_the_model_comes_back_whole(make_model, make_cfg, make_image, segment, tmp_path):
+def test_loaded_model_gives_the_same_output(make_model, make_cfg, make_image, segment, tmp_path):
     source = make_model("test-convnext")
     DetectionCheckpointer(source, str(tmp_path)).save("model")
     target = build_model(make_cfg("test-convnext")).eval()
@@ -55,15 +57,15 @@ def test_the_model_comes_back_whole(make_model, make_cfg, make_image, segment, t
     assert torch.equal(a.logits, b.logits) and torch.equal(a.category_ids, b.category_ids)
 
 
-def test_no_path_is_nothing_to_do():
+def test_empty_path_does_nothing():
     load_weights(small(), "")
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: s.pop("a.weight"), r"1 parameters are missing.*a\.weight"),
-        (lambda s: s.update(extra=torch.zeros(1)), "1 are not in the model.*extra"),
+        (lambda s: s.pop("a.weight"), r"it lacks 1 parameters of the model.*a\.weight"),
+        (lambda s: s.update(extra=torch.zeros(1)), "the model lacks 1 of its parameters.*extra"),
         (lambda s: s.update({"a.bias": torch.zeros(9)}), r"a\.bias has shape \(9,\)"),
     ],
 )
@@ -83,7 +85,7 @@ def test_weights_of_another_config(make_model, make_cfg, tmp_path):
         load_weights(build_model(make_cfg("test-vit-16")), str(tmp_path / "model.pth"))
 
 
-def test_a_model_that_does_not_fit_is_left_as_it_was(tmp_path):
+def test_failed_loading_keeps_the_parameters(tmp_path):
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = {k: v + 1 for k, v in small().state_dict().items() if k != "a.bias"}
@@ -121,8 +123,8 @@ class Malicious:
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth"])
 def test_files_cannot_run_code(tmp_path, suffix):
-    """Detectron2 unpickles .pkl files: whoever shares weights could run anything here."""
-    path, target = tmp_path / f"bad{suffix}", tmp_path / "was here"
+    """Detectron2 unpickles .pkl files, which can run any code."""
+    path, target = tmp_path / f"bad{suffix}", tmp_path / "executed"
     content = {"model": Malicious(target), "__author__": "x"}
     if suffix == ".pkl":
         path.write_bytes(pickle.dumps(content))
@@ -133,23 +135,23 @@ def test_files_cannot_run_code(tmp_path, suffix):
     assert not target.exists()
 
 
-def test_logging_is_as_before(tmp_path):
+def test_loading_does_not_disable_the_log(tmp_path):
     logger = DetectionCheckpointer(small()).logger
     with pytest.raises(WeightsError):
         load_weights(small(), str(tmp_path / "absent.pth"))
     assert not logger.disabled
 
 
-@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("weights", ["", "model.pth"])
-def test_an_untrained_model_is_warned_of(caplog, learns, weights):
-    model = nn.Linear(2, 2).requires_grad_(learns)
+def test_warning_about_an_untrained_model(caplog, trains, weights):
+    model = nn.Linear(2, 2).requires_grad_(trains)
     warn_if_untrained(model, weights)
-    assert ("before training" in caplog.text) == (learns and not weights)
+    assert ("random values" in caplog.text) == (trains and not weights)
 
 
 class Fetching(PathHandler):
-    """Addresses whose files are elsewhere, as Detectron2's own handlers of https:// have them."""
+    """Resolves test-weights:// to a local file, as Detectron2's handlers resolve https://."""
 
     def __init__(self, local):
         self.local = local
@@ -159,13 +161,13 @@ class Fetching(PathHandler):
 
     def _get_local_path(self, path, force=False, **kwargs):
         if self.local is None:
-            raise OSError("no route to it")
+            raise OSError("no route to host")
         return str(self.local)
 
 
 @pytest.fixture
 def serve():
-    """``serve(file)``: what test-weights:// leads to from now on; None: nowhere."""
+    """``serve(file)``: resolve test-weights:// to this file; None: raise an error."""
     manager = DetectionCheckpointer(small()).path_manager
 
     def register(file):
@@ -182,11 +184,11 @@ def test_weights_at_an_address(tmp_path, serve):
     load_weights(target, "test-weights://a/model.pth")
     assert_same_weights(source, target)
     serve(None)
-    with pytest.raises(WeightsError, match="test-weights://a/model.pth.*fetched: no route to it"):
+    with pytest.raises(WeightsError, match="test-weights://a/model.pth.*fetched: no route to host"):
         load_weights(target, "test-weights://a/model.pth")
 
 
-def test_the_average_of_a_checkpoint_is_what_counts():
+def test_average_is_preferred_to_the_model():
     raw, average = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
     assert trained_weights({"model": raw}) is raw
     assert trained_weights({"model": raw, "trainer": {"hooks": {"Other": {}}}}) is raw
@@ -194,8 +196,8 @@ def test_the_average_of_a_checkpoint_is_what_counts():
     assert trained_weights({"model": raw, "trainer": hooks}) is average
 
 
-def test_shipped_weights_belong_to_their_config_alone(monkeypatch):
-    root = Path(__file__).parents[1]
+def test_shipped_weights_belong_to_one_config(monkeypatch):
+    root = Path(__file__).parents[2]
     monkeypatch.chdir(root / "configs")
     config = "emoji_scenes/dcp_clip_tiny.yaml"
     assert shipped_weights(config, []) == root / "dcp_clip" / "weights" / "emoji_scenes_tiny.pth"
@@ -206,8 +208,65 @@ def test_shipped_weights_belong_to_their_config_alone(monkeypatch):
         assert shipped_weights(other, []) is None
 
 
-def test_shipped_weights_are_there():
-    configs = Path(__file__).parents[1] / "configs"
+def test_shipped_weights_exist():
+    configs = Path(__file__).parents[2] / "configs"
     for data in ("camvid", "emoji_scenes"):
         config = configs / data / "dcp_clip_tiny.yaml"
         assert config.is_file() and shipped_weights(str(config), []).is_file()
+
+
+def with_old_names(checkpoint):
+    """Give a checkpoint the names of version 0.1."""
+    state = {
+        k.replace("refinement.classifier.", "refinement.judge."): v
+        for k, v in checkpoint["model"].items()
+    }
+    assert any("refinement.judge." in name for name in state)
+    hooks = checkpoint["trainer"]["hooks"]
+    ema = hooks["EMAHook"]
+    ema["average"] = {
+        k.replace("refinement.classifier.", "refinement.judge."): v
+        for k, v in ema["average"].items()
+    }
+    hooks["CLIPShareHook"] = {"share": hooks.pop("WeightInterpolationHook", {}).get("alpha", 0.4)}
+    return {**checkpoint, "model": state}
+
+
+def test_old_checkpoint_is_evaluated(config, run, tmp_path):
+    trainer = run(config(), stop_at=4)
+    path = tmp_path / "out" / "model_0000002.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    average = checkpoint["trainer"]["hooks"]["EMAHook"]["average"]
+    torch.save(with_old_names(torch.load(path, weights_only=True)), tmp_path / "old.pth")
+    load_weights(trainer.model, str(tmp_path / "old.pth"))
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, average[name]), name
+
+
+def test_training_resumes_from_an_old_checkpoint(config, run, tmp_path):
+    whole = run(config("whole"))
+    run(config(), stop_at=4)
+    path = tmp_path / "out" / "model_0000002.pth"
+    torch.save(with_old_names(torch.load(path, weights_only=True)), path)
+    resumed = run(config(), resume=True)
+    assert resumed.start_iter == 3
+    expected = whole.model.state_dict()
+    for key, value in resumed.model.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_old_names_of_hooks(tmp_path):
+    content = {
+        "model": small().state_dict(),
+        "trainer": {"hooks": {"CLIPShareHook": {"share": 0.4}}},
+    }
+    torch.save(content, tmp_path / "old.pth")
+    checkpoint = Checkpointer(small()).load(str(tmp_path / "old.pth"))
+    assert checkpoint["trainer"]["hooks"] == {"WeightInterpolationHook": {"alpha": 0.4}}
+
+
+@pytest.mark.parametrize("name", ["camvid", "emoji_scenes"])
+def test_shipped_weights_have_old_or_new_names_and_fit(name):
+    root = Path(__file__).parents[2]
+    cfg = setup_cfg(root / "configs" / name / "dcp_clip_tiny.yaml", ["MODEL.DEVICE", "cpu"])
+    load_weights(build_model(cfg), str(root / "dcp_clip" / "weights" / f"{name}_tiny.pth"))

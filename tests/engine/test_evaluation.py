@@ -1,4 +1,4 @@
-"""Evaluation of several data sets by the trainer: what it checks first, and what it leaves."""
+"""Evaluation of several data sets by the trainer: early checks, and the report."""
 
 import json
 
@@ -20,8 +20,11 @@ NAMES = ["sky", "tree", "car", "road", "wall"]
 
 @pytest.fixture
 def datasets(tmp_path):
-    """Three data sets of three images: 3 names as 8-bit PNG; 300 names as 16-bit TIFF with 65535
-    ignored; 2 foreground names of 5, with background."""
+    """Three data sets of three images.
+
+    SMALL has 3 categories and 8-bit PNGs. LARGE has 300 categories and 16-bit TIFFs with 65535
+    ignored. BACKGROUND has 2 foreground categories in a vocabulary of 5.
+    """
     rng = np.random.default_rng(0)
     kinds = {
         SMALL: (NAMES[:3], ".png", 255, [0, 1, 255]),
@@ -80,7 +83,7 @@ def report(tmp_path):
 
 
 def test_several_data_sets_with_one_model(config, datasets, model, tmp_path):
-    """The vocabulary follows the data set; one report tells of all."""
+    """Each data set has its own vocabulary. One report contains all results."""
     results = Trainer.test(config(*datasets), model)
     content, markdown = report(tmp_path)
     assert list(results) == list(content["results"]) == list(datasets)
@@ -93,24 +96,22 @@ def test_several_data_sets_with_one_model(config, datasets, model, tmp_path):
         assert f"| {name}" in markdown
     assert {"IoU-sky", "IoU-tree", "IoU-background"} < set(results[BACKGROUND]["sem_seg"])
     assert "Not evaluated" not in markdown and f"**{LARGE}: 3/300 classes present.**" in markdown
-    assert not (tmp_path / "out" / "inference").exists()  # predictions are not asked for
+    assert not (tmp_path / "out" / "inference").exists()  # predictions are not saved by default
 
 
-def test_one_data_set_is_returned_as_detectron2_does(config, datasets, model, tmp_path):
-    options = {"TEST.SAVE_PREDICTIONS": True, "TEST.BOUNDARY_IOU": True}
-    result = Trainer.test(config(SMALL, **options), model)
+def test_results_of_one_data_set_as_in_detectron2(config, datasets, model, tmp_path):
+    result = Trainer.test(config(SMALL, **{"TEST.SAVE_PREDICTIONS": True}), model)
     assert {"sem_seg", "classes", "proposals", "speed"} == set(result)
-    assert "mBoundaryIoU" in result["sem_seg"]
     folder = tmp_path / "out" / "inference" / SMALL
     assert json.loads((folder / "sem_seg_predictions.json").read_text())
 
 
-def test_an_oracle_is_called_one_in_the_report(config, datasets, model, tmp_path):
+def test_report_mentions_oracle_masks(config, datasets, model, tmp_path):
     plain = Trainer.test(config(SMALL, LARGE), model)
     oracle = Trainer.test(config(SMALL, LARGE, **{"TEST.ORACLE_MASKS": True}), model)
     assert oracle[SMALL]["sem_seg"]["pACC"] != plain[SMALL]["sem_seg"]["pACC"]
     assert oracle[SMALL]["proposals"] == plain[SMALL]["proposals"]
-    assert "within the true masks (an oracle)" in report(tmp_path)[1]
+    assert "by majority vote in the true masks" in report(tmp_path)[1]
 
 
 def test_finished_data_sets_survive_an_interruption(config, datasets, model, tmp_path, monkeypatch):
@@ -132,15 +133,15 @@ def test_finished_data_sets_survive_an_interruption(config, datasets, model, tmp
 
 @pytest.fixture
 def untouched(monkeypatch):
-    """Fails when an image is loaded for evaluation."""
+    """Fails if an image is loaded for evaluation."""
 
     def load(*_):
-        raise AssertionError("evaluation has begun")
+        raise AssertionError("the evaluation started")
 
     monkeypatch.setattr(Trainer, "build_test_loader", load)
 
 
-def test_an_unprepared_data_set_is_found_before_the_first_image(
+def test_missing_files_are_found_before_the_first_image(
     config, datasets, model, tmp_path, untouched
 ):
     (tmp_path / BACKGROUND / "labels").rename(tmp_path / "elsewhere")
@@ -148,13 +149,15 @@ def test_an_unprepared_data_set_is_found_before_the_first_image(
         Trainer.test(config(*datasets), model)
 
 
-def test_so_is_one_that_is_not_registered(config, datasets, model, untouched):
-    with pytest.raises(VocabularyError, match=f"No dataset '{SMALL}s'.*Did you mean {SMALL}"):
+def test_unknown_name_is_found_before_the_first_image(config, datasets, model, untouched):
+    with pytest.raises(VocabularyError, match=f"No data set '{SMALL}s'.*Did you mean {SMALL}"):
         Trainer.test(config(LARGE, SMALL + "s"), model)
 
 
 @pytest.mark.parametrize("kind", ["panoptic", None])
-def test_so_is_one_of_another_task(config, datasets, model, untouched, kind):
+def test_data_set_of_another_task_is_found_before_the_first_image(
+    config, datasets, model, untouched, kind
+):
     MetadataCatalog.pop(SMALL)
     MetadataCatalog.get(SMALL).set(stuff_classes=NAMES[:3], ignore_label=255)
     if kind:
@@ -163,21 +166,19 @@ def test_so_is_one_of_another_task(config, datasets, model, untouched, kind):
         Trainer.test(config(LARGE, SMALL), model)
 
 
-def test_so_is_one_that_is_named_twice(config, datasets, model, untouched):
-    with pytest.raises(ValueError, match=f"DATASETS.TEST names {SMALL} more than once"):
+def test_repeated_data_set_is_found_before_the_first_image(config, datasets, model, untouched):
+    with pytest.raises(ValueError, match=f"DATASETS.TEST contains {SMALL} more than once"):
         Trainer.test(config(SMALL, LARGE, SMALL), model)
 
 
-def test_no_data_set_leaves_no_report(config, model, tmp_path):
+def test_no_report_without_data_sets(config, model, tmp_path):
     assert Trainer.test(config(), model) == {}
     assert not (tmp_path / "out").exists()
 
 
-def test_training_does_not_start_towards_an_evaluation_that_cannot_be(
-    config, datasets, tmp_path, monkeypatch
-):
+def test_missing_test_files_are_found_before_training(config, datasets, tmp_path, monkeypatch):
     def step(self):
-        raise AssertionError("training has begun")
+        raise AssertionError("the training started")
 
     monkeypatch.setattr(Trainer, "run_step", step)
     (tmp_path / SMALL / "images").rename(tmp_path / "elsewhere")
@@ -188,11 +189,13 @@ def test_training_does_not_start_towards_an_evaluation_that_cannot_be(
         trainer.train()
 
 
-def test_one_evaluator_is_taken_as_detectron2_takes_it(config, datasets, model):
+def test_single_evaluator_as_in_detectron2(config, datasets, model):
     result = Trainer.test(config(SMALL), model, MeanIoUEvaluator(SMALL))
     assert {"sem_seg", "classes", "speed"} == set(result)
 
 
-def test_another_number_of_evaluators_is_found_at_once(config, datasets, model, untouched):
+def test_wrong_number_of_evaluators_is_found_before_the_first_image(
+    config, datasets, model, untouched
+):
     with pytest.raises(ValueError, match="1 evaluators for the 2 data sets"):
         Trainer.test(config(SMALL, LARGE), model, [MeanIoUEvaluator(SMALL)])

@@ -1,4 +1,4 @@
-"""Orthogonal steps for the matrices, AdamW's for the rest."""
+"""Orthogonal updates for matrices, AdamW's updates for the other parameters."""
 
 import copy
 
@@ -9,23 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dcp_clip.engine.muon import Muon, hidden_matrices, orthogonalised
+from dcp_clip.engine.muon import Muon, hidden_matrices, orthogonalize
 from dcp_clip.engine.optimizer import build_optimizer
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 24), st.integers(2, 24), st.integers(0, 99), st.floats(1e-3, 1e3))
-def test_singular_values_become_about_one(rows, columns, seed, size):
+def test_singular_values_are_close_to_one(rows, columns, seed, size):
     generator = torch.Generator().manual_seed(seed)
     matrix = size * torch.randn(rows, columns, generator=generator)
-    before, after = torch.linalg.svd(matrix, full_matrices=False), orthogonalised(matrix)
+    before, after = torch.linalg.svd(matrix, full_matrices=False), orthogonalize(matrix)
     assert after.shape == matrix.shape
-    # What the five iterations cannot lift in time stays small; nothing exceeds the bound.
+    # Very small singular values stay small after five iterations; none exceeds the bound.
     values = torch.linalg.svdvals(after)
     assert values.max() < 1.3
-    lifted = before.S > 0.01 * before.S.norm()
-    assert torch.linalg.svdvals(before.U.T @ after @ before.Vh.T)[: int(lifted.sum())].min() > 0.5
-    # The directions are those of the matrix.
+    large_enough = before.S > 0.01 * before.S.norm()
+    assert (
+        torch.linalg.svdvals(before.U.T @ after @ before.Vh.T)[: int(large_enough.sum())].min()
+        > 0.5
+    )
+    # The singular vectors do not change.
     rotated = before.U.T @ after @ before.Vh.T
     torch.testing.assert_close(rotated, rotated.diag().diag(), atol=2e-3, rtol=0)
 
@@ -58,7 +61,7 @@ def backward(model, seed=0):
     return loss.item()
 
 
-def test_other_parameters_step_as_with_adamw():
+def test_other_parameters_are_updated_as_by_adamw():
     ours, theirs = net(), net()
     muon, adamw = Muon(groups_of(ours)), torch.optim.AdamW(groups_of(theirs))
     matrices = hidden_matrices(ours)
@@ -70,21 +73,21 @@ def test_other_parameters_step_as_with_adamw():
 
 
 def test_first_step_of_a_matrix():
-    """Decayed, then moved along the orthogonalised gradient, as long as a step of AdamW."""
+    """Weight decay, then a step along the orthogonalized gradient, of the size of AdamW's."""
     model = net()
     optimizer = Muon(groups_of(model, lr=0.01, decay=0.1))
     before = model[1].weight.detach().clone()
     backward(model)
     gradient = model[1].weight.grad.clone()
     optimizer.step()
-    assert torch.equal(model[1].weight.grad, gradient)  # left for whoever looks at it after
+    assert torch.equal(model[1].weight.grad, gradient)  # the optimizer restores it
     step = (model[1].weight.detach() - before * (1 - 0.01 * 0.1)).flatten(1)
-    direction = orthogonalised(gradient.flatten(1))
+    direction = orthogonalize(gradient.flatten(1))
     torch.testing.assert_close(step, -0.01 * 0.2 * 72**0.5 * direction, atol=1e-6, rtol=1e-3)
     assert step.square().mean().sqrt().item() == pytest.approx(0.01 * 0.2, rel=0.3)
 
 
-def test_goes_on_from_its_state():
+def test_resuming_from_a_state_dict():
     straight, resumed = net(), net()
     optimizer = Muon(groups_of(straight))
     first = backward(straight)
@@ -104,7 +107,7 @@ def test_goes_on_from_its_state():
     assert backward(straight) < first
 
 
-def test_the_solver_gives_matrices_a_rate_of_their_own(make_cfg):
+def test_learning_rate_of_matrices(make_cfg):
     cfg = make_cfg(
         opts={
             "SOLVER.OPTIMIZER": "MUON",

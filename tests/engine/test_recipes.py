@@ -1,4 +1,4 @@
-"""The COCO-Stuff recipes: rescaling to other numbers of GPUs, and what else must fit together."""
+"""The COCO-Stuff configs: rescaling to other numbers of GPUs, and values that must agree."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def schedule(cfg):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_four_gpus_rescale_as_documented(path):
+def test_rescaling_to_four_gpus(path):
     """The table of docs/recipes.md."""
     cfg = setup_cfg(path)
     assert schedule(Trainer.auto_scale_workers(cfg, 8)) == schedule(cfg)
@@ -36,16 +36,16 @@ def test_four_gpus_rescale_as_documented(path):
         "warm-up": 2_000,
         "evaluation": 20_000,
     }
-    # Four images on each of four GPUs: the same training.
+    # The same training on four GPUs, with four images on each.
     cfg = setup_cfg(path, ["SOLVER.REFERENCE_WORLD_SIZE", "4"])
     assert schedule(Trainer.auto_scale_workers(cfg, 4)) == schedule(setup_cfg(path))
-    for num_gpus in (1, 2, 4, 16):  # as many images seen, whatever the number
+    for num_gpus in (1, 2, 4, 16):  # the number of training images is the same
         seen = schedule(Trainer.auto_scale_workers(setup_cfg(path), num_gpus))
         assert seen["batch"] * seen["iterations"] == 960_000
 
 
 class Unfed(Trainer):
-    """Builds everything but the data."""
+    """A trainer without data."""
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -53,7 +53,7 @@ class Unfed(Trainer):
         return [None]
 
 
-def test_the_trainer_trains_by_the_rescaled_schedule(make_cfg, tmp_path, monkeypatch):
+def test_trainer_uses_the_rescaled_schedule(make_cfg, tmp_path, monkeypatch):
     options = {
         "SOLVER.REFERENCE_WORLD_SIZE": 8,
         "SOLVER.IMS_PER_BATCH": 16,
@@ -63,7 +63,7 @@ def test_the_trainer_trains_by_the_rescaled_schedule(make_cfg, tmp_path, monkeyp
         "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
         "OUTPUT_DIR": str(tmp_path),
     }
-    # A world of four: all that the trainer asks of it is its size.
+    # Four processes; the trainer reads only their number.
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
     monkeypatch.setattr("dcp_clip.engine.trainer.create_ddp_model", lambda model, **_: model)
     trainer = Unfed(make_cfg(opts=options))
@@ -76,12 +76,12 @@ def test_the_trainer_trains_by_the_rescaled_schedule(make_cfg, tmp_path, monkeyp
     assert max(rates, key=rates.get) in (199, 200, 201)  # the end of twice the warm-up
     assert 0.009 < max(rates.values()) <= 0.01
     assert rates[1000] == pytest.approx(0.005, rel=0.1)  # the middle
-    assert rates[1999] < 1e-7  # the curve ends where the training does
+    assert rates[1999] < 1e-7  # the schedule ends with the training
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_crop_fills_whole_patches(path):
-    """Padding would be computed and thrown away in every step."""
+def test_crop_size_is_a_multiple_of_the_patch_size(path):
+    """Otherwise every batch would be padded."""
     cfg = setup_cfg(path)
     divisor = {"ViT-B-16": 16, "ViT-L-14": 14}.get(cfg.MODEL.CLIP.NAME[:8], 32)
     assert all(side % divisor == 0 for side in cfg.INPUT.CROP.SIZE)
@@ -90,7 +90,7 @@ def test_a_crop_fills_whole_patches(path):
     assert cfg.INPUT.MIN_SIZE_TRAIN[-1] * 2 == cfg.INPUT.CROP.SIZE[0] * 3
 
 
-def test_void_of_coco_stuff_is_what_the_model_ignores():
+def test_model_ignores_the_ignore_label_of_coco_stuff():
     cfg = setup_cfg(RECIPES[0])
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         assert MetadataCatalog.get(name).ignore_label == cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE

@@ -1,4 +1,4 @@
-"""The trainer: resuming, averaging, schedules and what it refuses."""
+"""The trainer: resuming, averaging, schedules and errors."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from detectron2.utils.events import EventStorage
 from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
-from dcp_clip.engine.checkpoint import load_weights
+from dcp_clip.engine.checkpoint import WeightsError, load_weights
 
 
 def test_interrupted_and_resumed_training_equals_uninterrupted(config, run):
     whole = run(config("whole"))
-    run(config("broken"), stop_at=4)  # the last checkpoint is of three iterations
+    run(config("broken"), stop_at=4)  # the last checkpoint has three iterations
     resumed = run(config("broken"), resume=True)
     assert resumed.start_iter == 3
     expected = whole.model.state_dict()
@@ -25,11 +25,11 @@ def test_interrupted_and_resumed_training_equals_uninterrupted(config, run):
 
 
 @pytest.mark.parametrize("grouping", [True, False])
-def test_a_resumed_training_goes_on_in_the_order_of_the_images(config, grouping):
+def test_resumed_training_continues_the_order_of_images(config, grouping):
     options = {"DATALOADER.ASPECT_RATIO_GROUPING": grouping, "SEED": 3}
 
     def files_from(start):
-        """Names of the images of the next four batches, by a new process."""
+        """File names in the next four batches of a new trainer."""
         cfg = config(**options)
         seed_all_rng(cfg.SEED)
         trainer = Trainer(cfg)
@@ -46,13 +46,13 @@ def test_a_resumed_training_goes_on_in_the_order_of_the_images(config, grouping)
     assert third != first
 
 
-def test_a_training_stopped_before_its_final_checkpoint_gets_one(config, tmp_path, run):
-    """As when the disk was full, or the process killed, between the last two files."""
+def test_missing_final_checkpoint_is_written(config, tmp_path, run):
+    """For example, if the disk was full or the process was killed before model_final.pth."""
     whole = run(config())
     folder = tmp_path / "out"
     last = f"model_{whole.max_iter - 1:07d}.pth"
     assert (folder / last).is_file()
-    (folder / "model_final.pth").write_bytes(b"half of it")
+    (folder / "model_final.pth").write_bytes(b"incomplete")
     (folder / "last_checkpoint").write_text(last)
     resumed = run(config(), resume=True)
     assert resumed.start_iter == whole.max_iter
@@ -62,7 +62,7 @@ def test_a_training_stopped_before_its_final_checkpoint_gets_one(config, tmp_pat
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_the_final_checkpoint_is_the_average(config, tmp_path, run):
+def test_final_checkpoint_is_the_average(config, tmp_path, run):
     trainer = run(config())
     saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
     average = saved["trainer"]["hooks"]["EMAHook"]["average"]
@@ -75,8 +75,8 @@ def test_the_final_checkpoint_is_the_average(config, tmp_path, run):
     assert any(not torch.equal(middle["model"][n], average[n]) for n in trained)
 
 
-def test_evaluation_is_of_the_average(config, monkeypatch, repeating, run):
-    """Within training the averaged weights are evaluated, and training goes on with its own."""
+def test_evaluation_uses_the_average(config, monkeypatch, repeating, run):
+    """Evaluations during training use the average and do not change the training."""
     seen = []
 
     def test(cls, cfg, model, evaluators=None):
@@ -94,8 +94,7 @@ def test_evaluation_is_of_the_average(config, monkeypatch, repeating, run):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_the_report_in_training_names_the_iteration(config, monkeypatch, decay, repeating, run):
-    """Not the file that the training started from."""
+def test_report_during_training_names_the_iteration(config, monkeypatch, decay, repeating, run):
     named = []
 
     def test(cls, cfg, model, evaluators=None):
@@ -107,20 +106,17 @@ def test_the_report_in_training_names_the_iteration(config, monkeypatch, decay, 
     assert [int(text.split()[-2]) for text in named] == [2, 4]
 
 
-@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR"])
-def test_a_finished_training_goes_on_to_a_later_end(config, name, run):
-    """Detectron2's WarmupPolyLR restores the old end, and fails behind it."""
-    schedule = {"SOLVER.LR_SCHEDULER_NAME": name}
-    run(config(**schedule, **{"SOLVER.MAX_ITER": 3}))
-    resumed = run(config(**schedule, **{"SOLVER.MAX_ITER": 8}), resume=True)
+def test_finished_training_continues_with_a_larger_max_iter(config, run):
+    run(config(**{"SOLVER.MAX_ITER": 3}))
+    resumed = run(config(**{"SOLVER.MAX_ITER": 8}), resume=True)
     assert resumed.start_iter == 3
-    whole = run(config("whole", **schedule, **{"SOLVER.MAX_ITER": 8}))
+    whole = run(config("whole", **{"SOLVER.MAX_ITER": 8}))
     a, b = (t.optimizer.param_groups[-1]["lr"] for t in (resumed, whole))
     assert a == pytest.approx(b)
 
 
-def test_any_checkpoint_is_read_as_the_average(config, tmp_path, run):
-    """So that --eval-only gives the figures that the log gave at that iteration."""
+def test_average_is_loaded_from_every_checkpoint(config, tmp_path, run):
+    """--eval-only gives the figures that the log shows for that iteration."""
     trainer = run(config())
     path = tmp_path / "out" / "model_0000002.pth"
     average = torch.load(path, weights_only=True)["trainer"]["hooks"]["EMAHook"]["average"]
@@ -161,7 +157,7 @@ def test_training_lowers_the_loss(config, repeating):
 def test_records_come_from_the_data_set(config, dataset):
     records = next(iter(Trainer.build_train_loader(config())))
     assert all(r["image"].shape[-2:] == r["sem_seg"].shape for r in records)
-    # Two of the three images, in random order; one of the three has no void.
+    # Two of the three images, in random order; only one of the three has no ignored pixels.
     assert max(r["sem_seg"].max() for r in records) == 255
     (record,) = next(iter(Trainer.build_test_loader(config(), dataset)))
     assert record["vocabulary"] == dataset_vocabulary(dataset)
@@ -179,12 +175,12 @@ def test_data_sets_of_different_categories(config, tmp_path, dataset):
         MetadataCatalog.pop(other)
 
 
-def test_half_precision_needs_cuda(config):
+def test_amp_needs_cuda(config):
     with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED.*BF16"):
         Trainer(config(**{"SOLVER.AMP.ENABLED": True}))
 
 
-def test_other_tasks_are_refused(config, dataset):
+def test_data_set_of_another_task_is_an_error(config, dataset):
     MetadataCatalog.pop(dataset)
     MetadataCatalog.get(dataset).set(evaluator_type="coco", stuff_classes=["a"], ignore_label=255)
     with pytest.raises(ValueError, match=f"'{dataset}' has evaluator_type 'coco'"):
@@ -192,8 +188,6 @@ def test_other_tasks_are_refused(config, dataset):
 
 
 def test_weights_that_do_not_fit_stop_the_training(config, tmp_path, repeating):
-    from dcp_clip.engine.checkpoint import WeightsError
-
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
     trainer = repeating(config(**{"MODEL.WEIGHTS": str(tmp_path / "other.pth")}))
     with pytest.raises(WeightsError, match="other.pth"):

@@ -1,4 +1,4 @@
-"""At the end of training CLIP's image tower gets a share of its own weights back."""
+"""At the end of training the image tower is interpolated with CLIP's original weights."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from dcp_clip.engine.checkpoint import load_weights
 from dcp_clip.engine.weight_interpolation import WeightInterpolationHook
 from dcp_clip.modeling.clip.loading import load_clip
 
-SHARE = 0.25
+ALPHA = 0.25
 TOWER = "backbone."
 
 
@@ -21,10 +21,10 @@ def clip(make_cfg, randomize, tmp_path):
     return str(path)
 
 
-def mixture(trained: dict, own: dict) -> dict:
-    """What the model's state should be, by that of the same training without a share."""
+def mixture(trained: dict, original: dict) -> dict:
+    """The expected state, from that of the same training without interpolation."""
     return {
-        key: SHARE * own[key] + (1 - SHARE) * value if key.startswith(TOWER) else value
+        key: ALPHA * original[key] + (1 - ALPHA) * value if key.startswith(TOWER) else value
         for key, value in trained.items()
     }
 
@@ -37,9 +37,11 @@ def assert_same(state: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop_at", [None, 4])
-def test_the_last_weights_are_mixed_with_clips(config, clip, decay, stop_at, run):
-    """Whether or not the training is interrupted, with a moving average or without; and they are
-    what the file of weights is read as."""
+def test_final_weights_are_interpolated(config, clip, decay, stop_at, run):
+    """With and without interruption, with and without a moving average.
+
+    The weights in the final checkpoint are the same.
+    """
     opts = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.EMA_DECAY": decay}
     plain = run(config("plain", **opts))
     own = Trainer(config("own", **opts)).model.state_dict()
@@ -47,7 +49,7 @@ def test_the_last_weights_are_mixed_with_clips(config, clip, decay, stop_at, run
     with pytest.raises(AssertionError, match="backbone"):
         assert_same(plain.model.state_dict(), expected)
 
-    opts["SOLVER.WISE_FT_ALPHA"] = SHARE
+    opts["SOLVER.WISE_FT_ALPHA"] = ALPHA
     if stop_at is not None:
         run(config("mixed", **opts), stop_at=stop_at)
     cfg = config("mixed", **opts)
@@ -58,7 +60,7 @@ def test_the_last_weights_are_mixed_with_clips(config, clip, decay, stop_at, run
     assert_same(reader.state_dict(), expected)
 
 
-def test_the_final_evaluation_is_of_the_mixture(config, clip, monkeypatch, repeating, run):
+def test_final_evaluation_uses_the_interpolated_weights(config, clip, monkeypatch, repeating, run):
     seen = []
 
     def test(cls, cfg, model, evaluators=None):
@@ -68,20 +70,20 @@ def test_the_final_evaluation_is_of_the_mixture(config, clip, monkeypatch, repea
     monkeypatch.setattr(repeating, "test", classmethod(test))
     opts = {"MODEL.CLIP.PRETRAINED": clip, "TEST.EVAL_PERIOD": 2, "SOLVER.MAX_ITER": 4}
     plain = run(config("plain", **opts))
-    run(config("mixed", **opts, **{"SOLVER.WISE_FT_ALPHA": SHARE}))
+    run(config("mixed", **opts, **{"SOLVER.WISE_FT_ALPHA": ALPHA}))
     own = Trainer(config("own", **opts)).model.state_dict()
     half, _, mixed_half, mixed = seen
     assert_same(mixed_half, half)
     assert_same(mixed, mixture(plain.model.state_dict(), own))
 
 
-def test_batch_norm_keeps_statistics_of_its_weights(config, clip, make_cfg, randomize, tmp_path):
-    """They are mixed as the weights are; counters stay whole numbers."""
+def test_batch_norm_statistics_are_interpolated(config, clip, make_cfg, randomize, tmp_path):
+    """Integer counters keep their value."""
     path = tmp_path / "cnn.pt"
     name = "dcp-tiny-cnn-s16"
     torch.save(randomize(load_clip(make_cfg(name))).state_dict(), path)
     opts = {"MODEL.CLIP.NAME": name, "MODEL.CLIP.PRETRAINED": str(path), "SOLVER.EMA_DECAY": 0.0}
-    opts |= {"MODEL.CLIP.TRAIN_IMAGE": "all", "SOLVER.WISE_FT_ALPHA": SHARE}
+    opts |= {"MODEL.CLIP.TRAIN_IMAGE": "all", "SOLVER.WISE_FT_ALPHA": ALPHA}
     trainer = Trainer(config(**opts))
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     for key, value in trainer.model.backbone.state_dict().items():
@@ -94,14 +96,13 @@ def test_batch_norm_keeps_statistics_of_its_weights(config, clip, make_cfg, rand
     checked = [key for key in after if key.startswith(TOWER) and "running" in key]
     assert checked
     for key in checked:
-        torch.testing.assert_close(after[key], before[key] + 4 * (1 - SHARE))
+        torch.testing.assert_close(after[key], before[key] + 4 * (1 - ALPHA))
     (counter, *_) = [key for key in after if key.endswith("num_batches_tracked")]
     assert after[counter] == before[counter] + 4
 
 
-def test_a_tower_that_does_not_train_is_left_alone(config, run):
-    """So that one option freezes the tower, whatever the config says of its share."""
-    opts = {"MODEL.CLIP.TRAIN_IMAGE": "none", "SOLVER.WISE_FT_ALPHA": SHARE}
+def test_frozen_tower_is_not_interpolated(config, run):
+    opts = {"MODEL.CLIP.TRAIN_IMAGE": "none", "SOLVER.WISE_FT_ALPHA": ALPHA}
     cfg = config(**opts)
     torch.manual_seed(0)
     start = {key: value.clone() for key, value in Trainer(cfg).model.backbone.state_dict().items()}
@@ -111,40 +112,40 @@ def test_a_tower_that_does_not_train_is_left_alone(config, run):
     assert not [hook for hook in Trainer(cfg)._hooks if isinstance(hook, WeightInterpolationHook)]
 
 
-def test_a_training_that_ended_is_mixed_once_and_says_so(config, clip, tmp_path, run):
-    """As when it was stopped between its last checkpoint and model_final.pth."""
-    cfg = config(**{"MODEL.CLIP.PRETRAINED": clip, "SOLVER.WISE_FT_ALPHA": SHARE})
+def test_finished_training_is_interpolated_once(config, clip, tmp_path, run):
+    """For example, if it was stopped before it wrote model_final.pth."""
+    cfg = config(**{"MODEL.CLIP.PRETRAINED": clip, "SOLVER.WISE_FT_ALPHA": ALPHA})
     mixed = run(cfg).model.state_dict()
     (tmp_path / "out" / "model_final.pth").unlink()
     (tmp_path / "out" / "last_checkpoint").write_text("model_0000005.pth")
     assert_same(run(cfg, resume=True).model.state_dict(), mixed)
     for name in ("model_0000005", "model_final"):
         checkpoint = torch.load(tmp_path / "out" / f"{name}.pth", weights_only=True)
-        assert checkpoint["trainer"]["hooks"]["WeightInterpolationHook"] == {"share": SHARE}
+        assert checkpoint["trainer"]["hooks"]["WeightInterpolationHook"] == {"alpha": ALPHA}
     before = torch.load(tmp_path / "out" / "model_0000002.pth", weights_only=True)
     assert "WeightInterpolationHook" not in before["trainer"]["hooks"]
 
 
-def test_an_ended_training_without_a_share_is_told_so(config, clip, caplog, run):
+def test_warning_if_a_finished_training_was_not_interpolated(config, clip, caplog, run):
     opts = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.MAX_ITER": 2}
     run(config(**opts))
     with caplog.at_level("WARNING", logger="dcp_clip.engine.weight_interpolation"):
-        run(config(**opts, **{"SOLVER.WISE_FT_ALPHA": SHARE}), resume=True)
+        run(config(**opts, **{"SOLVER.WISE_FT_ALPHA": ALPHA}), resume=True)
     assert "export_weights.py" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "share, message",
+    "alpha, message",
     [(1.0, "below 1"), (-0.1, "at least 0"), (0.5, "MODEL.CLIP.PRETRAINED")],
 )
-def test_a_share_that_makes_no_sense_is_refused(config, share, message):
+def test_invalid_alpha_is_an_error(config, alpha, message):
     with pytest.raises(ValueError, match=message):
-        Trainer(config(**{"SOLVER.WISE_FT_ALPHA": share}))
+        Trainer(config(**{"SOLVER.WISE_FT_ALPHA": alpha}))
 
 
-def test_a_backbone_that_is_more_than_clips_tower_is_refused(config, clip):
-    cfg = config(**{"MODEL.CLIP.PRETRAINED": clip, "SOLVER.WISE_FT_ALPHA": SHARE})
+def test_other_backbones_are_an_error(config, clip):
+    cfg = config(**{"MODEL.CLIP.PRETRAINED": clip, "SOLVER.WISE_FT_ALPHA": ALPHA})
     model = build_model(cfg)
     model.backbone = torch.nn.Sequential(model.backbone)
-    with pytest.raises(ValueError, match="more than CLIP's image tower"):
+    with pytest.raises(ValueError, match="not CLIP's image tower alone"):
         WeightInterpolationHook.from_config(cfg, model)

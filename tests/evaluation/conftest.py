@@ -1,4 +1,4 @@
-"""Data sets made of label maps, and model outputs whose answer is known."""
+"""Data sets made of label maps, and model outputs with a known prediction."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from dcp_clip.structures import SemSegProposals
 
 @pytest.fixture
 def register(tmp_path):
-    """``register(name, label maps, C)``: the records of a data set that is registered meanwhile."""
+    """``register(name, label maps, C)``: registers a data set for one test, returns its records."""
     names = []
 
     def make(name, labels, num_classes, *, suffix=".png", ignore=255, **metadata):
@@ -49,7 +49,7 @@ def predict():
 
 @pytest.fixture(scope="session")
 def evaluate(predict):
-    """``evaluate(evaluator, records, label maps, C)``: its results."""
+    """``evaluate(evaluator, records, predicted label maps, C)``: the results of the evaluator."""
 
     def run(evaluator, records, predictions, num_classes):
         evaluator.reset()

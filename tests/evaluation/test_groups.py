@@ -1,4 +1,4 @@
-"""Things and stuff, base and unseen names apart: counted by hand, and where they are told of."""
+"""Separate figures of things and stuff, and of base and unseen categories."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def proposals(*ids):
 
 
 def test_mean_iou_by_hand(register, evaluate):
-    """The last thing, unseen, is absent; it is predicted, which is an error of the others."""
+    """Category 4, an unseen thing, is not present but predicted, which lowers the IoU of others."""
     records = register(NAME, [[[0, 0, 1, 1, 2, 2, 3, 255]]], 5, is_thing=THINGS, is_base=BASE)
     guesses = [[[0, 4, 1, 2, 2, 2, 1, 0]]]
     result = evaluate(MeanIoUEvaluator(NAME), records, guesses, 5)["sem_seg"]
@@ -53,7 +53,7 @@ def test_recall_by_hand(register):
 
 
 @pytest.mark.parametrize("metadata", [{}, {"is_thing": THINGS}, {"is_base": BASE}])
-def test_keys_are_there_where_the_metadata_tells(register, evaluate, metadata):
+def test_result_keys_follow_the_metadata(register, evaluate, metadata):
     records = register(NAME, [[[0, 1, 2, 3]]], 5, **metadata)
     result = evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1, 2, 3]]], 5)["sem_seg"]
     evaluator = ProposalRecallEvaluator(NAME)
@@ -68,8 +68,8 @@ def test_keys_are_there_where_the_metadata_tells(register, evaluate, metadata):
     assert keys == expected
 
 
-def test_group_of_which_nothing_is_present_is_nan(register, evaluate):
-    """Whatever the images are, the keys are the same."""
+def test_group_that_is_not_present_is_nan(register, evaluate):
+    """The keys do not depend on the images."""
     records = register(NAME, [[[0, 1, 1, 255]]], 5, is_thing=THINGS)
     result = evaluate(MeanIoUEvaluator(NAME), records, [[[0, 2, 1, 2]]], 5)["sem_seg"]
     assert result["mIoU_things"] == result["mIoU"] == 75
@@ -117,7 +117,7 @@ def test_metadata_of_another_length(register, key):
     )
 )
 def test_groups_average_to_the_whole(drawn):
-    """Weighed by how many of their categories are present."""
+    """Weighted by the number of categories present."""
     counts, member = drawn
     member, c = np.array(member), len(member)
     matrix = np.zeros((c + 1, c + 1), np.int64)

@@ -1,4 +1,4 @@
-"""Mean IoU of label maps on disk: by hand, by scikit-learn, and whichever Detectron2 there is."""
+"""Mean IoU of label maps on disk, compared with counting by hand, scikit-learn and Detectron2."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def test_by_hand(register, evaluate):
     predictions = [[[0, 1, 1, 1]], [[1, 0, 2, 0]]]
     results = evaluate(MeanIoUEvaluator(NAME), records, predictions, 3)
     result = results["sem_seg"]
-    # class0: 1 of {2 true + 1 false}; class1: 3 of {4 true + 1 false}; class2: only under void.
+    # class0: 1 of {2 true + 1 false}; class1: 3 of {4 true + 1 false}; class2: only where ignored.
     assert result["IoU-class0"] == pytest.approx(100 * 1 / 3)
     assert result["IoU-class1"] == pytest.approx(100 * 3 / 5)
     assert np.isnan(result["IoU-class2"])
@@ -38,7 +38,7 @@ def test_by_hand(register, evaluate):
 
 @pytest.mark.parametrize(("suffix", "ignore", "c"), [(".png", 255, 6), (".tif", 65535, 700)])
 def test_files_against_scikit_learn(register, evaluate, suffix, ignore, c):
-    """8-bit and 16-bit label maps; the last two categories are absent, one of them is predicted."""
+    """8-bit and 16-bit label maps. The last two categories are not present; one is predicted."""
     rng = np.random.default_rng(0)
     used = np.array([0, 1, c - 4, c - 3])
     labels = rng.choice(used, (4, 20, 30))
@@ -79,7 +79,7 @@ def test_equals_detectron2_where_every_category_is_present(register, evaluate):
 
 @pytest.fixture
 def v06(monkeypatch):
-    """v0.6's formula for mIoU is installed; it is logged and written, as upstream does."""
+    """Give Detectron2 the mIoU formula of v0.6; it logs and writes the result as usual."""
     upstream = SemSegEvaluator.evaluate
 
     def evaluate(self):
@@ -97,7 +97,7 @@ def v06(monkeypatch):
 
 
 def test_does_not_depend_on_the_installed_detectron2(register, evaluate, v06):
-    """mIoU is still over the categories that are present."""
+    """mIoU is always the mean over the categories that are present."""
     records = register(NAME, [[[0, 0, 1, 1]]], 4)
     guesses = [[[0, 0, 1, 2]]]
     assert evaluate(SemSegEvaluator(NAME), records, guesses, 4)["sem_seg"]["mIoU"] == 50
@@ -116,18 +116,18 @@ def test_one_figure_is_logged_and_written(register, evaluate, v06, tmp_path, cap
     written = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth", weights_only=False)
     assert written["mIoU"] == 75
     evaluate(SemSegEvaluator(NAME), records, [[[0, 0, 1, 2]]], 4)
-    assert "upstream's" in caplog.text  # its log is not silent for good
+    assert "upstream's" in caplog.text  # the log is disabled only temporarily
 
 
-def test_needs_no_loader_of_detectron2s(register, evaluate):
-    """Early builds have none."""
+def test_works_without_a_loader_in_detectron2(register, evaluate):
+    """Early builds have no attribute sem_seg_loading_fn."""
     records = register(NAME, [[[0, 0, 1, 1]]], 2)
     evaluator = MeanIoUEvaluator(NAME)
     del evaluator.sem_seg_loading_fn
     assert evaluate(evaluator, records, [[[0, 0, 1, 1]]], 2)["sem_seg"]["mIoU"] == 100
 
 
-def test_only_void(register, evaluate):
+def test_all_pixels_are_ignored(register, evaluate):
     records = register(NAME, [[[255, 255]]], 2)
     results = evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1]]], 2)
     assert np.isnan(results["sem_seg"]["mIoU"]) and results["classes"]["present"] == 0
@@ -137,7 +137,7 @@ def test_only_void(register, evaluate):
     ("labels", "message"),
     [
         ([[0, 1], [1, 0], [0, 0]], r"0\.png has shape \(3, 2\).*0\.jpg has \(2, 3\)"),
-        ([[0, 1, 1], [1, 7, 255]], r"0\.png holds the value 7, .*0 to 2 and ignores 255"),
+        ([[0, 1, 1], [1, 7, 255]], r"0\.png contains the value 7, .*0 to 2 and ignores 255"),
     ],
 )
 def test_label_maps_that_do_not_fit(register, evaluate, labels, message):
@@ -170,8 +170,8 @@ def test_predictions_are_written_and_encoded_on_request_only(
     evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1]]], 2)
 
 
-def test_true_masks_are_named_image_by_image(register, evaluate):
-    """In the first image most of each category is right, in the second category 1 is called 2."""
+def test_oracle_masks_are_assigned_per_image(register, evaluate):
+    """In the first image most pixels of each category are right; in the second, 1 becomes 2."""
     records = register(NAME, [[[0, 0, 0, 1, 1, 255]], [[0, 0, 1, 1, 1, 1]]], 3)
     predictions = [[[0, 0, 1, 1, 1, 1]], [[0, 0, 0, 2, 2, 1]]]
     results = evaluate(MeanIoUEvaluator(NAME, oracle_masks=True), records, predictions, 3)
@@ -181,15 +181,14 @@ def test_true_masks_are_named_image_by_image(register, evaluate):
     assert results["classes"]["seen"] == 3
 
 
-@pytest.mark.parametrize("other", [{"boundary_iou": True}, {"output_dir": "predictions"}])
-def test_true_masks_are_nobodys_prediction(register, other):
+def test_oracle_masks_cannot_be_saved_as_predictions(register):
     register(NAME, [[[0]]], 3)
-    with pytest.raises(ValueError, match="TEST.ORACLE_MASKS .* TEST.SAVE_PREDICTIONS False"):
-        MeanIoUEvaluator(NAME, oracle_masks=True, **other)
+    with pytest.raises(ValueError, match="TEST.ORACLE_MASKS .* TEST.SAVE_PREDICTIONS to False"):
+        MeanIoUEvaluator(NAME, output_dir="predictions", oracle_masks=True)
 
 
 def test_background(register, evaluate):
-    """Three foreground categories of five prompted names; label 3 is background."""
+    """Three foreground categories in a vocabulary of five; label 3 is background."""
     labels = [[[0, 0, 1, 3, 3, 255]]]
     records = register(NAME, labels, 5, num_foreground=3)
     guesses = [[[0, 4, 1, 3, 4, 2]]]  # 3 and 4 both mean background
@@ -205,7 +204,7 @@ def test_background(register, evaluate):
 
 def test_background_is_one_label_only(register, evaluate):
     records = register(NAME, [[[0, 4]]], 5, num_foreground=3)
-    with pytest.raises(ValueError, match="holds the value 4, .*0 to 3 and"):
+    with pytest.raises(ValueError, match="contains the value 4, .*0 to 3 and"):
         evaluate(BackgroundMeanIoUEvaluator(NAME), records, [[[0, 4]]], 5)
 
 

@@ -15,7 +15,7 @@ NAME = "test_proposal_recall_sem_seg"
 
 @pytest.fixture
 def records(tmp_path):
-    """Three label maps that hold {0, 3}, {1, 2, 4} and nothing but void."""
+    """Three label maps with the categories {0, 3}, {1, 2, 4}, and only ignored pixels."""
     maps = [[[0, 0, 3, 255]], [[1, 2, 4, 4]], [[255, 255, 255, 255]]]
     records = []
     for i, label in enumerate(maps):
@@ -37,7 +37,7 @@ def test_by_hand(records):
     evaluator = ProposalRecallEvaluator(NAME)
     evaluator.reset()
     evaluator.process(records[:1], [output(3, 1)])  # 1 of 2
-    evaluator.process(records[1:], [output(1, 2, 0), output(4)])  # 2 of 3, nothing to find
+    evaluator.process(records[1:], [output(1, 2, 0), output(4)])  # 2 of 3; no labels
     result = evaluator.evaluate()["proposals"]
     assert result["recall"] == pytest.approx(100 * 3 / 5)
     assert result["per_image"] == pytest.approx(6 / 3)
@@ -51,7 +51,7 @@ def test_reset_forgets(records):
     assert evaluator.evaluate()["proposals"] == {"recall": 100, "per_image": 2}
 
 
-def test_nothing_to_find_has_no_recall(records):
+def test_recall_without_labels_is_nan(records):
     evaluator = ProposalRecallEvaluator(NAME)
     assert evaluator.evaluate()["proposals"] == pytest.approx(
         {"recall": float("nan"), "per_image": 0}, nan_ok=True
@@ -60,14 +60,13 @@ def test_nothing_to_find_has_no_recall(records):
     assert math.isnan(evaluator.evaluate()["proposals"]["recall"])
 
 
-def test_background_is_not_to_be_found(records):
-    """Labels from num_foreground on are a background that no proposal stands for."""
+def test_background_is_not_a_category_to_propose(records):
     MetadataCatalog.get(NAME).set(num_foreground=3)
     evaluator = ProposalRecallEvaluator(NAME)
     evaluator.process(records[:2], [output(3), output(1, 4)])
     assert evaluator.evaluate()["proposals"]["recall"] == pytest.approx(100 * 1 / 3)
 
 
-def test_an_output_too_few_is_an_error(records):
+def test_missing_output_is_an_error(records):
     with pytest.raises(ValueError):
         ProposalRecallEvaluator(NAME).process(records, [output(0)])

@@ -1,4 +1,4 @@
-"""Images per second by a clock that the test turns."""
+"""Images per second, with a clock that the test controls."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 
 class Answer:
-    """A prediction whose pixels are decided when somebody asks, which takes its time."""
+    """A prediction whose argmax takes some time."""
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
@@ -33,7 +33,7 @@ class Answer:
 
 
 class Model(nn.Module):
-    """Takes `seconds` a batch, the first time 100."""
+    """Takes 100 seconds for the first batch and `seconds` for each other."""
 
     def __init__(self, clock, seconds=0, to_decide=0):
         super().__init__()
@@ -46,7 +46,7 @@ class Model(nn.Module):
 
 
 def loop(evaluator, model, clock, batches):
-    """Three seconds of loading and one of scoring a batch."""
+    """Loading a batch takes three seconds, evaluating it takes one."""
     evaluator.reset()
     for batch in batches:
         clock.now += 3
@@ -67,11 +67,10 @@ def test_by_hand(clock):
         loop(evaluator, model, clock, [3, 1])
         assert evaluator.evaluate()["speed"]["images_per_second"] == pytest.approx(4 / 12)
     model(torch.zeros(1))
-    assert evaluator._calls == [2, 2]  # no longer watched
+    assert evaluator._calls == [2, 2]  # no longer measured
 
 
-def test_the_category_of_every_pixel_is_part_of_the_model(clock):
-    """What is decided late is not free: else a model of all names' maps would look fast."""
+def test_argmax_is_part_of_the_model_time(clock):
     model = Model(clock, seconds=2, to_decide=3)
     with SpeedEvaluator(model) as evaluator:
         loop(evaluator, model, clock, [1] * 7)
@@ -80,7 +79,7 @@ def test_the_category_of_every_pixel_is_part_of_the_model(clock):
     assert result["images_per_second"] == pytest.approx(7 / (7 * 4 + 6 * 2 + 100 + 7 * 3))
 
 
-def test_an_answer_without_pixels_is_timed_too(clock):
+def test_output_without_segmentation(clock):
     class Other(Model):
         def forward(self, x):
             self.clock.now += 2
@@ -110,7 +109,7 @@ def test_processes_are_added_up(clock, monkeypatch):
     }
 
 
-def test_no_image_is_no_division_by_zero(clock):
+def test_no_images(clock):
     with SpeedEvaluator(Model(clock)) as evaluator:
         loop(evaluator, None, clock, [])
         assert evaluator.evaluate()["speed"]["images"] == 0
