@@ -50,7 +50,9 @@ def save_plot(path: str | Path, rows: Sequence[dict], own: int) -> None:
         style = "--" if key.startswith("recall") else "-"
         left.plot(sizes, values, style, marker="o", markersize=4, label=label)
     left.set(ylim=(0, 100), ylabel="percent")
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    left.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize="small", frameon=False
+    )
     milliseconds = [row["milliseconds"] for row in rows]
     right.plot(sizes, milliseconds, marker="o", markersize=4, color="black")
     right.set(ylim=(0, 1.3 * max(milliseconds)), ylabel="milliseconds per image")
@@ -59,4 +61,6 @@ def save_plot(path: str | Path, rows: Sequence[dict], own: int) -> None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.axvline(own, color="grey", linestyle=":", linewidth=1)
         axes.spines[["top", "right"]].set_visible(False)
+    place = {"transform": right.get_xaxis_transform(), "color": "grey", "fontsize": 8}
+    right.text(own, 0.02, f" the data set's {own:,}", **place)
     figure.savefig(path, format="png", dpi=150)
