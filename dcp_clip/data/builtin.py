@@ -1,7 +1,7 @@
-"""The benchmarks: one table of what is known of each, and their registration in Detectron2.
+"""The table of benchmarks, and their registration in Detectron2.
 
-Each is registered as ``<key>_sem_seg_<split>``, on the layout that its script in ``datasets/``
-writes: ``<root>/<key>/images/<split>/`` and ``<root>/<key>/labels/<split>/``.
+A split is registered as ``<key>_sem_seg_<split>``. Its files are where the script in ``datasets/``
+writes them: ``<root>/<key>/images/<split>/`` and ``<root>/<key>/labels/<split>/``.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,17 @@ from dcp_clip.vocabulary.categories import IGNORE_LABEL, load_names
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is fixed for one benchmark.
+    """The fixed properties of one benchmark.
 
     Attributes:
-        key: its folder, and the beginning of the names of its splits.
+        key: name of its folder, and prefix of the names of its splits.
         names: its category list, see :func:`dcp_clip.vocabulary.categories.load_names`.
-        counts: official number of images of each split, None where it is not enforced.
-        script: what prepares it, in ``datasets/``.
-        wide: whether label maps are 16-bit TIFF with 65535 ignored, not 8-bit PNG with 255 ignored.
-        num_foreground: labels from this number on, and predicted categories alike, count as one
-            background category (CAT-Seg's PAS-20b); None for no such thing.
+        counts: official number of images in each split; None if it is not checked.
+        script: the program in ``datasets/`` that prepares it.
+        wide: True for label maps as 16-bit TIFF with 65535 for ignored pixels, False for 8-bit PNG
+            with 255.
+        num_foreground: labels and predicted categories from this number on count as one background
+            category (CAT-Seg's PAS-20b); None if every category counts for itself.
     """
 
     key: str
@@ -38,20 +39,20 @@ class Benchmark:
 
     @property
     def label_ext(self) -> str:
-        """Suffix of its label maps."""
+        """Suffix of the label maps."""
         return ".tif" if self.wide else ".png"
 
     @property
     def ignore_label(self) -> int:
-        """Value of the ignored pixels in its label maps."""
+        """Value of the ignored pixels in the label maps."""
         return IGNORE_LABEL_16 if self.wide else IGNORE_LABEL
 
     def dataset_name(self, split: str) -> str:
-        """The name of a split in Detectron2's catalogs."""
+        """Return the name of a split in Detectron2's catalogs."""
         return f"{self.key}_sem_seg_{split}"
 
     def vocabulary(self) -> Vocabulary:
-        """Its C categories."""
+        """Return the C categories."""
         categories = load_names(self.names)
         return Vocabulary(
             [category.all_names for category in categories],
@@ -69,7 +70,7 @@ _TABLE = (
     ),
     # ADE20K's scene parsing challenge, arXiv 1608.05442.
     Benchmark("ade20k_150", "ade20k_150", {"train": 20210, "val": 2000}, "prepare_ade20k_150.py"),
-    # The whole ADE20K (2021_17_01). Nobody trains on it, and releases differ in training images.
+    # The full ADE20K (2021_17_01). Its releases differ in the number of training images.
     Benchmark(
         "ade20k_847",
         "ade20k_847",
@@ -105,13 +106,13 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({b.key: b for b in _TABLE
 
 
 def register_benchmarks(root: str | Path | None = None) -> None:
-    """Register all splits of all benchmarks; the disk is not touched before one is used.
+    """Register all splits of all benchmarks. Files are read only when a split is used.
 
-    Importing :mod:`dcp_clip.data` does this with the default root. A second call moves the
-    registration to another root.
+    Importing :mod:`dcp_clip.data` does this with the default root. Call it again to change the
+    root.
 
     Args:
-        root: folder of all datasets, default ``$DETECTRON2_DATASETS`` or ``datasets``.
+        root: folder of all data sets; default: ``$DETECTRON2_DATASETS`` or ``datasets``.
     """
     root = Path(root or datasets_root())
     for benchmark in BENCHMARKS.values():

@@ -1,7 +1,4 @@
-"""People's own data: a folder of photographs and a folder of label maps become a dataset.
-
-See docs/custom_data.md.
-"""
+"""Register users' folders of photographs and label maps as data sets; see docs/custom_data.md."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +14,7 @@ from dcp_clip.vocabulary.categories import IGNORE_LABEL, VocabularyError
 _IMAGE_EXT = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _LABEL_EXT = (".png", ".tif", ".tiff")
 _REQUIRED, _OPTIONAL = ("name", "images", "labels", "names"), ("ignore",)
-# Registered by this module, and so free to be registered again.
+# Names that this module has registered. They may be registered again.
 _registered: set[str] = set()
 
 
@@ -28,46 +25,44 @@ def register_sem_seg_folder(
     names: Vocabulary | str | Path | Sequence,
     ignore: int = IGNORE_LABEL,
 ) -> None:
-    """Register photographs and label maps as a dataset for DATASETS.TRAIN and DATASETS.TEST.
+    """Register photographs and label maps as a data set for DATASETS.TRAIN and DATASETS.TEST.
 
-    The folders are looked at when the dataset is first used. Registering a name of one's own again
-    replaces what it stood for.
+    The folders are read only when the data set is first used. A second call with the same name
+    replaces the first registration.
 
     Args:
-        name: e.g. "street_train".
-        images: folder of photographs.
-        labels: folder of label maps with the stems of the photographs: single-channel PNG or TIFF
-            of 8 or 16 bits, with a palette or without, whose values are positions in `names`, from
-            0, or `ignore`. Relative paths are relative to the current directory; "~" is the home
-            directory.
-        names: the C categories in the order of the label values: a list of names (or of lists of
-            synonyms), "sky; tree; car, automobile", a .txt or .json file, or the name of a
-            registered dataset (see :meth:`Vocabulary.parse`).
-        ignore: value of the pixels that count for nothing; not one of 0 ... C-1.
+        name: name of the data set, e.g. "street_train".
+        images: folder of photographs. Relative paths are relative to the current directory; "~" is
+            the home directory.
+        labels: folder of label maps with the stems of the photographs: PNG or TIFF with a single
+            channel of 8 or 16 bits, with or without a palette. Values are positions in `names`,
+            from 0, or `ignore`.
+        names: the C categories in the order of the label values; see
+            :func:`dcp_clip.data.parse_vocabulary`.
+        ignore: value of the ignored pixels; not one of 0 ... C-1.
 
     Raises:
-        ValueError: if `name` is another dataset's, or `ignore` does not fit.
+        ValueError: if another data set has this `name`, or `ignore` is not valid.
         VocabularyError: if `names` cannot be read.
     """
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"A dataset needs a name, got {name!r}.")
+        raise ValueError(f"A data set needs a name, got {name!r}.")
     if name in DatasetCatalog and name not in _registered:
         raise ValueError(
-            f"There is a dataset '{name}' already, Detectron2's or this project's: choose another "
-            "name."
+            f"Detectron2 or this project already has a data set '{name}': choose another name."
         )
     folders = []
     for what, folder in (("images", images), ("labels", labels)):
         if not isinstance(folder, str | Path) or not str(folder):
-            raise ValueError(f"'{what}' of the dataset '{name}' must be a folder, got {folder!r}.")
+            raise ValueError(f"'{what}' of the data set '{name}' must be a folder, got {folder!r}.")
         folders.append(Path(folder).expanduser())
     try:
         vocabulary = parse_vocabulary(names)
     except VocabularyError as e:
-        raise VocabularyError(f"'names' of the dataset '{name}': {e}") from e
+        raise VocabularyError(f"'names' of the data set '{name}': {e}") from e
     if not isinstance(ignore, int) or isinstance(ignore, bool) or not 0 <= ignore <= 65535:
         raise ValueError(
-            f"'ignore' of the dataset '{name}' is {ignore!r}: it must be a whole number from 0 to "
+            f"'ignore' of the data set '{name}' is {ignore!r}: it must be a whole number from 0 to "
             "65535."
         )
     register_sem_seg(
@@ -77,16 +72,16 @@ def register_sem_seg_folder(
         ignore_label=ignore,
         image_ext=_IMAGE_EXT,
         label_ext=_LABEL_EXT,
-        advice=f"These are the folders of the dataset '{name}' (see docs/custom_data.md).",
+        advice=f"These are the folders of the data set '{name}' (see docs/custom_data.md).",
         replace=True,
     )
     _registered.add(name)
 
 
 def register_config_folders(cfg: CfgNode) -> None:
-    """Register what DATASETS.SEM_SEG_FOLDERS lists; :func:`dcp_clip.setup_cfg` does it.
+    """Register the data sets in DATASETS.SEM_SEG_FOLDERS. :func:`dcp_clip.setup_cfg` calls it.
 
-    Each entry is a mapping with the arguments of :func:`register_sem_seg_folder` as keys.
+    Each entry is a mapping whose keys are the arguments of :func:`register_sem_seg_folder`.
 
     Raises:
         ValueError: naming the entry and what is wrong with it.

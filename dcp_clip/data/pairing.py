@@ -1,16 +1,27 @@
-"""Which label map belongs to which photograph, told strictly.
+"""Match photographs with their label maps, one to one.
 
-Detectron2's ``load_sem_seg`` takes the intersection of the two folders when they differ, so that a
-half-finished conversion trains and evaluates on fewer images with no more than a warning. Here a
-difference is an error.
+Detectron2's ``load_sem_seg`` takes the intersection of two folders that differ. A half-finished
+conversion is then trained and evaluated on fewer images with only a warning. Here a difference is
+an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class DatasetError(RuntimeError):
-    """A dataset folder that is missing, incomplete or holds what it must not hold."""
+    """A folder of a data set is missing, incomplete, or has unexpected content."""
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        """
+        Args:
+            message: a sentence that says what is wrong.
+            advice: a sentence that says what to do, appended to the message.
+        """
+        super().__init__(f"{message} {advice}".rstrip())
 
 
 def pair_images_with_labels(
@@ -22,164 +33,88 @@ def pair_images_with_labels(
     expected_count: int | None = None,
     advice: str = "",
 ) -> list[tuple[Path, Path]]:
-    """Match the files of two folders by stem, one to one.
+    """Match the files of two folders by stem.
 
     Args:
         image_dir: folder of photographs.
-        label_dir: folder of label maps of the same stems.
-        image_ext: suffix or suffixes of photographs, case-insensitive; other files are not seen.
+        label_dir: folder of label maps with the same stems.
+        image_ext: suffix or suffixes of photographs, case-insensitive. Other files are skipped.
         label_ext: suffix or suffixes of label maps.
-        expected_count: the number of pairs there must be; None for any number above zero.
-        advice: a sentence appended to every error, saying what to do.
+        expected_count: required number of pairs; None for any number above zero.
+        advice: a sentence appended to every error that says what to do.
 
     Returns:
         Pairs (image, label), sorted by stem.
 
     Raises:
-        DatasetError: if a folder is missing, a file has no partner, or the count is another.
+        DatasetError: if a folder is missing, a file has no partner, or the count differs.
     """
     image_dir, label_dir = Path(image_dir), Path(label_dir)
-    images = _files_by_stem(image_dir, image_ext, advice)
-    labels = _files_by_stem(label_dir, label_ext, advice)
-    for files, partners, what, partner_dir in (
-        (images, labels, "label map", label_dir),
-        (labels, images, "image", image_dir),
-    ):
-        lonely = sorted(files.keys() - partners.keys())
-        if lonely:
-            more = f" (and {len(lonely) - 1} more files have none)" if len(lonely) > 1 else ""
-            raise _error(f"{files[lonely[0]]} has no {what} in {partner_dir}{more}.", advice)
-    if not images:
-        raise _error(f"{image_dir} holds no image.", advice)
-    if expected_count is not None and len(images) != expected_count:
-        raise _error(f"{image_dir} holds {len(images)} images, not {expected_count}.", advice)
-    return [(images[stem], labels[stem]) for stem in sorted(images)]
-
-
-def pair_listed(
-    ids: Sequence[str],
-    image_dir: str | Path,
-    label_dir: str | Path,
-    *,
-    image_ext: str = ".jpg",
-    label_ext: str = ".png",
-    advice: str = "",
-) -> list[tuple[Path, Path]]:
-    """Find the files of a split that is a list of stems; what else the folders hold is not seen.
-
-    Returns:
-        Pairs (image, label), in the order of ``ids``.
-
-    Raises:
-        DatasetError: if a folder or a file is missing.
-    """
-    pairs = [(Path(image_dir, i + image_ext), Path(label_dir, i + label_ext)) for i in ids]
-    for folder, files in zip((image_dir, label_dir), zip(*pairs)):
-        check_files(folder, files, advice=advice)
+    pairs = match_files(
+        _files_by_stem(image_dir, image_ext, advice),
+        _files_by_stem(label_dir, label_ext, advice),
+        image_place=f"in {image_dir}",
+        label_place=f"in {label_dir}",
+        advice=advice,
+    )
+    check_count(image_dir, len(pairs), expected_count, advice)
     return pairs
 
 
-def check_files(folder: str | Path, files: Sequence[Path], *, advice: str = "") -> None:
-    """Refuse a folder that is missing, or in which one of the files is.
-
-    Raises:
-        DatasetError: naming the first of the missing files and how many there are.
-    """
-    if not Path(folder).is_dir():
-        raise _error(f"The folder {folder} does not exist.", advice)
-    present = {path.name for path in Path(folder).iterdir()}
-    missing = [path for path in files if path.name not in present]
-    if missing:
-        raise _error(
-            f"{missing[0]} does not exist ({len(missing)} of {len(files)} files are missing).",
-            advice,
-        )
-
-
-def pair_in_tree(
-    folder: str | Path,
+def match_files(
+    images: Mapping[Key, Path],
+    labels: Mapping[Key, Path],
     *,
-    image_ext: str = ".jpg",
-    label_ending: str = "_seg.png",
-    expected_count: int | None = None,
+    image_place: str,
+    label_place: str,
     advice: str = "",
 ) -> list[tuple[Path, Path]]:
-    """Match images and label maps that lie side by side in a tree of folders.
+    """Match images and label maps that have the same key.
 
     Args:
-        folder: root of the tree.
-        image_ext: suffix of photographs; other files are not seen.
-        label_ending: what the name of a label map has after its image's stem.
-        expected_count: the number of pairs there must be; None for any number above zero.
-        advice: a sentence appended to every error, saying what to do.
+        images, labels: the files by key.
+        image_place, label_place: where the partner should be, for messages.
+        advice: a sentence appended to every error.
 
     Returns:
-        Pairs (image, label), sorted by the image's stem.
+        Pairs (image, label), sorted by key.
 
     Raises:
-        DatasetError: as :func:`pair_images_with_labels` does.
+        DatasetError: if a file has no partner. The message names the first such file.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise _error(f"The folder {folder} does not exist.", advice)
-    images: dict[str, Path] = {}
-    labels: set[Path] = set()
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() == image_ext:
-            if path.stem in images:
-                raise _error(f"{images[path.stem]} and {path} have the same stem.", advice)
-            images[path.stem] = path
-        elif path.name.endswith(label_ending):
-            labels.add(path)
-    pairs = [
-        (image, image.with_name(stem + label_ending)) for stem, image in sorted(images.items())
-    ]
-    for lonely, what in (
-        (sorted(image for image, label in pairs if label not in labels), "label map"),
-        (sorted(labels - {label for _, label in pairs}), "image"),
+    for files, partners, what in (
+        (images, labels, f"label map {label_place}"),
+        (labels, images, f"image {image_place}"),
     ):
-        if lonely:
-            more = f" (and {len(lonely) - 1} more files have none)" if len(lonely) > 1 else ""
-            raise _error(f"{lonely[0]} has no {what} beside it{more}.", advice)
-    if not pairs:
-        raise _error(f"{folder} holds no image.", advice)
-    if expected_count is not None and len(pairs) != expected_count:
-        raise _error(f"{folder} holds {len(pairs)} images, not {expected_count}.", advice)
-    return pairs
+        unmatched = sorted(files.keys() - partners.keys())
+        if unmatched:
+            more = f" (and {len(unmatched) - 1} more files have none)" if unmatched[1:] else ""
+            raise DatasetError(f"{files[unmatched[0]]} has no {what}{more}.", advice)
+    return [(images[key], labels[key]) for key in sorted(images)]
 
 
-def read_ids(path: str | Path, *, expected_count: int | None = None, advice: str = "") -> list[str]:
-    """Read a split file: one stem a line, what follows a space is not seen.
+def check_count(folder: Path, count: int, expected: int | None, advice: str = "") -> None:
+    """Check the number of images of a split.
 
     Raises:
-        DatasetError: if the file is missing, names a stem twice, or has another number of them.
+        DatasetError: if there is no image, or the number differs from `expected`.
     """
-    if not Path(path).is_file():
-        raise _error(f"{path} does not exist.", advice)
-    ids = [line.split()[0] for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    if len(set(ids)) != len(ids):
-        raise _error(f"{path} names {len(ids) - len(set(ids))} images more than once.", advice)
-    if expected_count is not None and len(ids) != expected_count:
-        raise _error(f"{path} names {len(ids)} images, not {expected_count}.", advice)
-    return ids
+    if count == 0:
+        raise DatasetError(f"{folder} holds no image.", advice)
+    if expected is not None and count != expected:
+        raise DatasetError(f"{folder} holds {count} images, not {expected}.", advice)
 
 
 def _files_by_stem(folder: Path, ext: str | Sequence[str], advice: str) -> dict[str, Path]:
     suffixes = {ext.lower()} if isinstance(ext, str) else {e.lower() for e in ext}
     if not folder.is_dir():
-        raise _error(f"The folder {folder} does not exist.", advice)
+        raise DatasetError(f"The folder {folder} does not exist.", advice)
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        # Hidden files are unfinished writes and the like ("._x.png" of a Mac's archive).
+        # Hidden files are unfinished writes, or "._x.png" from archives made on macOS.
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in files:
-            raise _error(f"{files[path.stem]} and {path.name} have the same stem.", advice)
+            raise DatasetError(f"{files[path.stem]} and {path.name} have the same stem.", advice)
         files[path.stem] = path
     return files
-
-
-def _error(sentence: str, advice: str) -> DatasetError:
-    return DatasetError(f"{sentence} {advice}".rstrip())

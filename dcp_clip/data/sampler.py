@@ -1,4 +1,4 @@
-"""The order of the training images, across interruptions."""
+"""The order of the training images when a run is resumed."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ __all__ = ["skip_images"]
 
 
 def skip_images(loader: Iterable, count: int) -> None:
-    """Let a loader that has not begun yet go on where a training stopped.
+    """Let a new data loader continue where an interrupted run stopped.
 
-    Detectron2's endless samplers begin anew with every process, so that a training that is often
-    interrupted would see some images again and again and others never.
+    Detectron2's endless samplers start again in every process. A run that is interrupted often
+    would see some images many times and others never.
 
     Args:
-        loader: of ``build_detection_train_loader``, with any sampler; others are left alone.
-        count: images to pass over, of this process's share.
+        loader: from ``build_detection_train_loader``, with any sampler, before its first batch.
+            Other loaders are left unchanged.
+        count: number of images to skip in this process.
     """
     part = loader
     while part is not None and not isinstance(part, ToIterableDataset):
-        part = getattr(part, "dataset", None)  # nested, how deep depends on the config
+        part = getattr(part, "dataset", None)  # The depth of nesting depends on the config.
     if part is not None:
-        part.sampler = _Remainder(part.sampler, count)
+        part.sampler = _SkipFirst(part.sampler, count)
 
 
-class _Remainder(Sampler):
-    """What another sampler yields behind its first `count` indices."""
+class _SkipFirst(Sampler):
+    """The indices of another sampler without the first `count`."""
 
     def __init__(self, sampler: Sampler, count: int):
         self.sampler, self.count = sampler, count

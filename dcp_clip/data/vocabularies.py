@@ -28,14 +28,14 @@ def dataset_vocabulary(name: str) -> Vocabulary:
     name = resolve_dataset_name(name)
     if name not in DatasetCatalog:
         hint = suggest(name, DatasetCatalog.list())
-        raise VocabularyError(f"No dataset '{name}' is registered in Detectron2.{hint}")
+        raise VocabularyError(f"No data set '{name}' is registered in Detectron2.{hint}")
     return Vocabulary.from_metadata(MetadataCatalog.get(name))
 
 
 def parse_vocabulary(spec: Vocabulary | str | Path | Sequence) -> Vocabulary:
-    """Make a vocabulary from whatever a user may give.
+    """Make a vocabulary from the name of a data set, a list of names, a string or a file.
 
-    The name of a registered data set gives its categories. A string that is built like such a name
+    The name of a registered data set gives its categories. A string that looks like such a name
     ("..._sem_seg...") but is not registered is an error. Everything else is read by
     :meth:`Vocabulary.parse`.
 

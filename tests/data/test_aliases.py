@@ -1,4 +1,4 @@
-"""Other projects' names for the same datasets."""
+"""Other projects' names for the same data sets."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from dcp_clip.data.aliases import PEER_NAMES
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 
 
-def test_the_table_names_what_exists_and_clashes_with_nothing():
+def test_the_table_has_our_data_sets_and_no_other_registered_name():
     theirs = [name for names in PEER_NAMES.values() for name in names]
     assert all(ours in DatasetCatalog for ours in PEER_NAMES)
     assert not any(name in DatasetCatalog for name in theirs)
@@ -29,7 +29,7 @@ def test_the_table_names_what_exists_and_clashes_with_nothing():
         ("pcontext_full_sem_seg_val", "pascal_context_459_sem_seg_val"),
     ],
 )
-def test_config_and_vocabulary_take_them(theirs, ours, caplog):
+def test_config_and_vocabulary_replace_them(theirs, ours, caplog):
     cfg = setup_cfg("", ["DATASETS.TEST", f"('{theirs}', 'camvid_sem_seg_val')"])
     assert cfg.DATASETS.TEST == (ours, "camvid_sem_seg_val")
     assert f"'{theirs}' is '{ours}' here" in caplog.text
@@ -44,7 +44,7 @@ def test_other_names_stay(name, caplog):
     assert setup_cfg("", ["DATASETS.TRAIN", f"('{name}',)"]).DATASETS.TRAIN == (name,)
 
 
-def test_a_dataset_of_that_name_comes_first():
+def test_a_registered_name_stays():
     DatasetCatalog.register("voc_sem_seg_val", list)
     try:
         assert resolve_dataset_name("voc_sem_seg_val") == "voc_sem_seg_val"
@@ -52,7 +52,7 @@ def test_a_dataset_of_that_name_comes_first():
         DatasetCatalog.remove("voc_sem_seg_val")
 
 
-def test_one_dataset_under_two_names():
+def test_one_data_set_under_two_names():
     names = "('voc_2012_test_sem_seg', 'pascal_voc_20_sem_seg_val')"
     with pytest.raises(ValueError, match="both 'pascal_voc_20_sem_seg_val': remove one"):
         setup_cfg("", ["DATASETS.TEST", names])

@@ -57,12 +57,12 @@ def test_metadata(name):
     assert len(dataset_vocabulary(name)) == num_categories
 
 
-def test_colours_of_a_list_that_has_them():
+def test_colours_of_a_category_list():
     assert MetadataCatalog.get("camvid_sem_seg_val").stuff_colors[8] == [64, 0, 128]
 
 
-def test_import_clashes_with_nothing_and_says_nothing():
-    """In a process where Detectron2's own datasets were there first."""
+def test_import_is_silent_and_changes_no_other_data_set():
+    """In a process that registered Detectron2's own data sets first."""
     code = (
         "from detectron2.data import DatasetCatalog, MetadataCatalog, datasets\n"
         "before = {n: MetadataCatalog.get(n).as_dict() for n in DatasetCatalog.list()}\n"
@@ -89,7 +89,7 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_missing_folder_tells_the_prepare_command(name, root):
+def test_missing_folder_names_the_prepare_command(name, root):
     key, split = name.split("_sem_seg_")
     script = "pascal_voc" if key.startswith("pascal_voc") else key
     with pytest.raises(DatasetError) as error:
@@ -98,7 +98,7 @@ def test_missing_folder_tells_the_prepare_command(name, root):
     assert f"python datasets/prepare_{script}.py --root {root}" in str(error.value)
 
 
-def test_half_a_folder_tells_it_too(root):
+def test_incomplete_folder_names_the_prepare_command(root):
     folder = root / "ade20k_847"
     for kind, suffix in (("images", ".jpg"), ("labels", ".tif")):
         (folder / kind / "val").mkdir(parents=True)

@@ -28,7 +28,7 @@ def folders(tmp_path):
 
 @pytest.fixture
 def name():
-    """A dataset name that is free again after the test."""
+    """A name whose registration is removed after the test."""
     yield "test_sem_seg"
     if "test_sem_seg" in DatasetCatalog:
         DatasetCatalog.remove("test_sem_seg")
@@ -52,7 +52,7 @@ def test_register_and_load(folders, name):
     assert dataset_vocabulary(name) == Vocabulary([["sky", "heaven"], "tree"])
 
 
-def test_name_that_is_taken(folders, name):
+def test_a_name_in_use(folders, name):
     register_sem_seg(name, *folders, ["sky"])
     with pytest.raises(AssertionError):
         register_sem_seg(name, *folders, ["tree"])
@@ -64,7 +64,7 @@ def test_incomplete_folders(folders):
     images, labels = folders
     with pytest.raises(DatasetError, match="3 images, not 4. Do this."):
         load_sem_seg(images, labels, expected_count=4, advice="Do this.")
-    (labels / "b.png").rename(labels / "d.png")  # the counts agree, the names do not
+    (labels / "b.png").rename(labels / "d.png")  # the same number, other names
     with pytest.raises(DatasetError, match="b.jpg has no label map"):
         load_sem_seg(images, labels)
     (images / "b.jpg").unlink()
@@ -103,7 +103,7 @@ def test_the_values_of_a_palette_image_are_its_indices(folders, name, make_cfg, 
     register_sem_seg(name, images, labels, ["sky", "tree"])
     cfg = make_cfg(opts={"OUTPUT_DIR": str(tmp_path), "DATALOADER.NUM_WORKERS": 0})
     assert "sem_seg" not in next(iter(Trainer.build_test_loader(cfg, name)))[0]
-    cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "OracleProposal"  # it alone needs the labels
+    cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "OracleProposal"  # the only one that reads the labels
     batch = next(iter(Trainer.build_test_loader(cfg, name)))
     assert (batch[0]["sem_seg"] == 1).all()
     evaluator = Trainer.build_evaluator(cfg, name)

@@ -1,4 +1,4 @@
-"""People's own folders of photographs and label maps, from Python and from YAML."""
+"""Users' own folders of photographs and label maps, from Python and from YAML."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from dcp_clip.config import setup_cfg
-from dcp_clip.data import folders, register_sem_seg_folder
+from dcp_clip.data import custom, register_sem_seg_folder
 from dcp_clip.data.vocabularies import parse_vocabulary
 from dcp_clip.engine import Trainer
 from dcp_clip.predictor import Predictor
@@ -24,16 +24,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def forget():
-    """Datasets of a test are gone after it."""
+    """Remove the data sets of a test after it."""
     yield
-    for name in folders._registered:
+    for name in custom._registered:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
-    folders._registered.clear()
+    custom._registered.clear()
 
 
 def write_data(folder: Path, *, num_categories=3, ignore=255, wide=False) -> tuple[Path, Path]:
-    """Three photographs in columns of the last three categories, and void above."""
+    """Three photographs; label maps with columns of the last three categories, ignored above."""
     rng = np.random.default_rng(0)
     images, labels = folder / "photos", folder / "masks"
     images.mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_ways_to_give_names_in_yaml(kind, tmp_path):
 
 
 def test_registering_again(tmp_path):
-    """As every evaluation in a notebook does; the last one holds."""
+    """The last registration counts, for example in a notebook."""
     images, labels = write_data(tmp_path)
     path = write_config(tmp_path, entry(images, labels), entry(images, labels, name="street_2"))
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_registering_again(tmp_path):
         assert len(DatasetCatalog.get("street")) == 3
     register_sem_seg_folder("street", images, labels, "sky; tree; bus")
     assert MetadataCatalog.get("street").stuff_classes == ["sky", "tree", "bus"]
-    # The dump that a run leaves in its output folder is a config of the same datasets.
+    # A run writes its config to its output folder, which must register the same data sets.
     (tmp_path / "dump.yaml").write_text(cfg.dump())
     setup_cfg(tmp_path / "dump.yaml")
     assert MetadataCatalog.get("street").stuff_classes == ["sky", "tree", "car"]
@@ -118,25 +118,25 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
         ({"names": None}, r"SEM_SEG_FOLDERS\[0\] lacks the key 'names'"),
         ({"images": None}, r"SEM_SEG_FOLDERS\[0\] lacks the key 'images'"),
         ({"labels": ""}, r"SEM_SEG_FOLDERS\[0\] lacks the key 'labels'"),
-        ({"labels": 3}, r"\[0\]: 'labels' of the dataset 'street' must be a folder, got 3"),
-        ({"name": 3}, r"\[0\]: A dataset needs a name, got 3"),
-        ({"names": "absent.txt"}, r"\[0\]: 'names' of the dataset 'street'.*absent.txt does not"),
+        ({"labels": 3}, r"\[0\]: 'labels' of the data set 'street' must be a folder, got 3"),
+        ({"name": 3}, r"\[0\]: A data set needs a name, got 3"),
+        ({"names": "absent.txt"}, r"\[0\]: 'names' of the data set 'street'.*absent.txt does not"),
         ({"names": ["sky", False]}, r"Category 1 .* False"),
         ({"ignore": 2}, r"ignored label .* is 2, which is also the label of 'car'.* from 3 on"),
         ({"ignore": -1}, r"'ignore' .* whole number from 0 to 65535"),
         ({"ignore": "255"}, r"'ignore' .* is '255'"),
-        ({"name": "ade20k_sem_seg_val"}, r"a dataset 'ade20k_sem_seg_val' already"),
-        ({"name": "camvid_sem_seg_val"}, r"a dataset 'camvid_sem_seg_val' already"),
+        ({"name": "ade20k_sem_seg_val"}, r"already has a data set 'ade20k_sem_seg_val'"),
+        ({"name": "camvid_sem_seg_val"}, r"already has a data set 'camvid_sem_seg_val'"),
     ],
 )
-def test_faults_are_named(changes, message, tmp_path):
+def test_errors_in_an_entry_are_named(changes, message, tmp_path):
     path = write_config(tmp_path, entry("photos", "masks", **changes))
     with pytest.raises(ValueError, match=message):
         setup_cfg(path)
     assert "street" not in DatasetCatalog
 
 
-def test_faults_of_the_list(tmp_path):
+def test_errors_in_the_list_are_named(tmp_path):
     twice = write_config(tmp_path, entry("a", "b"), entry("a", "b"))
     with pytest.raises(ValueError, match=r"FOLDERS\[1\]: the name 'street' is given twice"):
         setup_cfg(twice)
@@ -144,12 +144,12 @@ def test_faults_of_the_list(tmp_path):
         setup_cfg("", ["DATASETS.SEM_SEG_FOLDERS", "['photos']"])
 
 
-def test_names_at_fault_are_a_vocabulary_error():
-    with pytest.raises(VocabularyError, match="'names' of the dataset 'street'"):
+def test_unusable_names_are_a_vocabulary_error():
+    with pytest.raises(VocabularyError, match="'names' of the data set 'street'"):
         register_sem_seg_folder("street", "a", "b", [])
 
 
-def test_missing_folder_is_told_when_it_is_used(tmp_path):
+def test_missing_folder_is_an_error_when_it_is_used(tmp_path):
     setup_cfg(write_config(tmp_path, entry(tmp_path / "photos", tmp_path / "masks")))
     with pytest.raises(RuntimeError, match=r"photos does not exist.*'street'.*custom_data.md"):
         DatasetCatalog.get("street")
@@ -159,7 +159,7 @@ def test_missing_folder_is_told_when_it_is_used(tmp_path):
 def test_a_step_and_an_evaluation_on_more_categories_than_eight_bits_hold(
     proposal, tmp_path, make_cfg
 ):
-    """300 categories: 255 is one of them, and 65535 is void for the loss and the oracle."""
+    """300 categories: 255 is one of them; the loss and the oracle ignore 65535."""
     images, labels = write_data(tmp_path, num_categories=300, ignore=65535, wide=True)
     names = [f"thing {i}" for i in range(300)]
     register_sem_seg_folder("street", images, labels, names, 65535)
@@ -192,7 +192,7 @@ def test_a_step_and_an_evaluation_on_more_categories_than_eight_bits_hold(
 
 
 def test_the_config_of_the_page_trains_evaluates_and_predicts(tmp_path, monkeypatch):
-    """docs/custom_data.md's files, as they stand there, but for a run of one step."""
+    """The files of docs/custom_data.md, with a single training step."""
     page = (ROOT / "docs" / "custom_data.md").read_text()
     (yaml,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (names,) = re.findall(r"```\n(road\n.*?)```", page, flags=re.DOTALL)

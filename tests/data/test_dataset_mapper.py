@@ -1,4 +1,4 @@
-"""Augmentation and mapping: from files to the records that the model takes."""
+"""Augmentation and mapping: from files to the records that the model reads."""
 
 import pickle
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from PIL import Image
 
 from dcp_clip.data.augmentation import ResizeForTest, build_sem_seg_augmentations
-from dcp_clip.data.dataset_mapper import SemSegDatasetMapper, VocabularyMapper
+from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(["left", "right"])
@@ -28,13 +30,12 @@ def cfg() -> CfgNode:
     cfg.INPUT.CROP.SIZE = [16, 20]
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     cfg.INPUT.COLOR_AUG_SSD = True
-    cfg.MODEL.MASK_ON = False
     return cfg
 
 
 @pytest.fixture
 def dataset_dict(tmp_path) -> dict:
-    """Red, labelled 0, on the left; blue, labelled 1, on the right; an ignored row below."""
+    """Red with label 0 on the left, blue with label 1 on the right, an ignored row below."""
     image = np.zeros((30, 40, 3), np.uint8)
     image[:, :20, 0] = image[:, 20:, 2] = 200
     label = np.zeros((30, 40), np.uint8)
@@ -48,19 +49,38 @@ def dataset_dict(tmp_path) -> dict:
     }
 
 
-def make_mapper(cfg: CfgNode) -> VocabularyMapper:
-    mapper = SemSegDatasetMapper(
-        build_sem_seg_augmentations(cfg),
-        image_format=cfg.INPUT.FORMAT,
-        num_labels=len(VOCABULARY),
-        void_labels=[255],
+def make_mapper(augmentations=(), num_labels=2, ignored_labels=(255,), **kwargs):
+    return SemSegDatasetMapper(
+        True,
+        augmentations=augmentations,
+        image_format=kwargs.pop("image_format", "RGB"),
+        num_labels=num_labels,
+        ignored_labels=ignored_labels,
+        **kwargs,
     )
-    return VocabularyMapper(mapper, VOCABULARY)
+
+
+def make_training_mapper(cfg: CfgNode, **kwargs) -> SemSegDatasetMapper:
+    return make_mapper(build_sem_seg_augmentations(cfg), vocabulary=VOCABULARY, **kwargs)
+
+
+def test_from_config(cfg):
+    """Like Detectron2's own: ``SemSegDatasetMapper(cfg, is_train)``."""
+    cfg.DATASETS.TRAIN = ("camvid_sem_seg_train", "camvid_sem_seg_val")
+    cfg.DATASETS.TEST = ("ade20k_847_sem_seg_val",)
+    mapper = SemSegDatasetMapper(cfg, is_train=True)
+    assert isinstance(mapper, DatasetMapper) and mapper.is_train
+    assert (mapper.num_labels, mapper.ignored_labels) == (11, (255,))
+    assert mapper.vocabulary is None and len(mapper.augmentations.augs) == 4
+    mapper = SemSegDatasetMapper(cfg, is_train=False, with_labels=False)
+    assert (mapper.num_labels, mapper.ignored_labels) == (847, (65535,))
+    assert mapper.vocabulary == dataset_vocabulary("ade20k_847_sem_seg_val")
+    assert isinstance(mapper.augmentations.augs[0], ResizeForTest) and not mapper.with_labels
 
 
 def test_training_record(cfg, dataset_dict):
     before = dict(dataset_dict)
-    mapper = make_mapper(cfg)
+    mapper = make_training_mapper(cfg)
     for _ in range(20):
         record = mapper(dataset_dict)
         assert record["vocabulary"] is VOCABULARY
@@ -72,7 +92,7 @@ def test_training_record(cfg, dataset_dict):
 
 def test_labels_stay_with_their_pixels(cfg, dataset_dict):
     cfg.INPUT.COLOR_AUG_SSD = False
-    mapper = make_mapper(cfg)
+    mapper = make_training_mapper(cfg)
     for _ in range(10):
         record = mapper(dataset_dict)
         red, _, blue = record["image"].long()
@@ -80,29 +100,29 @@ def test_labels_stay_with_their_pixels(cfg, dataset_dict):
         assert (record["sem_seg"][blue > 150] != 0).all()
 
 
-def test_record_of_a_worker_equals_its_own(cfg, dataset_dict):
-    mapper = pickle.loads(pickle.dumps(make_mapper(cfg)))
+def test_mapper_and_record_can_be_pickled(cfg, dataset_dict):
+    mapper = pickle.loads(pickle.dumps(make_training_mapper(cfg)))
     record = pickle.loads(pickle.dumps(mapper(dataset_dict)))
     assert record["vocabulary"] == VOCABULARY
 
 
 def test_image_smaller_than_the_crop(cfg, dataset_dict):
     cfg.INPUT.CROP.SIZE = [500, 500]
-    record = make_mapper(cfg)(dataset_dict)
+    record = make_training_mapper(cfg)(dataset_dict)
     assert record["image"].shape[1:] == record["sem_seg"].shape
     assert record["sem_seg"].shape[0] in (24, 32)
 
 
-def test_no_category_fills_a_crop(cfg, dataset_dict):
+def test_single_category_max_area(cfg, dataset_dict):
     np.random.seed(0)
     cfg.INPUT.MIN_SIZE_TRAIN = (30,)
-    mapper = make_mapper(cfg)
+    mapper = make_training_mapper(cfg)
     shares = []
     for _ in range(30):
         label = mapper(dataset_dict)["sem_seg"]
         counted = label[label != 255]
         shares.append(max((counted == c).float().mean().item() for c in (0, 1)))
-    # The search gives up after ten tries, so a few crops may miss the mark.
+    # RandomCrop_CategoryAreaConstraint stops after ten tries, so a few crops may exceed the limit.
     assert sum(share < 0.75 for share in shares) >= 25
 
 
@@ -119,12 +139,6 @@ def test_switches(cfg):
     assert kinds() == [T.ResizeShortestEdge]
 
 
-def wide_mapper(augmentations=(), num_labels=847, void_labels=(65535,)) -> SemSegDatasetMapper:
-    return SemSegDatasetMapper(
-        augmentations, image_format="RGB", num_labels=num_labels, void_labels=void_labels
-    )
-
-
 def write_pair(folder, label: np.ndarray) -> dict:
     """A label map, 16-bit TIFF or 8-bit PNG by its dtype, and an image of its size."""
     suffix = ".tif" if label.dtype == np.uint16 else ".png"
@@ -137,22 +151,20 @@ def write_pair(folder, label: np.ndarray) -> dict:
 
 
 def test_sixteen_bit_labels(tmp_path):
-    """255 is a category as any other; Detectron2's mapper makes 255 of all from 256 on."""
+    """255 is a category like any other. Detectron2's mapper changes all labels above it to 255."""
     label = np.array([[0, 1, 254, 255], [256, 300, 846, 65535]], np.uint16)
-    record = wide_mapper()(write_pair(tmp_path, label))
+    record = make_mapper((), 847, (65535,))(write_pair(tmp_path, label))
     assert record["sem_seg"].tolist() == label.tolist()
     assert record["sem_seg"].dtype == torch.int64
     assert (record["height"], record["width"]) == (2, 4)
 
 
 def test_sixteen_bit_labels_are_augmented_as_eight_bit_ones(cfg, tmp_path):
-    """What stands for the labels in between must not show."""
+    """The mapper's internal 8-bit codes must not change the result."""
     small = np.random.default_rng(0).integers(0, 5, (30, 40)).astype(np.uint8)
     meaning = np.array([0, 255, 256, 700, 65535], np.uint16)
-    narrow = SemSegDatasetMapper(
-        build_sem_seg_augmentations(cfg), image_format="RGB", num_labels=4, void_labels=[4]
-    )
-    wide = wide_mapper(build_sem_seg_augmentations(cfg))
+    narrow = make_mapper(build_sem_seg_augmentations(cfg), 4, [4])
+    wide = make_mapper(build_sem_seg_augmentations(cfg), 847, [65535])
     for label, mapper, records in ((small, narrow, []), (meaning[small], wide, [])):
         np.random.seed(3)
         records += [mapper(write_pair(tmp_path, label))["sem_seg"] for _ in range(3)]
@@ -163,9 +175,9 @@ def test_sixteen_bit_labels_are_augmented_as_eight_bit_ones(cfg, tmp_path):
 
 
 @pytest.mark.parametrize("value", [20, 254])
-def test_label_of_no_category(value, tmp_path):
+def test_an_unknown_label_is_an_error(value, tmp_path):
     label = np.array([[0, 19], [255, value]], np.uint8)
-    mapper = wide_mapper(num_labels=20, void_labels=[255])
+    mapper = make_mapper(num_labels=20)
     with pytest.raises(DatasetError, match=rf"label.png holds the label {value}.*0 to 19 and 255"):
         mapper(write_pair(tmp_path, label))
 
@@ -174,19 +186,21 @@ def test_label_map_of_another_size(tmp_path):
     pair = write_pair(tmp_path, np.zeros((4, 6), np.uint8))
     Image.new("RGB", (4, 6)).save(pair["file_name"])
     with pytest.raises(DatasetError, match=r"label.png has the shape \(4, 6\).*\(6, 4\)"):
-        wide_mapper()(pair)
+        make_mapper()(pair)
 
 
 def test_record_without_labels(tmp_path):
     pair = write_pair(tmp_path, np.zeros((4, 6), np.uint8))
     del pair["sem_seg_file_name"]
-    record = wide_mapper()(pair)
+    record = make_mapper()(pair)
     assert "sem_seg" not in record and record["image"].shape == (3, 4, 6)
 
 
-def test_background_is_the_label_of_no_category(cfg, tmp_path):
-    """PAS-20b: category 20 of the vocabulary is a "bag", label 20 is all that is not VOC's."""
-    mapper = SemSegDatasetMapper.from_datasets(cfg, ["pascal_voc_20b_sem_seg_val"], [])
+def test_background_is_ignored(cfg, tmp_path):
+    """PAS-20b: category 20 of the vocabulary is "bag", but label 20 is everything outside VOC."""
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    names = ["pascal_voc_20b_sem_seg_val"]
+    mapper = SemSegDatasetMapper(cfg, is_train=False, dataset_names=names)
     record = mapper(write_pair(tmp_path, np.array([[0, 19, 20, 255]], np.uint8)))
     assert record["sem_seg"].tolist() == [[0, 19, 255, 255]]
 
@@ -203,46 +217,53 @@ def test_test_images_of_any_shape(size, expected):
     assert ResizeForTest(cfg).get_transform(image).apply_image(image).shape[:2] == size
 
 
-def test_a_negative_label_is_of_no_category(tmp_path):
+def test_a_negative_label_is_an_error(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     labels = np.zeros((4, 4), np.int32)
     labels[1] = -1
     Image.fromarray(labels).save(tmp_path / "b.tif")
-    mapper = SemSegDatasetMapper([], image_format="RGB", num_labels=3, void_labels=[255])
     record = {"file_name": f"{tmp_path}/a.png", "sem_seg_file_name": f"{tmp_path}/b.tif"}
     with pytest.raises(DatasetError, match="b.tif holds the label -1"):
-        mapper(record)
-    mapper.with_labels = False
-    assert "sem_seg" not in mapper(record)
+        make_mapper()(record)
+    assert "sem_seg" not in make_mapper(with_labels=False)(record)
 
 
-@pytest.mark.parametrize("turned", [True, False])
-def test_a_photograph_is_turned_as_its_label_map_is(tmp_path, turned):
-    """Label maps of rotated photographs are made for the pixels as stored, or as shown."""
+@pytest.mark.parametrize("rotated", [True, False])
+def test_a_photograph_is_rotated_if_its_label_map_is(tmp_path, rotated):
+    """With an EXIF rotation, label maps fit either the stored or the upright pixels."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter
+    exif[0x0112] = 6  # to be rotated by 90 degrees
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, :20] = 250
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=100)
     labels = (pixels[..., 0] > 100).astype(np.uint8)
-    Image.fromarray(np.rot90(labels, -1) if turned else labels).save(tmp_path / "a.png")
-    mapper = SemSegDatasetMapper([], image_format="RGB", num_labels=2, void_labels=[255])
+    Image.fromarray(np.rot90(labels, -1) if rotated else labels).save(tmp_path / "a.png")
     record = {"file_name": f"{tmp_path}/a.jpg", "sem_seg_file_name": f"{tmp_path}/a.png"}
-    record = mapper(record)
-    assert (record["height"], record["width"]) == ((40, 20) if turned else (20, 40))
+    record = make_mapper()(record)
+    assert (record["height"], record["width"]) == ((40, 20) if rotated else (20, 40))
     assert ((record["image"][0] > 100) == (record["sem_seg"] == 1)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_rotated_tiff_is_rotated_once(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(tmp_path / "a.tif", exif=exif)
+    found = make_mapper()({"file_name": str(tmp_path / "a.tif")})["image"].permute(1, 2, 0)
+    np.testing.assert_array_equal(found, np.rot90(np.asarray(image.convert("RGB")), -1))
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_grey_photographs_of_sixteen_bits_keep_their_greys(tmp_path, image_format, suffix):
-    """Detectron2's reader cuts them off at 255."""
+    """Detectron2's reader clips them at 255."""
     grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 20
     record = write_pair(tmp_path, np.zeros((3, 4), np.uint8))
     record["file_name"] = str(tmp_path / f"deep{suffix}")
     Image.fromarray(grey * 257).save(record["file_name"])
-    mapper = SemSegDatasetMapper((), image_format=image_format, num_labels=2, void_labels=(255,))
-    image = mapper(record)["image"]
+    image = make_mapper(image_format=image_format)(record)["image"]
     assert image.dtype == torch.uint8
     assert image.tolist() == [grey.tolist()] * 3
 
@@ -255,11 +276,11 @@ def test_a_damaged_file_is_named(tmp_path, damaged):
     content = (tmp_path / damaged).read_bytes()
     (tmp_path / damaged).write_bytes(content[: len(content) // 2])
     with pytest.raises(DatasetError, match=f"{damaged} cannot be read"):
-        wide_mapper()(record)
+        make_mapper()(record)
 
 
 def test_a_label_map_of_one_bit_is_named(tmp_path):
     record = write_pair(tmp_path, np.zeros((4, 4), np.uint8))
     Image.new("1", (4, 4)).save(tmp_path / "label.png")
     with pytest.raises(DatasetError, match="label.png is no label map"):
-        wide_mapper()(record)
+        make_mapper()(record)

@@ -1,6 +1,5 @@
-"""Miniature benchmarks in their official formats, and the programs that prepare them."""
+"""Miniature benchmarks in their official formats, and how to prepare them."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
-_SCRIPTS = Path(__file__).parents[2] / "datasets"
+from dcp_clip.data.preparation.ade20k import prepare_ade20k_150, prepare_ade20k_847
+from dcp_clip.data.preparation.coco_stuff import prepare_coco_stuff
+from dcp_clip.data.preparation.pascal_context import (
+    prepare_pascal_context_59,
+    prepare_pascal_context_459,
+)
+from dcp_clip.data.preparation.pascal_voc import prepare_pascal_voc
+
 STEMS = {"train": ("t0", "t1", "t2"), "val": ("v0", "v1")}
 # Raw numbers of COCO-Stuff's PNGs that no category has.
 COCO_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
@@ -23,20 +29,16 @@ PC59_IDS = (
 )
 
 
-def _load_script(name):
-    spec = importlib.util.spec_from_file_location(name, _SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @dataclass
 class Case:
-    """A miniature benchmark on disk; ``expected[folder][stem]`` is what becomes of a label map."""
+    """A miniature benchmark on disk.
+
+    ``expected[folder][stem]`` is a prepared label map; ``archives`` are the names of the downloads
+    of photographs and of label maps; ``conventional`` is the default input under the root.
+    """
 
     name: str
     source: Path
-    script: object
     prepare: Callable
     kwargs: dict
     stems: dict[str, tuple[str, ...]]
@@ -46,6 +48,10 @@ class Case:
     label_files: dict[str, Path] = field(default_factory=dict)
     expected: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     suffix: str = ".png"
+
+    @property
+    def program(self):
+        return f"datasets/prepare_{self.name}.py"
 
     def run(self, root, **kwargs):
         self.prepare(self.source, root, **{**self.kwargs, **kwargs})
@@ -87,14 +93,12 @@ def _png_case(case, folders, values, to_train_ids, shape, palette=False):
     return case
 
 
-def _start(name, root, archives, stems=STEMS, conventional=None, **kwargs):
-    script = _load_script(f"prepare_{name}")
+def _start(prepare, root, archives, stems=STEMS, conventional=None, **kwargs):
     counts = {"image_counts": {split: len(s) for split, s in stems.items()}}
     return Case(
-        name,
+        prepare.__name__.removeprefix("prepare_"),
         root / conventional,
-        script,
-        getattr(script, f"prepare_{name}"),
+        prepare,
         kwargs or counts,
         stems,
         conventional,
@@ -104,7 +108,7 @@ def _start(name, root, archives, stems=STEMS, conventional=None, **kwargs):
 
 def make_coco_stuff(root):
     case = _start(
-        "coco_stuff",
+        prepare_coco_stuff,
         root,
         ("train2017.zip", "stuffthingmaps_trainval2017.zip"),
         conventional="coco",
@@ -119,7 +123,7 @@ def make_coco_stuff(root):
 
 def make_ade20k_150(root):
     archive = "ADEChallengeData2016.zip"
-    case = _start("ade20k_150", root, (archive, archive), conventional="ADEChallengeData2016")
+    case = _start(prepare_ade20k_150, root, (archive, archive), conventional="ADEChallengeData2016")
     folders = {
         s: (f"images/{f}", f"annotations/{f}")
         for s, f in (("train", "training"), ("val", "validation"))
@@ -130,7 +134,7 @@ def make_ade20k_150(root):
 
 def make_pascal_voc(root, labels="SegmentationClassAug"):
     case = _start(
-        "pascal_voc",
+        prepare_pascal_voc,
         root,
         ("VOCtrainval_11-May-2012.tar", "SegmentationClassAug.zip"),
         {"val": STEMS["val"]},
@@ -153,10 +157,10 @@ def make_pascal_voc(root, labels="SegmentationClassAug"):
 
 def make_ade20k_847(root, shape=(9, 13)):
     archive = "ADE20K_2021_17_01"
-    case = _start("ade20k_847", root, (archive, archive), conventional="ADE20K_2021_17_01")
+    case = _start(prepare_ade20k_847, root, (archive, archive), conventional="ADE20K_2021_17_01")
     case.kwargs |= {"splits": ("train", "val"), "original_size": True}
     case.suffix = ".tif"
-    # Of the list, among them both of its ends; and 0, 1 and 3500, which are not in it.
+    # Raw labels of some categories, with the first and the last; 0, 1 and 3500 are none.
     train_ids = {2978: 0, 312: 1, 2420: 2, 2855: 3, 1089: 844, 2826: 845, 3148: 846}
     rng = np.random.default_rng(0)
     for split, folder in (("train", "training"), ("val", "validation")):
@@ -167,7 +171,7 @@ def make_ade20k_847(root, shape=(9, 13)):
             place = case.source / "images/ADE" / folder / f"scene{i}" / "place"
             case.images[stem] = write_image(place / f"{stem}.jpg", shape)
             case.label_files[stem] = _write_label(place / f"{stem}_seg.png", rgb)
-            # What lies beside them in the official tree: parts and instances.
+            # Other files of the official tree: parts and instances.
             _write_label(place / f"{stem}_parts_1.png", rgb)
             _write_label(place / stem / f"instance_000_{stem}.png", rgb[..., 0])
             expected = np.vectorize(lambda x: train_ids.get(x, 65535))(raw)
@@ -175,9 +179,9 @@ def make_ade20k_847(root, shape=(9, 13)):
     return case
 
 
-def _start_context(name, root, archive):
+def _start_context(prepare, root, archive):
     case = _start(
-        name,
+        prepare,
         root,
         ("VOCtrainval_03-May-2010.tar", archive),
         {"val": STEMS["val"]},
@@ -194,11 +198,11 @@ def _start_context(name, root, archive):
 
 
 def make_pascal_context_459(root, present=459):
-    case = _start_context("pascal_context_459", root, "trainval.tar.gz")
+    case = _start_context(prepare_pascal_context_459, root, "trainval.tar.gz")
     case.suffix = ".tif"
     (case.source / "trainval").mkdir()
     for i, stem in enumerate(STEMS["val"]):
-        # Half of the categories each: no photograph shows more than 255.
+        # Half of the categories in each image, because an image may hold at most 255.
         numbers = range(230 * i, min(230 * i + 230, present + 1))
         raw = _fill([*numbers, 0, 60000], (17, 31), i).astype(np.uint16)
         case.label_files[stem] = case.source / f"trainval/{stem}.mat"
@@ -221,7 +225,7 @@ def detail_json(raw_maps):
                 "phase": "train" if stem == "train" else "val",
             }
         )
-        # The first mask is the whole image, so that the order of drawing shows.
+        # The first mask covers the whole image, so that the order of drawing matters.
         masks = [(454, np.ones_like(raw))] + [(int(v), raw == v) for v in np.unique(raw)]
         for category_id, mask in masks:
             rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -237,7 +241,7 @@ def detail_json(raw_maps):
 
 
 def make_pascal_context_59(root):
-    case = _start_context("pascal_context_59", root, "trainval_merged.json")
+    case = _start_context(prepare_pascal_context_59, root, "trainval_merged.json")
     ids = [int(i) for i in PC59_IDS.split()]
     assert len(ids) == 59
     raw_maps = {stem: _fill([*ids, 0, 1, 459], (17, 31), i) for i, stem in enumerate(STEMS["val"])}
@@ -285,13 +289,16 @@ def contents():
 
 
 @pytest.fixture
-def main_of(monkeypatch):
-    """``main_of(case)``: the program's main() with the miniature's counts for the official ones."""
+def main_of(monkeypatch, load_program):
+    """``main_of(case)``: the program's main() with the miniature's counts as the official ones."""
 
     def make(case):
-        for key in ("image_counts", "image_count", "val_ids"):
+        program = load_program(case.program)
+        for key in ("image_counts", "image_count"):
             if key in case.kwargs:
                 monkeypatch.setitem(case.prepare.__kwdefaults__, key, case.kwargs[key])
-        return case.script.main
+        if "val_ids" in case.kwargs:
+            monkeypatch.setattr(program, "VAL_IDS", case.kwargs["val_ids"])
+        return program.main
 
     return make

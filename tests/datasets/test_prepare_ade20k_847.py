@@ -1,4 +1,4 @@
-"""What is particular to A-847: the customary shortening, the tree of scenes, the default split."""
+"""A-847: shrinking, the tree of scenes, the default split."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ def case(make_case):
 @pytest.mark.parametrize(
     ("limit", "size"), [(6, (6, 9)), (8, (8, 12)), (9, (9, 13)), (50, (9, 13))]
 )
-def test_shortening(case, tmp_path, limit, size, contents):
+def test_shrinking(case, tmp_path, limit, size, contents):
     case.run(tmp_path / "out", original_size=False, max_short_side=limit)
     output = tmp_path / "out" / "ade20k_847"
     for stem in case.stems["val"]:
         image = read(output / f"images/val/{stem}.jpg")
         labels = read(output / f"labels/val/{stem}.tif")
         assert image.shape == (*size, 3) and labels.shape == size and labels.dtype == np.uint16
-        # The nearest pixel as OpenCV takes it, from which published figures stem: rounded down.
+        # OpenCV's nearest pixel, which rounds down and which published figures are based on.
         rows = np.arange(size[0]) * 9 // size[0]
         columns = np.arange(size[1]) * 13 // size[1]
         expected = case.expected["ade20k_847"][stem]
@@ -38,7 +38,7 @@ def test_shortening(case, tmp_path, limit, size, contents):
     assert contents(output) == before
 
 
-def test_shortened_image_shows_the_same(case, tmp_path):
+def test_shrunk_image_has_the_same_content(case, tmp_path):
     smooth = np.add.outer(np.arange(90) * 2, np.arange(60))[..., None].repeat(3, axis=2)
     Image.fromarray(smooth.astype(np.uint8)).save(case.images["v0"], quality=95)
     Image.fromarray(np.zeros((90, 60, 3), np.uint8)).save(case.label_files["v0"])
@@ -58,8 +58,8 @@ def test_sizes_are_never_mixed(case, tmp_path, contents):
     assert contents(tmp_path / "out") == before
 
 
-def test_program_makes_val_only_and_short_by_default(case, tmp_path, main_of):
-    argv = ["--input", str(case.source), "--root", str(tmp_path / "out")]
+def test_program_makes_val_only_and_shrinks_by_default(case, tmp_path, main_of):
+    argv = ["--input", str(case.source), "--root", str(tmp_path / "out"), "--workers", "1"]
     assert main_of(case)(argv) == 0
     output = tmp_path / "out" / "ade20k_847"
     assert [p.name for p in (output / "labels").iterdir()] == ["val"]
@@ -70,7 +70,7 @@ def test_program_makes_val_only_and_short_by_default(case, tmp_path, main_of):
 
 
 def test_training_count_is_not_enforced(case):
-    assert case.script.IMAGE_COUNTS == {"train": None, "val": 2000}
+    assert case.prepare.__kwdefaults__["image_counts"] == {"train": None, "val": 2000}
 
 
 def test_label_map_without_image(case, tmp_path):

@@ -1,26 +1,18 @@
-"""datasets/prepare_camvid.py on miniature data sets of its two layouts."""
-
-import importlib.util
-from pathlib import Path
+"""CamVid's preparation, on miniatures of its two layouts."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dcp_clip.data.pairing import DatasetError
-
-_PATH = Path(__file__).parents[2] / "datasets" / "prepare_camvid.py"
-_spec = importlib.util.spec_from_file_location("prepare_camvid", _PATH)
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+from dcp_clip.data.preparation.camvid import LAYOUTS, prepare_camvid
 
 COUNTS = {"train": 3, "val": 2, "test": 1}
-LAYOUTS = ("images/labels", "SegNet")
 
 
 def make_input(folder, layout="images/labels", splits=("train", "val")):
     """Write a CamVid of a few 8 x 6 images; every label map holds all values 0 ... 11."""
-    image_part, label_part = script.LAYOUTS[layout]
+    image_part, label_part = LAYOUTS[layout]
     suffix = ".jpg" if layout == "images/labels" else ".png"
     labels = (np.arange(48) % 12).astype(np.uint8).reshape(6, 8)
     for split in splits:
@@ -34,7 +26,7 @@ def make_input(folder, layout="images/labels", splits=("train", "val")):
 
 
 def prepare(source, root, **kwargs):
-    script.prepare_camvid(source, root, image_counts=COUNTS, **kwargs)
+    prepare_camvid(source, root, image_counts=COUNTS, **kwargs)
     return root / "camvid"
 
 
@@ -53,7 +45,7 @@ def test_layouts(tmp_path, layout, workers):
     assert label.mode == "L"
     np.testing.assert_array_equal(np.array(label), np.where(raw == 11, 255, raw))
     for image in (output / "images" / "train").iterdir():
-        original = source / script.LAYOUTS[layout][0].format("train") / image.name
+        original = source / LAYOUTS[layout][0].format("train") / image.name
         assert image.read_bytes() == original.read_bytes()
 
 
@@ -64,7 +56,7 @@ def test_absent_split_is_skipped_with_a_notice(tmp_path, caplog):
     assert "test: not in" in caplog.text
 
 
-def test_finished_files_are_left_alone_and_missing_ones_made(tmp_path):
+def test_only_missing_files_are_written(tmp_path):
     source = make_input(tmp_path / "in")
     output = prepare(source, tmp_path / "out")
     before = contents(output)
@@ -77,7 +69,7 @@ def test_finished_files_are_left_alone_and_missing_ones_made(tmp_path):
     assert kept.stat().st_mtime_ns == stamp
 
 
-def test_no_writing_into_the_source(tmp_path):
+def test_the_input_is_never_changed(tmp_path):
     source = make_input(tmp_path / "in")
     before = contents(source)
     output = prepare(source, tmp_path / "out")
@@ -109,7 +101,7 @@ def break_count(source):
         (break_count, "images/val holds 1 images, not 2.*SegNet"),
     ],
 )
-def test_half_present_input_writes_nothing(tmp_path, damage, message):
+def test_incomplete_input_writes_nothing(tmp_path, damage, message):
     source = make_input(tmp_path / "in")
     damage(source)
     with pytest.raises(DatasetError, match=message):
@@ -159,7 +151,7 @@ def test_damaged_file_is_named_and_not_written(tmp_path, damage, message, worker
     assert written == {"s0.png", "s2.png"}
 
 
-def test_leftovers_of_another_input_are_refused(tmp_path):
+def test_files_of_another_input_are_an_error(tmp_path):
     prepare(make_input(tmp_path / "one"), tmp_path / "out")
     with pytest.raises(DatasetError, match="s0.jpg is not made from this input"):
         prepare(make_input(tmp_path / "two", "SegNet"), tmp_path / "out")
@@ -179,7 +171,7 @@ def test_wrong_folders(tmp_path):
         prepare(output, tmp_path / "out")
 
 
-def test_program_tells_the_error_in_one_line(tmp_path, caplog):
-    status = script.main(["--input", str(make_input(tmp_path / "in")), "--root", str(tmp_path)])
-    assert status == 1  # 3 images where the official split has 367
+def test_program_ends_with_one_line_on_an_error(tmp_path, caplog, load_program):
+    argv = ["--input", str(make_input(tmp_path / "in")), "--root", str(tmp_path)]
+    assert load_program("datasets/prepare_camvid.py").main(argv) == 1
     assert "3 images, not 367" in caplog.text and "Traceback" not in caplog.text

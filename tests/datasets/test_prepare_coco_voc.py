@@ -1,4 +1,4 @@
-"""What is particular to COCO-Stuff, A-150 and PASCAL VOC: layouts, splits, forbidden labels."""
+"""COCO-Stuff, A-150 and PASCAL VOC: layouts, splits, labels that must not occur."""
 
 import shutil
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.preparation.coco_stuff import default_input
 
 
 def move_folder(source, target):
@@ -25,7 +26,7 @@ def overwrite(path, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("coco_stuff", 11),  # COCO-Stuff's unused numbers: none is in stuffthingmaps
+        ("coco_stuff", 11),  # an unused number of COCO-Stuff
         ("coco_stuff", 90),
         ("coco_stuff", 182),
         ("ade20k_150", 151),
@@ -33,7 +34,7 @@ def overwrite(path, value):
         ("pascal_voc", 21),
     ],
 )
-def test_label_of_another_dataset(make_case, tmp_path, name, value):
+def test_label_of_another_data_set(make_case, tmp_path, name, value):
     case = make_case(name)
     overwrite(case.label_files["v1"], value)
     with pytest.raises(DatasetError, match=rf"v1.png holds the label {value}, .* among 0-\d+"):
@@ -68,14 +69,14 @@ def test_coco_in_two_layouts(make_case, tmp_path):
 
 
 def test_default_input_of_coco_is_the_folder_with_label_maps(make_case, tmp_path):
-    case = make_case("coco_stuff", folder="root")
-    root, find = tmp_path / "root", case.script.default_input
-    assert find(root) == root / "coco"
+    make_case("coco_stuff", folder="root")
+    root = tmp_path / "root"
+    assert default_input(root) == root / "coco"
     move_folder(root / "coco", root / "coco-stuff")
-    assert find(root) == root / "coco-stuff"
-    (root / "coco").mkdir()  # for detection, say
-    assert find(root) == root / "coco-stuff"
-    assert find(tmp_path / "nowhere") == tmp_path / "nowhere" / "coco"
+    assert default_input(root) == root / "coco-stuff"
+    (root / "coco").mkdir()  # for example with annotations for detection
+    assert default_input(root) == root / "coco-stuff"
+    assert default_input(tmp_path / "nowhere") == tmp_path / "nowhere" / "coco"
 
 
 @pytest.mark.parametrize("name", ["coco_stuff", "ade20k_150"])
@@ -98,7 +99,7 @@ def test_empty_folder(make_case, tmp_path, name):
     case = make_case(name)
     case.source = tmp_path / "empty"
     case.source.mkdir()
-    with pytest.raises(DatasetError, match=f"holds no dataset.*{case.archives[0]}"):
+    with pytest.raises(DatasetError, match=f"holds no data set.*{case.archives[0]}"):
         case.run(tmp_path / "out")
 
 
@@ -106,10 +107,10 @@ def test_voc_labels_are_never_mixed(make_case, tmp_path, caplog, contents):
     caplog.set_level("INFO")
     augmented = make_case("pascal_voc")
     augmented.run(tmp_path / "out")
-    assert "those of " + str(augmented.source / "SegmentationClassAug") in caplog.text
+    assert f"label maps are in {augmented.source / 'SegmentationClassAug'}" in caplog.text
     original = make_case("pascal_voc", folder="other", labels="SegmentationClass")
     original.run(tmp_path / "other_out")
-    # Palette and greyscale files come to the same; only the note of what was used differs.
+    # Palette and greyscale files give the same result; only prepared.json differs.
     for folder in augmented.expected:
         for part in ("labels", "images"):
             ours = contents(tmp_path / "out" / folder / part)
@@ -121,16 +122,16 @@ def test_voc_labels_are_never_mixed(make_case, tmp_path, caplog, contents):
     assert contents(tmp_path / "out") == before
 
 
-def test_voc_with_both_kinds_of_labels(make_case, tmp_path):
+def test_voc_with_both_kinds_of_labels(make_case, tmp_path, load_program):
     case = make_case("pascal_voc")
     make_case("pascal_voc", labels="SegmentationClass")
-    overwrite(case.source / "SegmentationClass" / "v0.png", 77)  # so that it tells when it is used
+    overwrite(case.source / "SegmentationClass" / "v0.png", 77)  # an error if it is used
     case.run(tmp_path / "out")
     argv = ["--input", str(case.source), "--root", str(tmp_path / "other")]
     with pytest.raises(DatasetError, match="SegmentationClass/v0.png holds the label 77"):
         case.run(tmp_path / "other", labels="SegmentationClass")
     with pytest.raises(SystemExit):
-        case.script.main([*argv, "--labels", "SegmentationObject"])
+        load_program(case.program).main([*argv, "--labels", "SegmentationObject"])
 
 
 def test_voc_of_unknown_labels(make_case, tmp_path):

@@ -1,12 +1,10 @@
-"""datasets/prepare_emoji_scenes.py from art to dataset, with art that the test writes."""
+"""datasets/prepare_emoji_scenes.py from art to data set, with art that the test writes."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +13,7 @@ from PIL import Image
 from dcp_clip.emoji_scenes import prepare
 from dcp_clip.emoji_scenes.art import ART
 from dcp_clip.emoji_scenes.names import load_name_list
-
-_PATH = Path(__file__).parents[2] / "datasets" / "prepare_emoji_scenes.py"
-_spec = importlib.util.spec_from_file_location("prepare_emoji_scenes", _PATH)
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+from dcp_clip.emoji_scenes.subsets import SCENE_COUNTS, SPLITS
 
 SHAPES = (
     '<circle cx="6" cy="6" r="5" fill="{}"/>',
@@ -58,14 +52,19 @@ def write_art(folder):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def program(load_program):
+    return load_program("datasets/prepare_emoji_scenes.py")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, program):
     """Run the program on small scenes of the test's art."""
     packages = write_art(tmp_path / "art")
     monkeypatch.setattr(prepare.Settings, "__init__", _with(prepare.Settings, packages))
 
     def run(*args):
         common = ["--root", str(tmp_path), "--art", str(tmp_path / "art"), "--size", "32"]
-        return script.main([*common, "--workers", "1", *args])
+        return program.main([*common, "--workers", "1", *args])
 
     return run
 
@@ -77,6 +76,12 @@ def _with(settings, packages):
         original(self, *args, **(kwargs | {"packages": packages}))
 
     return init
+
+
+def test_choices_are_those_of_the_package(program):
+    assert program.SOURCES == tuple(prepare.SOURCES)
+    assert program.SUBSETS == tuple(SCENE_COUNTS)
+    assert program.SPLITS == SPLITS
 
 
 def test_from_art_to_scenes(tmp_path, run):
@@ -103,19 +108,19 @@ def test_contact_sheet(tmp_path, run):
     assert not (tmp_path / "emoji_scenes/images").exists()
 
 
-def test_styles_need_a_root_of_their_own(tmp_path, run, capsys, monkeypatch):
+def test_styles_need_a_root_of_their_own(tmp_path, run, program, capsys, monkeypatch):
     pytest.importorskip("resvg_py")
     assert run("--styles", "noto,twemoji", "--subsets", "all_test", "--scenes", "1") == 0
     sprites = tmp_path / "emoji_scenes/sprites"
     assert {path.stem for path in sprites.iterdir()} == {"noto", "twemoji"}
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "others"))
     with pytest.raises(SystemExit):
-        script.main(["--styles", "noto"])
+        program.main(["--styles", "noto"])
     assert "give them a --root too" in capsys.readouterr().err
     assert not (tmp_path / "others").exists()
 
 
-def test_errors_are_told_in_one_line(tmp_path, run, caplog, monkeypatch):
+def test_errors_end_in_one_line(tmp_path, run, caplog, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
     assert run("--scenes", "1") == 1
     assert caplog.text.count("resvg-py, which renders") == 1 and "more files" not in caplog.text

@@ -1,4 +1,4 @@
-"""What is particular to PC-59 (run-length codes in a JSON file) and PC-459 (.mat files)."""
+"""PC-59 (run-length codes in a JSON file) and PC-459 (.mat files)."""
 
 import json
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from dcp_clip.data.label_maps import read_prepared
+from dcp_clip.data.label_maps import read_labels
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.preparation.file_lists import read_ids
 
 
 @pytest.fixture
@@ -23,18 +24,18 @@ def edit(case, function):
     path.write_text(json.dumps(content))
 
 
-def test_shipped_list_of_validation_images(pc59, make_case):
-    script = pc59.script
-    ids = script.read_ids(script.VAL_IDS, expected_count=5104)
+@pytest.mark.parametrize("number", [59, 459])
+def test_shipped_list_of_validation_images(number, load_program):
+    program = load_program(f"datasets/prepare_pascal_context_{number}.py")
+    ids = read_ids(program.VAL_IDS, expected_count=5104)
     assert ids[0] == "2008_000002" and ids == sorted(ids)
-    assert make_case("pascal_context_459", folder="b").script.VAL_IDS == script.VAL_IDS
 
 
 def test_uncompressed_run_lengths(pc59, tmp_path):
     def change(content):
         annotations = content["annos_segmentation"]
         annotations[:] = [a for a in annotations if a["image_id"] != 0]
-        # Columns of a 17 x 31 image: 17 pixels of nothing, 34 of the category, the rest nothing.
+        # By columns of 17 pixels: one column without the category, two with it, the rest without.
         rle = {"size": [17, 31], "counts": [17, 34, 17 * 31 - 51]}
         annotations.append({"image_id": 0, "category_id": 9, "segmentation": rle})
 
@@ -42,7 +43,7 @@ def test_uncompressed_run_lengths(pc59, tmp_path):
     pc59.expected["pascal_context_59"]["v0"] = np.full((17, 31), 255)
     pc59.expected["pascal_context_59"]["v0"][:, 1:3] = 1
     pc59.run(tmp_path / "out")
-    labels = read_prepared(tmp_path / "out/pascal_context_59/labels/val/v0.png")
+    labels = read_labels(tmp_path / "out/pascal_context_59/labels/val/v0.png")
     np.testing.assert_array_equal(labels, pc59.expected["pascal_context_59"]["v0"])
 
 
@@ -66,7 +67,7 @@ def rename_phase(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop_masks, r"trainval_merged.json \(v0.jpg\) has no mask, as have 0 more"),
+        (drop_masks, r"trainval_merged.json \(v0.jpg\) has no mask \(1 such images\)"),
         (drop_image, "trainval_merged.json has 1 validation images, not 2"),
         (drop_key, "not PASCAL in Detail's annotation.*annos_segmentation"),
         (rename_phase, "not PASCAL in Detail's annotation.*phase"),
@@ -79,7 +80,7 @@ def test_another_json(pc59, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_cut_off_json(pc59, tmp_path):
+def test_truncated_json(pc59, tmp_path):
     path = pc59.label_files["v0"]
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DatasetError, match="trainval_merged.json is not PASCAL.*or is damaged"):
@@ -117,7 +118,7 @@ def test_damaged_mask(pc59, tmp_path, change, message):
 def test_validation_split_that_is_not_the_listed_one(pc59, tmp_path, caplog):
     pc59.kwargs["val_ids"].write_text("v0\nw1\n")
     pc59.run(tmp_path / "out")
-    assert "lacks 1 of its images (w1, ...) and has as many others (v1, ...)" in caplog.text
+    assert "lacks 1 images (w1, ...) and has as many others (v1, ...)" in caplog.text
     labels = tmp_path / "out/pascal_context_59/labels/val"
     assert {path.name for path in labels.iterdir()} == {"v0.png", "v1.png"}
 
@@ -146,5 +147,5 @@ def test_mat_file_of_doubles(make_case, tmp_path):
     raw = np.full((17, 31), 459.0)
     savemat(case.label_files["v1"], {"LabelMap": raw})
     case.run(tmp_path / "out")
-    labels = read_prepared(tmp_path / "out/pascal_context_459/labels/val/v1.tif")
+    labels = read_labels(tmp_path / "out/pascal_context_459/labels/val/v1.tif")
     assert labels.dtype == np.uint16 and (labels == 458).all()

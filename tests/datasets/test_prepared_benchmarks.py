@@ -1,7 +1,6 @@
 """From a benchmark's official files to a training step and an evaluation, on the miniatures."""
 
 import contextlib
-import importlib.util
 import json
 import re
 from argparse import Namespace
@@ -15,7 +14,7 @@ from detectron2.data import DatasetCatalog
 
 import dcp_clip.data.builtin
 from dcp_clip.data.builtin import BENCHMARKS, register_benchmarks
-from dcp_clip.data.dataset_mapper import SemSegDatasetMapper, VocabularyMapper
+from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.evaluation import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
 from dcp_clip.vocabulary.categories import load_names
@@ -35,8 +34,8 @@ SIX = {
 
 @contextlib.contextmanager
 def prepare_and_register(cases, root):
-    """Prepare cases in one folder; yields their benchmarks, which meanwhile are registered there
-    with the miniatures' counts for the official ones."""
+    """Prepare cases in one folder and register their benchmarks there, with the miniatures' counts;
+    yields the benchmarks."""
     mini = {}
     for case in cases:
         case.run(root)
@@ -61,14 +60,14 @@ def prepared(case, tmp_path):
 def test_train_step_and_evaluation(prepared, make_model, make_cfg):
     case, benchmarks = prepared
     model = make_model()
-    cfg = make_cfg()
+    cfg = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 0})  # keeps the size
     for key, benchmark in benchmarks.items():
         for split, stems in case.stems.items():
             name = benchmark.dataset_name(split)
             dicts = DatasetCatalog.get(name)
             assert [d["image_id"] for d in dicts] == sorted(stems)
-            mapper = SemSegDatasetMapper.from_datasets(cfg, [name], [])
-            mapper = VocabularyMapper(mapper, dataset_vocabulary(name))
+            mapper = SemSegDatasetMapper(cfg, is_train=False, dataset_names=[name])
+            assert mapper.vocabulary == dataset_vocabulary(name)
             records = [mapper(d) for d in dicts]
             num_labels = benchmark.num_foreground or len(dataset_vocabulary(name))
             for record in records:
@@ -78,7 +77,7 @@ def test_train_step_and_evaluation(prepared, make_model, make_cfg):
                 np.testing.assert_array_equal(labels[known], expected[known])
                 assert (labels[~known] >= num_labels).all()
 
-        # "val" by now. Labels are what the evaluator reads of the files: it must find them right.
+        # The last split, "val". Predictions that equal the files' labels must score 100.
         few = benchmark.num_foreground is not None
         evaluator = (BackgroundMeanIoUEvaluator if few else MeanIoUEvaluator)(name)
         evaluator.reset()
@@ -113,11 +112,9 @@ def six(make_case, tmp_path):
 
 
 @pytest.fixture
-def train_net(monkeypatch):
-    """``train_net(cfg)``: its program, evaluating."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+def train_net(monkeypatch, load_program):
+    """``train_net(cfg)``: the evaluation of train_net.py."""
+    program = load_program("train_net.py")
 
     def run(cfg):
         monkeypatch.setattr(program, "setup", lambda args: cfg)
@@ -127,7 +124,7 @@ def train_net(monkeypatch):
 
 
 def test_one_command_evaluates_all_six(six, train_net, make_cfg, make_model, tmp_path, caplog):
-    """With the names that docs/benchmarks.md gives; weights are random, so figures mean nothing."""
+    """With the names in docs/benchmarks.md and random weights."""
     caplog.set_level("INFO")
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     names = re.search(r'DATASETS\.TEST "(\(.*\))"', page)[1]
@@ -155,7 +152,7 @@ def test_one_command_evaluates_all_six(six, train_net, make_cfg, make_model, tmp
         assert 0 <= found["sem_seg"]["mIoU"] <= 100 and 0 <= found["proposals"]["recall"] <= 100
         assert found["speed"]["images"] == 2 and found["proposals"]["per_image"] == 4
         assert written[name]["sem_seg"]["mIoU"] == found["sem_seg"]["mIoU"]
-        # Conventions stand beside each other where categories are absent, and only there.
+        # The report compares conventions only where categories are absent.
         explained = f"**{name}: {present}/{scored} classes present.**" in table
         assert explained == (present < scored)
     classes = [key for key in results["pascal_voc_20b_sem_seg_val"]["sem_seg"] if "IoU-" in key]

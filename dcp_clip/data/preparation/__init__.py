@@ -1,1 +1,1 @@
-"""What the scripts in datasets/ share: reading raw labels and writing prepared data sets."""
+"""Convert the official downloads of the benchmarks to one layout, for the programs in datasets/."""

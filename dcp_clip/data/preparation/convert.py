@@ -1,9 +1,9 @@
-"""What the scripts in ``datasets/`` share: turn a benchmark's files into train ids, once.
+"""Write the photographs and label maps of a split in the prepared layout.
 
-A prepared dataset has its photographs unchanged (unless they are to be shrunk) and single-channel
-label maps of train ids: 8-bit PNG with 255 = ignored, or 16-bit TIFF with 65535 = ignored where
-the categories do not fit 8 bits. Every file appears under its name only when it is complete and
-checked, so that a run that was stopped is simply started again.
+Photographs are unchanged, unless they are to be shrunk. Label maps hold train ids in a single
+channel: 8-bit PNG with 255 for ignored pixels, or 16-bit TIFF with 65535 if the categories do not
+fit into 8 bits. A file gets its name only when it is complete and checked, so an interrupted run
+can be started again.
 """
 
 import os
@@ -20,11 +20,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dcp_clip.data.label_maps import LabelEncoding, read_prepared
+from dcp_clip.data.label_maps import read_labels
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.preparation.label_encoding import LabelEncoding
 from dcp_clip.utils.image_io import atomic_write, write_png
 
-# An image file and what its label map is decoded from: a file, or an object with a name.
+# An image file, and a label map: a file, or any other object that the encoding decodes.
 Pair = tuple[Path, Any]
 
 
@@ -38,27 +39,28 @@ def prepare_split(
     max_short_side: int | None = None,
     description: str = "",
 ) -> int:
-    """Write the photographs and label maps of one split; skip those that are there already.
+    """Write the photographs and label maps of one split; skip those that already exist.
 
     Args:
-        pairs: image files with stems of their own, and what their label maps are decoded from.
-        image_dir: output folder of photographs, which are linked, or copied across file systems.
+        pairs: image files with distinct stems, and their label maps.
+        image_dir: output folder of photographs, which are hard-linked, or copied to another file
+            system.
         label_dir: output folder of label maps.
-        encoding: how to read label maps, and what they become.
-        workers: processes; 1 works in this one.
-        max_short_side: longest allowed short side in pixels; None leaves all images as they are.
-            With it every image is encoded anew, also those that are small enough: bilinear without
-            antialiasing, JPEG of Pillow's default quality; label maps by the nearest pixel. That
-            is how the field has shortened ADE20K's full version since MaskFormer.
+        encoding: how to convert label maps.
+        workers: number of processes; 1 for this process only.
+        max_short_side: longest allowed short side in pixels; None leaves all images unchanged.
+            If it is given, every image is encoded again, including images that are small enough:
+            bilinear without antialiasing, as JPEG with Pillow's default quality. Label maps take
+            the nearest pixel. This is how full ADE20K has been shrunk since MaskFormer.
         description: name on the progress bar.
 
     Returns:
-        The number of pairs written, i.e. not skipped.
+        The number of pairs that were written, not skipped.
 
     Raises:
-        DatasetError: if a file is unreadable, image and label map differ in size, a label has a
-            forbidden value, or an output folder holds files that these pairs do not produce. The
-            good pairs are written nonetheless.
+        DatasetError: if a file is unreadable, image and label map differ in size, a label must not
+            occur, or an output folder holds files of another input. All other pairs are written
+            nevertheless.
     """
     convert = partial(
         _convert_pair,
@@ -73,15 +75,14 @@ def prepare_split(
         (label_dir, {o[1] for o in outputs}),
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(".*.part"):  # atomic_write, killed
+        for unfinished in folder.glob(".*.part"):  # left by atomic_write when a process is killed
             unfinished.unlink()
-        strange = sorted(
-            {path.name for path in folder.iterdir() if not path.name.startswith(".")} - names
-        )
-        if strange:
+        found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        unexpected = sorted(found - names)
+        if unexpected:
             raise DatasetError(
-                f"{folder / strange[0]} is not made from this input ({len(strange)} such files): "
-                f"remove {folder} and start again."
+                f"{folder / unexpected[0]} is not made from this input ({len(unexpected)} such "
+                f"files): remove {folder} and start again."
             )
     return sum(run_parallel(convert, pairs, workers=workers, description=description))
 
@@ -92,8 +93,8 @@ def run_parallel(
     """Apply a picklable function to every item with a progress bar, and keep the order.
 
     Raises:
-        DatasetError: after all items were tried, if the function raised DatasetError or OSError
-            for some: tells the first message and how many more there are.
+        DatasetError: after all items, if the function raised DatasetError or OSError for some:
+            the first message and the number of further errors.
     """
     task = partial(_attempt, function)
     progress = partial(tqdm, total=len(items), desc=description, unit="file", disable=None)
@@ -101,12 +102,13 @@ def run_parallel(
         outcomes = list(progress(map(task, items)))
     else:
         chunk = max(1, min(16, len(items) // (4 * workers)))
-        # Ctrl-C reaches every process; a worker stopped amid its queues would hang the pool.
+        # Ctrl-C reaches every process. A worker that it stops while it uses a queue would block
+        # the pool, so workers ignore it.
         with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:
             try:
                 outcomes = list(progress(pool.map(task, items, chunksize=chunk)))
             except KeyboardInterrupt:
-                pool.shutdown(cancel_futures=True)  # what has begun is finished, nothing else
+                pool.shutdown(cancel_futures=True)  # finishes only what has begun
                 raise
     errors = [error for error, _ in outcomes if error is not None]
     if errors:
@@ -118,15 +120,15 @@ def run_parallel(
 def count_pixels(label_dir: Path, encoding: LabelEncoding, *, workers: int = 1) -> np.ndarray:
     """Count the pixels of every category in a folder of prepared label maps.
 
-    Lets users compare what they prepared with the figures in datasets/README.md.
+    Users can compare the result with the figures in datasets/README.md.
 
     Returns:
-        (C + 1,) int64; the last entry is the ignored pixels.
+        (C + 1,) int64; the last entry counts the ignored pixels.
 
     Raises:
         DatasetError: if a label map holds a value that is neither a train id nor ignored.
     """
-    files = sorted(label_dir.glob(f"[!.]*{encoding.suffix}"))  # not those that macOS leaves
+    files = sorted(label_dir.glob(f"[!.]*{encoding.suffix}"))  # without macOS's "._*"
     count = partial(_histogram, num_categories=len(encoding.names), ignore=encoding.ignore_label)
     histograms = run_parallel(count, files, workers=workers, description="count pixels")
     return np.sum(histograms, axis=0, dtype=np.int64)
@@ -161,7 +163,7 @@ def _convert_pair(
     image, label = pair
     image_name, label_name = _output_names(image, encoding, max_short_side)
     image_out, label_out = image_dir / image_name, label_dir / label_name
-    # The label map is written last, so it vouches for the image as well.
+    # The label map is written last. If it exists, the image was complete.
     if label_out.exists() and image_out.exists():
         if max_short_side is not None or image_out.stat().st_size == image.stat().st_size:
             return False
@@ -175,7 +177,7 @@ def _convert_pair(
     if max_short_side is None:
         _link_or_copy(image, image_out)
     else:
-        photograph, train_ids = _shorten(photograph, train_ids, max_short_side)
+        photograph, train_ids = _shrink(photograph, train_ids, max_short_side)
         with atomic_write(image_out) as f:
             photograph.save(f, format="JPEG")
     if encoding.suffix == ".png":
@@ -189,13 +191,13 @@ def _convert_pair(
 def _read_photograph(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            image.load()  # an archive that was cut off shows only here
+            image.load()  # detects truncated files
             return image
     except (OSError, SyntaxError) as e:
         raise DatasetError(f"The image {path} cannot be read: {e}.") from e
 
 
-def _shorten(
+def _shrink(
     photograph: Image.Image, labels: np.ndarray, max_short_side: int
 ) -> tuple[Image.Image, np.ndarray]:
     photograph = photograph.convert("RGB")
@@ -212,17 +214,18 @@ def _link_or_copy(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         with open(source, "rb") as reader, atomic_write(target) as writer:
             shutil.copyfileobj(reader, writer)
 
 
 def _histogram(label: Path, *, num_categories: int, ignore: int) -> np.ndarray:
-    counts = np.bincount(read_prepared(label).ravel(), minlength=ignore + 1)
-    if counts[num_categories:ignore].any():
-        value = num_categories + int(np.flatnonzero(counts[num_categories:ignore])[0])
+    counts = np.bincount(read_labels(label).ravel(), minlength=ignore + 1)
+    labels = np.flatnonzero(counts)
+    unexpected = labels[(labels >= num_categories) & (labels != ignore)]
+    if unexpected.size:
         raise DatasetError(
-            f"{label} holds the label {value}, but there are {num_categories} categories: remove "
-            "it and start again."
+            f"{label} holds the label {unexpected[0]}, but there are {num_categories} categories: "
+            "remove it and start again."
         )
     return np.append(counts[:num_categories], counts[ignore])

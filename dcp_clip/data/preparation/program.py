@@ -1,19 +1,19 @@
-"""What the programs in ``datasets/`` share: arguments, splits, settings and the final report."""
+"""The common parts of the programs in ``datasets/``: errors, settings and the report."""
 
-import argparse
 import json
 import logging
 import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dcp_clip.data.catalog import datasets_root
-from dcp_clip.data.label_maps import LabelEncoding
-from dcp_clip.data.pairing import DatasetError, pair_images_with_labels
+from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.convert import Pair, count_pixels, prepare_split
+from dcp_clip.data.preparation.label_encoding import LabelEncoding
 from dcp_clip.utils.image_io import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -22,85 +22,38 @@ _SETTINGS_FILE = "prepared.json"
 
 
 def available_cpus() -> int:
-    """The number of processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_parser(
-    description: str | None, input_help: str | None = None, *, input_required: bool = False
-) -> argparse.ArgumentParser:
-    """Return a parser of what every prepare program takes: --root, --workers, and --input if it has
-    a help text."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    if input_help is not None:
-        parser.add_argument("--input", type=Path, required=input_required, help=input_help)
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=datasets_root(),
-        help="folder of all datasets (default: $DETECTRON2_DATASETS or ./datasets)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=available_cpus(), help="processes (default: all processors)"
-    )
-    return parser
+def run_program(
+    prepare: Callable[..., None], *, root: Path | None, workers: int | None, **options: Any
+) -> int:
+    """Call ``prepare(root=root, workers=workers, **options)`` and return the exit status.
 
+    Messages go to standard error. An error in the data ends in one sentence without a traceback,
+    and so does Ctrl-C.
 
-def run_program(prepare: Callable[[], None]) -> int:
-    """Call ``prepare`` with its messages on the terminal; returns the exit status.
-
-    An error that names what is wrong with the data is told in its one sentence, without a
-    traceback; so is Ctrl-C.
+    Args:
+        prepare: the function that prepares a data set.
+        root: folder of all data sets; None for ``datasets_root()``.
+        workers: number of processes; None for all processors.
+        options: further arguments.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        prepare()
+        prepare(
+            root=datasets_root() if root is None else root,
+            workers=available_cpus() if workers is None else workers,
+            **options,
+        )
     except (DatasetError, OSError) as e:
         logger.error("error: %s", e)
         return 1
     except KeyboardInterrupt:
-        logger.error("Stopped. The same command goes on with what is left.")
+        logger.error("Stopped. Run the same command again to continue.")
         return 130
     return 0
-
-
-def find_splits(
-    source: Path,
-    folders: Mapping[str, tuple[Path, Path]],
-    counts: Mapping[str, int | None],
-    *,
-    wanted: Sequence[str] | None = None,
-    advice: str = "",
-) -> dict[str, list[Pair]]:
-    """List the (image, label map) files of every split that an input folder holds.
-
-    Args:
-        source: the input folder.
-        folders: the image and label folder of each split.
-        counts: how many images each split must have; None for any number.
-        wanted: splits that must be there. None takes those that are and tells of the others.
-        advice: sentence appended to errors: where the data come from.
-
-    Raises:
-        DatasetError: if there is no split, a wanted one is missing, or one is incomplete.
-    """
-    if not source.is_dir():
-        raise DatasetError(f"The input folder {source} does not exist. {advice}")
-    splits = wanted
-    if splits is None:
-        splits = [s for s, pair in folders.items() if any(folder.is_dir() for folder in pair)]
-        for split in folders:
-            if split not in splits:
-                logger.info("%s: not in %s, skipped.", split, source)
-        if not splits:
-            expected = " or ".join(" and ".join(map(str, pair)) for pair in folders.values())
-            raise DatasetError(f"{source} holds no dataset: there must be {expected}. {advice}")
-    return {
-        split: pair_images_with_labels(*folders[split], expected_count=counts[split], advice=advice)
-        for split in splits
-    }
 
 
 def prepare_dataset(
@@ -112,16 +65,16 @@ def prepare_dataset(
     max_short_side: int | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``<output>/{images,labels}/<split>`` and tell what was made; skip what is finished.
+    """Write ``<output>/{images,labels}/<split>`` and log the result; skip finished files.
 
     Args:
-        output: folder of the prepared dataset.
-        splits: the pairs of each split; what can be checked without reading them has been.
-        encoding: how to read label maps, and what they become.
-        workers: processes.
+        output: folder of the prepared data set.
+        splits: the pairs of each split.
+        encoding: how to convert label maps.
+        workers: number of processes.
         max_short_side: see :func:`dcp_clip.data.preparation.convert.prepare_split`.
-        settings: choices that decide what is in the files, kept in ``<output>/prepared.json`` so
-            that files of different choices are never mixed. None if the dataset has no choices.
+        settings: choices that change the files, saved in ``<output>/prepared.json`` so that files
+            of different choices are never mixed. None if the data set has no choices.
 
     Raises:
         DatasetError: as :func:`prepare_split` does, or if ``output`` has other settings.
@@ -140,7 +93,7 @@ def prepare_dataset(
             description=split,
         )
         logger.info(
-            "%s: %d images in %s (%d written, %d there before).",
+            "%s: %d images in %s (%d written, %d existed).",
             split,
             len(pairs),
             output / "images" / split,
@@ -163,8 +116,8 @@ def _keep_settings(output: Path, settings: dict[str, str]) -> None:
         return
     if any(output.glob("*/*/*")):
         raise DatasetError(
-            f"{output} holds files, but no {_SETTINGS_FILE} that says how they were made: remove "
-            "the folder and start again."
+            f"{output} holds files, but no {_SETTINGS_FILE} with their settings: remove the folder "
+            "and start again."
         )
     output.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "w") as f:

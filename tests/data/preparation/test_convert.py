@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcp_clip.data.label_maps import label_encoding, read_indices
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.convert import count_pixels, run_parallel
+from dcp_clip.data.preparation.label_encoding import label_encoding, read_indices
 from dcp_clip.vocabulary.categories import Category
 
 
@@ -25,7 +25,7 @@ def fail_on_threes(x):
 
 
 def interrupt(args):
-    """Do what Ctrl-C does at the tenth item: a signal to the worker and one to its parent."""
+    """At the tenth item, send the signals of Ctrl-C: to the worker and to its parent."""
     number, folder = args
     (folder / str(number)).touch()
     time.sleep(0.002)
@@ -50,9 +50,17 @@ def test_interrupt_ends_all_workers_soon(tmp_path):
     assert len(list(tmp_path.iterdir())) == done
 
 
-def test_files_that_macos_leaves_are_not_counted(tmp_path):
+def test_hidden_files_of_macos_are_not_counted(tmp_path):
     sky, tree = (Category(name, (), i, i, None, name) for i, name in enumerate(["sky", "tree"]))
     encoding = label_encoding([sky, tree], read_indices)
     Image.fromarray(np.array([[0, 1, 1, 255]], np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"attributes")
     assert count_pixels(tmp_path, encoding).tolist() == [1, 2, 1]
+
+
+def test_unexpected_label_is_named(tmp_path):
+    sky, tree = (Category(name, (), i, i, None, name) for i, name in enumerate(["sky", "tree"]))
+    encoding = label_encoding([sky, tree], read_indices)
+    Image.fromarray(np.array([[0, 1, 3, 300]], np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="a.png holds the label 3, but there are 2 categories"):
+        count_pixels(tmp_path, encoding)
