@@ -3,18 +3,7 @@
 import sys
 from pathlib import Path
 
-__all__ = ["positive", "require_folders", "format_error"]
-
-
-def positive(text: str) -> int:
-    """Convert an argument to a positive integer, as a ``type`` of argparse.
-
-    Raises:
-        ValueError: if the argument is not a positive integer.
-    """
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
+__all__ = ["format_error", "require_folders"]
 
 
 def format_error(error: BaseException) -> str:

@@ -1,20 +1,8 @@
 """Helpers for the arguments and errors of programs."""
 
-import argparse
-
 import pytest
 
-from dcp_clip.utils.arguments import format_error, positive, require_folders
-
-
-def test_positive_numbers(capsys):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=positive)
-    assert parser.parse_args(["--n", "3"]).n == 3
-    for text in ("0", "-2", "two"):
-        with pytest.raises(SystemExit):
-            parser.parse_args([f"--n={text}"])
-        assert f"argument --n: invalid positive value: '{text}'" in capsys.readouterr().err
+from dcp_clip.utils.arguments import format_error, require_folders
 
 
 def test_folders_of_output_files_must_exist(tmp_path):
