@@ -4,9 +4,10 @@
 
 Detectron2 has no release of its own on the package index. ``sal-detectron2`` is a wheel of
 upstream's code of April 2024. It is tagged for CPython 3.10 because of a compiled extension, which
-DCP-CLIP does not use. This program installs the Python part of that wheel, which works with Python
-3.10 to 3.13, NumPy 1 and 2, and Pillow 11 to 13. It keeps a Detectron2 that can be imported,
-for example one built from source.
+DCP-CLIP does not use. This program installs the Python part of that wheel and adapts two lines to
+NumPy 2. The result works with Python 3.10 to 3.13, NumPy 1 and 2, and Pillow 11 to 13.
+
+A Detectron2 that can be imported, for example one built from source, is kept.
 
 Install DCP-CLIP first: its dependencies include those of Detectron2.
 """
@@ -28,6 +29,14 @@ PACKAGE = "sal-detectron2==0.7.2"
 # The folders of the wheel to install. Its top-level package "tools" would hide the folder "tools"
 # of any project that runs from its own root.
 WANTED = ("detectron2", "sal_detectron2-0.7.2.dist-info")
+# With copy=False, NumPy 2 raises an error if a copy is necessary; NumPy 1 makes the copy.
+NUMPY_2 = {
+    "evaluation/sem_seg_evaluation.py": (
+        "np.array(Image.open(f), copy=copy, dtype=dtype)",
+        "np.array(Image.open(f), dtype=dtype)",
+    ),
+    "layers/mask_ops.py": ("np.array(mask, copy=False)", "np.asarray(mask)"),
+}
 
 
 def import_error() -> str | None:
@@ -61,6 +70,9 @@ def install(site_packages: Path) -> None:
         for extension in unpacked.glob("detectron2/_C.*"):
             extension.unlink()
         package, dist_info = (unpacked / folder for folder in WANTED)
+        for name, (old, new) in NUMPY_2.items():
+            text = (package / name).read_text(encoding="utf-8")
+            (package / name).write_text(text.replace(old, new), encoding="utf-8")
         keep_lines(dist_info / "RECORD", is_installed)
         # The requirements are those of 2024, such as "numpy<2". pip would report them as conflicts.
         keep_lines(dist_info / "METADATA", lambda line: not line.startswith("Requires-Dist:"))

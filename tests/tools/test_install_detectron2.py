@@ -1,8 +1,11 @@
 """The installer of Detectron2 keeps an existing Detectron2 and records what it installs."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
 
@@ -43,3 +46,13 @@ def test_record_lists_only_what_is_installed(tmp_path, load_program):
     record.write_text(kept + "detectron2/_C.cpython-310-x86_64-linux-gnu.so,,\ntools/a.py,,\n")
     program.keep_lines(record, program.is_installed)
     assert record.read_text() == kept
+
+
+def test_installed_detectron2_has_the_lines_for_numpy_2(load_program):
+    program = load_program("tools/install_detectron2.py")
+    folder = Path(importlib.util.find_spec("detectron2").origin).parent
+    if not any(folder.parent.glob("sal_detectron2-*.dist-info")):
+        pytest.skip("another Detectron2 is installed")
+    for name, (old, new) in program.NUMPY_2.items():
+        text = (folder / name).read_text()
+        assert old in text or new in text, name  # an older installation has the old line
