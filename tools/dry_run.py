@@ -6,7 +6,7 @@
 
 Prints, as Markdown, and writes to the output folder (report.md, schedule.png, first_batch.png):
 
-- the parameters of each part that train, and their learning rates;
+- the trainable parameters of each part and their learning rates;
 - the schedule after Detectron2's rescaling to the number of GPUs: batch, epochs, learning rates;
 - memory of one GPU: weights, gradients and optimizer state are counted, activations are traced at
   full size, without computing them;
@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PHOTOGRAPH = (480, 640)  # (H, W) of the images before resizing: the most frequent in COCO
-GIB = 2**30
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -81,8 +80,9 @@ def _resized(short: int, longest: int) -> tuple[int, int]:
 
 def training_report(cfg, model, vocabulary, num_images: int | None, args) -> list[str]:
     """The sections on parameters, schedule, memory and FLOPs; draws the schedule."""
+    from tabulate import tabulate
+
     from dcp_clip.benchmarking import schedule
-    from dcp_clip.benchmarking.report import markdown_table
     from dcp_clip.benchmarking.step_cost import memory_rows, trace_step
     from dcp_clip.engine import Trainer
     from dcp_clip.engine.optimizer import learning_rates_by_part, part_of, trainable_table
@@ -91,18 +91,20 @@ def training_report(cfg, model, vocabulary, num_images: int | None, args) -> lis
     rates = learning_rates_by_part(cfg, model)
     trained = {part_of(name) for name, p in model.named_parameters() if p.requires_grad}
     trained_rates = {part: rate for part, rate in rates.items() if part in trained}
-    schedule.draw_schedule(cfg, scheduler, trained_rates, args.output / "schedule.png")
+    picture = args.output / "schedule.png"
+    schedule.draw_schedule(scheduler, cfg.SOLVER.MAX_ITER, trained_rates, picture)
     size, batch = train_size(cfg), cfg.SOLVER.IMS_PER_BATCH // args.num_gpus
     half = cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DCP_CLIP.BF16
     step = trace_step(model, vocabulary, batch, size, half)
     memory = memory_rows(model, cfg, step, args.num_gpus)
-    memory = [(what, f"{size / GIB:.2f}", basis) for what, size, basis in memory]
+    memory = [(what, f"{count / 2**30:.2f}", basis) for what, count, basis in memory]
+    align = ("left", "right", "left")
     return [
-        f"## What trains\n\n{trainable_table(model, rates)}",
+        f"## Trainable parameters\n\n{trainable_table(model, rates)}",
         f"## Schedule\n\n{schedule.describe_schedule(cfg, args.num_gpus, num_images)}\n\n"
-        + schedule.schedule_table(cfg, scheduler, trained_rates),
+        f"Learning rates: {picture}",
         f"## Memory of a GPU\n\n{batch} images of {size[0]} x {size[1]}.\n\n"
-        + markdown_table(["what", "GiB", "basis"], memory),
+        + tabulate(memory, ["what", "GiB", "basis"], "github", colalign=align),
         f"## FLOPs\n\nA training step of one GPU: {step.forward_flops / 1e9:,.0f} GFLOPs forward "
         f"and {step.backward_flops / 1e9:,.0f} backward.",
     ]
@@ -136,7 +138,7 @@ def report(cfg, args: argparse.Namespace) -> str:
         num_images = len(records) or dataset_preview.expected_count(dataset)
         sections += training_report(cfg, model.train(), vocabulary, num_images, args)
     else:
-        sections.append("Nothing trains with this config: it is for evaluation.")
+        sections.append("This config has no trainable parameters: it is for evaluation.")
     half = cfg.MODEL.DCP_CLIP.BF16
     cost = trace_step(model.eval(), vocabulary, 1, test_size(cfg), half, backward=False)
     height, width = test_size(cfg)

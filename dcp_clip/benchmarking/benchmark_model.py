@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import islice, product
 
 import torch
 from detectron2.config import CfgNode
@@ -23,14 +23,7 @@ _PATCH = 32  # pixels
 
 def make_vocabulary(size: int) -> Vocabulary:
     """`size` distinct pseudo-words; a smaller vocabulary is the beginning of a larger one."""
-    names = []
-    for number in range(size):
-        word = ""
-        for _ in range(4):  # 70**4 words
-            number, syllable = divmod(number, len(_SYLLABLES))
-            word = _SYLLABLES[syllable] + word
-        names.append(word)
-    return Vocabulary(names)
+    return Vocabulary(["".join(word) for word in islice(product(_SYLLABLES, repeat=4), size)])
 
 
 class RandomTextEncoder(nn.Module):
@@ -91,27 +84,6 @@ class BenchmarkModel:
         padded = [-(-side // divisor) * divisor for side in size]
         self._pixels = torch.randn(1, 3, *padded, generator=generator).to(self.device)
 
-    @property
-    def title(self) -> str:
-        """Name of the CLIP, weights, image size, precision and device."""
-        height, width = self.input["image"].shape[-2:]
-        weights = self.cfg.MODEL.CLIP.PRETRAINED or "random weights"
-        precision = "bf16 autocast" if self.model.bf16 else "fp32"
-        return (
-            f"{self.cfg.MODEL.CLIP.NAME}, {weights}; height x width {height} x {width}, "
-            f"{precision}, {self.device}"
-        )
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """Number of parameters: "total", "trained" and "clip_image_tower"."""
-        parameters = list(self.model.parameters())
-        return {
-            "total": sum(p.numel() for p in parameters),
-            "trained": sum(p.numel() for p in parameters if p.requires_grad),
-            "clip_image_tower": sum(p.numel() for p in self.model.backbone.parameters()),
-        }
-
     def encoder(self, batch: int = 1) -> Callable[[], dict[str, Tensor]]:
         """The forward pass of CLIP's image encoder alone on `batch` images."""
         pixels = self._pixels.expand(batch, -1, -1, -1).contiguous()
@@ -122,14 +94,26 @@ class BenchmarkModel:
 
         return run
 
-    def forward(self, vocabulary: Vocabulary) -> Callable[[], tuple[dict, Tensor]]:
-        """The whole forward pass for one image, up to the category of every pixel."""
+    def forward(self, vocabulary: Vocabulary, bf16: bool | None = None) -> Callable[[], Tensor]:
+        """The whole forward pass for one image, up to the category of every pixel.
 
-        def run() -> tuple[dict, Tensor]:
+        Args:
+            vocabulary: the categories.
+            bf16: whether to use bfloat16 autocast; default: as the model does now.
+        """
+        bf16 = self.model.bf16 if bf16 is None else bf16
+
+        def run() -> Tensor:
+            self.model.bf16 = bf16
             (output,) = self.model([self.input | {"vocabulary": vocabulary}])
-            return output, output["sem_seg"].argmax(dim=0)
+            return output["sem_seg"].argmax(dim=0)
 
         return run
+
+    def num_proposals(self, vocabulary: Vocabulary) -> int:
+        """K, the number of categories that the decoders see."""
+        (output,) = self.model([self.input | {"vocabulary": vocabulary}])
+        return len(output["proposals"]["ids"])
 
     @contextmanager
     def cached_backbone(self) -> Iterator[None]:
@@ -147,22 +131,21 @@ class BenchmarkModel:
         self.model.text_encoder = RandomTextEncoder(embed_dim, self.device)
 
     def train_step(self, batch: int, vocabulary: Vocabulary) -> Callable[[], None]:
-        """A training step on `batch` images whose labels are patches of at most 16 categories.
+        """A training step on `batch` images, labelled in patches with at most 16 categories.
 
         Raises:
             ValueError: if nothing in the model trains.
         """
         optimizer = build_optimizer(self.cfg, self.model)
         height, width = self.input["image"].shape[-2:]
+        highest = min(len(vocabulary), _LABELLED_CATEGORIES)
         generator = torch.Generator().manual_seed(0)
-        patches = (-(-height // _PATCH), -(-width // _PATCH))
         records = []
         for i in range(batch):
-            highest = min(len(vocabulary), _LABELLED_CATEGORIES)
+            patches = (-(-height // _PATCH), -(-width // _PATCH))
             labels = torch.randint(0, highest, patches, generator=generator)
             labels = labels.repeat_interleave(_PATCH, 0).repeat_interleave(_PATCH, 1)
-            image = self.input["image"].roll(i, dims=2)
-            labels = labels[:height, :width]
+            image, labels = self.input["image"].roll(i, dims=2), labels[:height, :width]
             records.append({"image": image, "sem_seg": labels, "vocabulary": vocabulary})
 
         def step() -> None:

@@ -1,4 +1,4 @@
-"""The learning-rate schedule of a config: in words, as a table and as a curve."""
+"""The learning-rate schedule of a config, in words and as a curve."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import LRScheduler
 
-from dcp_clip.benchmarking.report import markdown_table
 from dcp_clip.utils.image_io import atomic_write
 
 
@@ -51,42 +50,21 @@ def relative_rates(scheduler: LRScheduler, iterations: Sequence[int]) -> list[fl
     return rates
 
 
-def milestones(cfg: CfgNode) -> list[int]:
-    """The iterations of the table: warm-up, steps, quarters and the last one."""
-    last, warm_up = cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS
-    steps = [i for s in cfg.SOLVER.STEPS for i in (s - 1, s)]
-    if "Step" not in cfg.SOLVER.LR_SCHEDULER_NAME:
-        steps = []
-    marks = [0, warm_up // 2, warm_up, *steps, *(round(last * f) for f in (0.25, 0.5, 0.75, 0.9))]
-    return sorted({min(max(i, 0), last - 1) for i in (*marks, last - 1)})
-
-
-def schedule_table(cfg: CfgNode, scheduler: LRScheduler, rates: dict[str, float]) -> str:
-    """The learning rate of every part at the milestones.
+def draw_schedule(scheduler: LRScheduler, last: int, rates: dict[str, float], path: Path) -> None:
+    """Draw the learning rates over the iterations as PNG.
 
     Args:
-        cfg: the config.
         scheduler: the scheduler of the training.
-        rates: highest learning rate of each part.
+        last: number of iterations.
+        rates: highest learning rate of each part that trains.
+        path: file to write.
     """
-    labels, marks = _parts_by_rate(rates), milestones(cfg)
-    rows = [
-        (i, *(f"{rate * relative:.3g}" for rate in labels))
-        for i, relative in zip(marks, relative_rates(scheduler, marks))
-    ]
-    return markdown_table(["iteration", *(f"lr of {parts}" for parts in labels.values())], rows)
-
-
-def draw_schedule(
-    cfg: CfgNode, scheduler: LRScheduler, rates: dict[str, float], path: Path
-) -> None:
-    """Draw the learning rates over the iterations as PNG; see :func:`schedule_table`."""
-    last = cfg.SOLVER.MAX_ITER
-    iterations = sorted({*milestones(cfg), *(i * (last - 1) // 400 for i in range(401))})
+    iterations = sorted({i * (last - 1) // 1000 for i in range(1001)})
     relative = relative_rates(scheduler, iterations)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for rate, label in _parts_by_rate(rates).items():
+    for rate in sorted(set(rates.values()), reverse=True):
+        label = ", ".join(part for part in rates if rates[part] == rate)
         axes.plot(iterations, [rate * r for r in relative], label=label)
     axes.set(xlabel="iteration", ylabel="learning rate", yscale="log")
     axes.set_ylim(max(min(rates.values()) * 1e-3, 1e-12), None)
@@ -94,11 +72,3 @@ def draw_schedule(
     axes.legend()
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
-
-
-def _parts_by_rate(rates: dict[str, float]) -> dict[float, str]:
-    """The parts that share a learning rate, by rate, the highest first."""
-    return {
-        rate: ", ".join(part for part in rates if rates[part] == rate)
-        for rate in sorted(set(rates.values()), reverse=True)
-    }

@@ -1,264 +1,171 @@
-"""benchmark.py: its meters count what can be counted by hand; its report holds every row."""
+"""benchmark.py: the report and the files hold all figures; wrong arguments end with a sentence."""
 
 import json
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import nn
-from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+from dcp_clip.predictor import Predictor
 
-import benchmark  # noqa: E402
-import benchmark_meters  # noqa: E402
-import benchmark_profile  # noqa: E402
-import benchmark_subject  # noqa: E402
-
-CPU = torch.device("cpu")
-TINY = str(ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml")
-TRAINING_FREE = str(ROOT / "configs" / "emoji_scenes" / "training_free.yaml")
-REFERENCE = ROOT / "configs" / "emoji_scenes" / "reference"
-MIB = 2**20
+TINY = "configs/camvid/dcp_clip_tiny.yaml"
+TRAINING_FREE = "configs/emoji_scenes/training_free.yaml"
+BASELINES = "configs/emoji_scenes/baselines"
 
 
-def flops(module: nn.Module, *inputs: torch.Tensor, **options) -> int:
-    with torch.no_grad():
-        return benchmark_meters.count_flops(lambda: module.eval()(*inputs, **options))
+@pytest.fixture
+def run(load_program, tmp_path, capsys, monkeypatch):
+    """``run(*arguments)``: the result for one config, and the report."""
+    program = load_program("tools/benchmark.py")
+    monkeypatch.chdir(program.ROOT)
+
+    def run(*arguments, config=TINY, opts=()):
+        file = tmp_path / "figures.json"
+        arguments = ["--config-file", config, *arguments, "--device", "cpu", "--json", str(file)]
+        program.main([*arguments, "--opts", *opts])
+        content = json.loads(file.read_text())
+        assert content["environment"]["torch"]
+        (result,) = content["results"]
+        return result, capsys.readouterr().out
+
+    return run
 
 
-def test_flops_of_convolution_and_linear_layer():
-    image = torch.zeros(1, 3, 8, 8)
-    assert flops(nn.Conv2d(3, 5, 3, padding=1), image) == 2 * 64 * 5 * 3 * 9
-    assert flops(nn.Linear(7, 11), torch.zeros(4, 7)) == 2 * 4 * 7 * 11
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of three photographs of 32 x 48 pixels."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (48, 32), (80 * i, 100, 0)).save(folder / f"{i}.png")
+    return str(folder)
 
 
-def test_flops_of_attention_include_both_products():
-    n, d = 10, 16
-    x = torch.zeros(1, n, d)
-    expected = 2 * 4 * n * d * d + 2 * 2 * n * n * d  # four projections; scores and values
-    attention = nn.MultiheadAttention(d, 2, batch_first=True)
-    assert flops(attention, x, x, x, need_weights=False) == expected
-    query, key = torch.zeros(1, 2, 10, 8), torch.zeros(1, 2, 5, 8)
-    with torch.no_grad():
-        counted = benchmark_meters.count_flops(
-            lambda: F.scaled_dot_product_attention(query, key, key, torch.zeros(10, 5))
-        )
-    assert counted == 2 * 2 * 2 * 10 * 5 * 8
-
-
-def test_counting_flops_leaves_attention_as_it_was():
-    assert torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(ZeroDivisionError):
-        benchmark_meters.count_flops(lambda: 1 / 0)
-    assert torch.backends.mha.get_fastpath_enabled()
-
-
-def test_peak_memory_is_of_tensors_alive_at_one_time():
-    before = torch.ones(8 * MIB, dtype=torch.uint8)
-
-    def one_after_the_other():
-        for _ in range(3):
-            before.clone()
-        return torch.ones(2 * MIB, dtype=torch.uint8)
-
-    def both():
-        first = before.clone()
-        return first, before.clone()
-
-    assert benchmark_meters.peak_bytes(one_after_the_other, CPU) == pytest.approx(8 * MIB, rel=0.01)
-    assert benchmark_meters.peak_bytes(both, CPU) == pytest.approx(16 * MIB, rel=0.01)
-
-
-def test_vocabularies_are_distinct_and_nested():
-    small, large = benchmark_subject.make_vocabulary(100), benchmark_subject.make_vocabulary(6000)
-    assert len(set(large.synonyms)) == 6000
-    assert large.synonyms[:100] == small.synonyms
-
-
-def test_random_text_has_the_form_of_text_features():
-    text = benchmark_subject.RandomText(32, CPU)
-    vocabulary = benchmark_subject.make_vocabulary(50)
-    features = text.encode_vocabulary(vocabulary)
-    assert features.num_categories == 50
-    assert features.rows.flatten().tolist() == list(range(50))
-    torch.testing.assert_close(features.embeddings.norm(dim=1), torch.ones(50))
-    assert text.encode_vocabulary(benchmark_subject.make_vocabulary(50)) is features
-
-
-@pytest.mark.parametrize("text", ["--random-text", "--no-random-text"])
-def test_report_and_json(tmp_path, capsys, text):
-    out = tmp_path / "figures.json"
-    arguments = ["--config-file", TINY, "--size", "60", "70", "--output-size", "30", "40", text]
-    arguments += ["--vocabulary-sizes", "6", "40", "60", "--repeats", "1", "--device", "cpu"]
-    plot = tmp_path / "plot.png"
-    trace = tmp_path / "profile.md"
-    arguments += ["--json", str(out), "--profile", str(trace), "--plot", str(plot)]
-    benchmark.main([*arguments, "--opts", "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", "8"])
-    report = capsys.readouterr().out
-    content = json.loads(out.read_text())
-    (result,) = content["results"]
+def test_inference(run, tmp_path):
+    plot, profile = tmp_path / "plot.png", tmp_path / "profile.md"
+    arguments = ["--size", "60", "70", "--output-size", "30", "40", "--repeats", "1"]
+    arguments += ["--vocabulary-sizes", "6", "40", "60"]
+    arguments += ["--profile", str(profile), "--plot", str(plot)]
+    result, report = run(*arguments, opts=["MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", "8"])
     rows = result["rows"]
-    assert [(r["vocabulary"], r["proposals"]) for r in rows] == [(6, 6), (40, 8), (60, 8)]
+    assert [(r["categories"], r["proposals"]) for r in rows] == [(6, 6), (40, 8), (60, 8)]
     for row in rows:
-        assert f"| {row['vocabulary']} | {row['proposals']} |" in report
-        assert row["ratio"] == row["whole_seconds"] / row["encoder_seconds"]
-        assert f"| {1e3 * row['rest_seconds']:.1f} |" in report
-        assert row["rest_flops"] > 0 and row["whole_peak_bytes"] > row["encoder_peak_bytes"] > 0
-    # What is added to the vocabulary costs one similarity a name and position (2 x 3), no more.
-    added = rows[2]["rest_flops"] - rows[1]["rest_flops"]
+        assert row["relative_time"] == row["whole_seconds"] / row["encoder_seconds"]
+        assert f"{1e3 * row['added_seconds']:,.1f} |" in report
+        assert row["added_flops"] > 0 and row["encoder_peak_bytes"] > 0
+        assert row["added_peak_bytes"] > 0
+    # Each further category costs one similarity for each position (2 x 3), and no more.
+    added = rows[2]["added_flops"] - rows[1]["added_flops"]
     assert 0 < added <= 2 * 20 * 192 * (2 * 3 + 1)
-    parameters = result["parameters"]
-    assert parameters["total"] >= parameters["trained"] > parameters["clip_image_tower"] > 0
-    assert "random weights" in report and "| fine_decoder |" in report
-    assert trace.read_text().partition("\n\n")[2].strip() in report
-    stages = result["profile"]["stages"]
-    # The fine maps and stage 4's alone: 6 or 8 categories at stride 4.
-    assert stages["fine_decoder"]["bytes"] >= 4 * 8 * 15 * 17
-    assert result["profile"]["operators"]["aten::empty"]["bytes"] > 0
-    assert f"torch {torch.__version__.partition('+')[0]}" in report
-    assert content["environment"]["torch"] in report
+    assert "random weights" in report and "| fine_decoder" in report
+    assert profile.read_text().partition("\n\n")[2].strip() in report
+    stages = {row["stage"]: row for row in result["stages"]}
+    # The fine logits and those of stage 5: 8 categories at stride 4.
+    assert stages["fine_decoder"]["memory_bytes"] >= 4 * 8 * 15 * 17
+    assert any(row["operator"].startswith("aten::") for row in result["operators"])
     with Image.open(plot) as picture:
         assert picture.format == "PNG" and picture.width > picture.height > 300
 
 
-def test_a_training_step_is_measured_and_profiled_beside_the_encoder(tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    arguments = ["--config-file", TINY, "--size", "64", "96", "--vocabulary-sizes", "10"]
-    arguments += ["--train", "--batch", "3", "--repeats", "1", "--device", "cpu"]
+def test_a_training_step(run):
+    arguments = ["--size", "64", "96", "--vocabulary-sizes", "10"]
+    arguments += ["--train", "--batch", "3", "--repeats", "1"]
     rows = []
     for policy in ("none", "all"):
-        opts = ["--profile"] * (policy == "all")
-        opts += ["--opts", "MODEL.CLIP.TRAIN_IMAGE", policy, "MODEL.CLIP.TRAIN_TEXT", "none"]
-        benchmark.main([*arguments, "--json", str(out), *opts])
-        (result,) = json.loads(out.read_text())["results"]
-        rows.append(result["training"])
-        report = capsys.readouterr().out
-        assert "| 3 | 10 | 10 |" in report
-    stages = result["profile"]["stages"]
-    assert {*benchmark_profile.STAGES, "criterion", "backward", "optimiser"} < set(stages)
-    assert all(stages[stage]["ms"] > 0 for stage in ("fine_decoder", "criterion", "backward"))
-    assert "aten::convolution_backward" in result["profile"]["operators"]
-    assert "| backward |" in report
+        opts = ["MODEL.CLIP.TRAIN_IMAGE", policy, "MODEL.CLIP.TRAIN_TEXT", "none"]
+        result, _ = run(*arguments, *["--profile"] * (policy == "all"), opts=opts)
+        rows += result["rows"]
+    stages = {row["stage"]: row["time_seconds"] for row in result["stages"]}
+    assert {"backbone", "criterion", "backward", "optimizer"} < set(stages)
+    assert all(stages[stage] > 0 for stage in ("fine_decoder", "criterion", "backward"))
     frozen, trained = rows
-    assert (frozen["batch"], frozen["vocabulary"], frozen["proposals"]) == (3, 10, 10)
+    assert (frozen["batch"], frozen["categories"], frozen["proposals"]) == (3, 10, 10)
     assert frozen["step_flops"] > frozen["encoder_flops"] == trained["encoder_flops"] > 0
-    # Where the encoder trains, its backward comes to the step: about twice its forward.
+    # An encoder that trains adds its backward pass: about twice its forward pass.
     backward = trained["step_flops"] - frozen["step_flops"]
     assert 1.5 < backward / frozen["encoder_flops"] < 2.1
     assert frozen["step_peak_bytes"] > frozen["encoder_peak_bytes"] > 0
-    assert frozen["beyond_ratio"] == pytest.approx(
-        frozen["step_seconds"] / frozen["encoder_seconds"] - 1
-    )
+    assert frozen["relative_time"] == frozen["step_seconds"] / frozen["encoder_seconds"]
 
 
-def test_text_is_measured_with_its_second_start(tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    arguments = ["--config-file", TINY, "--size", "64", "96", "--vocabulary-sizes", "40", "80"]
-    benchmark.main([*arguments, "--text", "--device", "cpu", "--json", str(out)])
-    (result,) = json.loads(out.read_text())["results"]
-    small, large = result["text"]
-    assert (small["vocabulary"], large["vocabulary"], small["templates"]) == (40, 80, 1)
-    assert 0 < small["cached_seconds"] < small["first_seconds"]
-    # Twice the names take the memory of their features more, not that of their encoding.
+def test_text(run):
+    result, _ = run("--size", "64", "96", "--vocabulary-sizes", "40", "80", "--text")
+    small, large = result["rows"]
+    assert (small["categories"], large["categories"], small["templates"]) == (40, 80, 1)
+    assert 0 < small["second_start_seconds"] < small["encoding_seconds"]
+    # Twice the names add the memory of their features, but not of their encoding.
     assert 0 <= large["peak_bytes"] - small["peak_bytes"] < 0.1 * small["peak_bytes"]
-    assert "| 80 | 1 |" in capsys.readouterr().out
 
 
-def test_the_demo_is_measured_beside_its_model(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    for i in range(3):
-        Image.new("RGB", (48, 32), (80 * i, 100, 0)).save(tmp_path / "in" / f"{i}.png")
-    out = tmp_path / "figures.json"
-    arguments = ["--config-file", TINY, "--demo", str(tmp_path / "in"), "--images", "5"]
-    arguments += ["--vocabulary", "sky; tree", "--device", "cpu", "--json", str(out)]
-    benchmark.main([*arguments, "--opts", "INPUT.MIN_SIZE_TEST", "32"])
-    (result,) = json.loads(out.read_text())["results"]
-    row = result["demo"]
-    assert (row["images"], row["distinct"], row["vocabulary"]) == (5, 3, 2)
-    assert row["share"] == row["model_seconds"] / row["demo_seconds"]
-    assert set(row["step_seconds"]) == {
-        "read",
-        "resize, model, label map",
-        "draw",
-        "write overlay",
-        "write labels",
-    }
-    report = capsys.readouterr().out
-    assert "| 5 | 2 |" in report and "| draw |" in report
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["in"]
+def test_both_precisions(run):
+    arguments = ["--size", "64", "96", "--vocabulary-sizes", "10", "20", "--repeats", "1"]
+    result, report = run(*arguments, "--bf16")
+    for row, count in zip(result["rows"], (10, 20), strict=True):
+        assert row["categories"] == count and "equal_pixels" not in row
+        assert row["speed_up"] == row["fp32_seconds"] / row["bf16_seconds"]
+    assert "bf16 ms" in report
 
 
-def test_an_image_that_the_demo_cannot_read_ends_the_measurement(tmp_path):
+@pytest.mark.parametrize(("rows", "agreement"), [(0, 1.0), (8, 11 / 12)])
+def test_equal_pixels_are_counted(run, photographs, monkeypatch, rows, agreement):
+    """The first rows of one of three photographs of 32 rows get another category in bfloat16."""
+
+    def predict(predictor, image, size):
+        label_map = np.zeros(image.shape[:2], np.uint8)
+        label_map[: rows * (predictor.model.bf16 and image[0, 0, 0] == 80)] = 1
+        return SimpleNamespace(label_map=label_map, milliseconds=1.0)
+
+    monkeypatch.setattr(Predictor, "__call__", predict)
+    result, _ = run("--bf16", photographs, "--vocabulary", "sky; tree")
+    (row,) = result["rows"]
+    assert row["equal_pixels"] == pytest.approx(agreement)
+    assert (row["images"], row["categories"], row["speed_up"]) == (3, 2, 1)
+
+
+def test_the_demo(run, photographs, tmp_path):
+    arguments = ["--demo", photographs, "--images", "5", "--vocabulary", "sky; tree"]
+    result, _ = run(*arguments, opts=["INPUT.MIN_SIZE_TEST", "32"])
+    (row,) = result["rows"]
+    assert (row["images"], row["categories"]) == (5, 2)
+    assert row["relative_time"] == row["demo_seconds"] / row["model_seconds"] > 0
+
+
+def test_an_unreadable_image_ends_the_measurement(run, tmp_path):
     (tmp_path / "damaged.png").write_text("no image")
     with pytest.raises(SystemExit, match="damaged.png"):
-        benchmark.main(["--config-file", TINY, "--demo", str(tmp_path), "--device", "cpu"])
-
-
-def test_what_is_replayed_has_the_size_of_what_is_asked(make_model):
-    """Sliding windows were given the features of the whole image."""
-    backbone, calls = make_model().backbone, []
-    backbone.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape[-2:]))
-    replay = benchmark_subject.Replay(backbone)
-    sizes = [(64, 64), (64, 96), (64, 64), (64, 96)]
-    with torch.no_grad():
-        answers = [replay(torch.rand(1, 3, *size)) for size in sizes]
-    assert calls == sizes[:2]
-    assert answers[0] is answers[2] and answers[1] is answers[3]
-    assert answers[1]["dense"].shape[-1] > answers[0]["dense"].shape[-1]
-
-
-def test_models_stages_are_those_that_the_profile_names(make_model):
-    model = make_model()
-    assert all(isinstance(getattr(model, stage), nn.Module) for stage in benchmark_profile.STAGES)
+        run("--demo", str(tmp_path))
 
 
 @pytest.mark.parametrize("config", ["pixel_text", "cost_aggregation", "mask_queries"])
-def test_a_head_without_the_stages_is_measured_and_profiled(tmp_path, config):
-    out = tmp_path / "figures.json"
-    arguments = ["--config-file", str(REFERENCE / f"{config}.yaml"), "--size", "64", "64"]
-    arguments += ["--vocabulary-sizes", "10", "--repeats", "1", "--device", "cpu", "--profile"]
-    benchmark.main([*arguments, "--json", str(out)])
-    (result,) = json.loads(out.read_text())["results"]
-    assert result["profile"]["stages"]["backbone"]["ms"] > 0
-    assert "proposal" not in result["profile"]["stages"]
+def test_baselines_are_measured_and_profiled(run, config):
+    arguments = ["--size", "64", "64", "--vocabulary-sizes", "10", "--repeats", "1", "--profile"]
+    result, _ = run(*arguments, config=f"{BASELINES}/{config}.yaml")
+    stages = {row["stage"]: row["time_seconds"] for row in result["stages"]}
+    assert stages["backbone"] > 0 and "proposal" not in stages
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config-file", "no/such.yaml"], "no/such.yaml"),
-        (["--config-file", TINY, "--opts", "MODEL.CLIPP", "x"], "MODEL.CLIPP"),
-        (["--config-file", TINY, "--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
-        (["--config-file", TINY, "--json", "no/such/folder/out.json"], "no/such/folder"),
-        (["--config-file", TINY, "--plot", "no/such/plot.png"], "no/such"),
-        (["--config-file", TINY, "--train", "--plot", "plot.png"], "--plot"),
-        (["--config-file", TINY, "--text", "--profile"], "--profile"),
-        (["--config-file", TINY, "--demo", "no/such/photos"], "no/such/photos"),
-        (["--config-file", TINY, "--bf16", "no/such/photos"], "no/such/photos"),
-        (["--config-file", TINY, "--bf16", "--plot", "plot.png"], "leave out --bf16"),
-        (["--config-file", TINY, "--bf16", "--train"], "--train and --bf16"),
-        (["--config-file", TRAINING_FREE, "--train", "--size", "64", "64"], "nothing"),
-        (
-            ["--config-file", TINY, "--demo", "datasets", "--opts", "MODEL.WEIGHTS", "no.pth"],
-            "'no.pth'",
-        ),
+        (["--opts", "MODEL.CLIPP", "x"], "MODEL.CLIPP"),
+        (["--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
+        (["--json", "no/such/folder/out.json"], "no/such/folder"),
+        (["--plot", "no/such/plot.png"], "no/such"),
+        (["--train", "--plot", "plot.png"], "--plot"),
+        (["--text", "--profile"], "--profile"),
+        (["--demo", "no/such/photos"], "no/such/photos"),
+        (["--bf16", "no/such/photos"], "no/such/photos"),
+        (["--bf16", "--plot", "plot.png"], "leave out --bf16"),
+        (["--bf16", "--train"], "--train and --bf16"),
+        (["--config-file", TRAINING_FREE, "--train", "--size", "64", "64"], "no trainable"),
+        (["--demo", "docs/images", "--opts", "MODEL.WEIGHTS", "no.pth"], "'no.pth'"),
     ],
 )
-def test_bad_arguments_end_with_a_sentence(arguments, message):
+def test_wrong_arguments_end_with_a_sentence(load_program, monkeypatch, arguments, message):
+    program = load_program("tools/benchmark.py")
+    monkeypatch.chdir(program.ROOT)
     with pytest.raises(SystemExit) as stop:
-        benchmark.main(["--device", "cpu", *arguments])
+        program.main(["--config-file", TINY, "--device", "cpu", *arguments])
     assert message in str(stop.value)
-
-
-def test_too_little_memory_ends_with_a_sentence(monkeypatch):
-    def allocate(*_):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
-
-    monkeypatch.setattr(benchmark, "measure", allocate)
-    arguments = ["--config-file", TINY, "--device", "cpu", "--size", "64", "64"]
-    with pytest.raises(SystemExit, match="64 x 64 pixels and up to 20,000 names need more memory"):
-        benchmark.main(arguments)
