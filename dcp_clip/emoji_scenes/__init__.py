@@ -1,7 +1,7 @@
-"""EmojiScenes: an open-vocabulary benchmark that anyone can rebuild offline (docs/emoji_scenes.md).
+"""EmojiScenes: an open-vocabulary benchmark that a laptop can rebuild (docs/emoji_scenes.md).
 
-Importing it registers the data sets. Pre-training of its CLIP is in
-:mod:`dcp_clip.emoji_scenes.pretraining`.
+Importing this package registers the data sets. :mod:`dcp_clip.emoji_scenes.pretraining` trains the
+small CLIP of the benchmark.
 """
 
 from dcp_clip.emoji_scenes.register import register_emoji_scenes

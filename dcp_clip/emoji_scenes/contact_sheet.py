@@ -1,4 +1,4 @@
-"""One page of sample scenes with their label maps, to see at a glance whether they are right."""
+"""An image with sample scenes and their label maps, for a check by eye."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from dcp_clip.emoji_scenes.subsets import SceneSource
 from dcp_clip.utils.image_io import atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
-# Pixels between pictures and from line to line; names that are listed below a scene.
+# Gap between images and height of a line in pixels; largest number of names below a scene.
 _GAP, _LINE, _LINES = 6, 11, 9
 
 
@@ -24,16 +24,16 @@ def draw_contact_sheet(
     scenes: int = 3,
     across: int = 3,
 ) -> None:
-    """Draw the first scenes of each source: image, label map in the names' colours, names.
+    """Draw the first scenes of each subset: image, coloured label map and names.
 
-    They are drawn anew, so none has to be on the disk.
+    The scenes are drawn again, so they need not be on the disk.
 
     Args:
         path: PNG file to write.
-        sources: what draws the scenes, all of one size.
-        names: the list whose ids the sources' vocabularies hold.
-        scenes: scenes of each source.
-        across: sources in a row of the page.
+        sources: sources of the scenes, all of the same size.
+        names: the list of names.
+        scenes: number of scenes of each source.
+        across: number of sources in a row of the page.
     """
     size = sources[0].options.size
     cell = size + _GAP

@@ -1,7 +1,7 @@
-"""The names of EmojiScenes, in the order that fixes their ids, and who may be seen in training.
+"""The names of EmojiScenes, in the order of their ids, and their split into base and unseen names.
 
-``names.json`` beside this file is the record: things first, then stuff, so that a name's position
-is its id among all names. docs/emoji_scenes.md tells how the list came about.
+``names.json`` lists the things, then the stuff. The position of a name is its id.
+docs/emoji_scenes.md explains how the names were chosen.
 """
 
 import functools
@@ -18,16 +18,16 @@ _FILE = Path(__file__).with_name("names.json")
 
 @dataclass(frozen=True)
 class Thing:
-    """A drawn thing.
+    """A thing.
 
     Attributes:
-        name: the name the benchmark asks for.
-        synonyms: what else the art sets call it; no name is shared by two entries of the list.
-        split: ``"base"`` (has masks in training), ``"unseen"`` (the small test vocabulary) or
-            ``"rest"`` (unseen as well, in the test with all names only); of the split 0.
-        code_points: its Unicode code points in hexadecimal without ``fe0f``, several where
-            drawings were merged (the dog and the dog's face).
-        icons: names of its drawings in the art sets that do not tell code points, by set.
+        name: name of the category.
+        synonyms: other names in the art sets; no two entries of the list share a name.
+        split: its part in split 0: ``"base"`` (has training masks), ``"unseen"`` (in the small test
+            vocabulary) or ``"rest"`` (only in the test with all names).
+        code_points: its Unicode code points in hexadecimal without ``fe0f``; several if drawings
+            were merged (the dog and the dog's face).
+        icons: for art sets without code points, the names of its drawings.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Stuff:
-    """A texture; its split is "base" or "unseen", its place "backdrop" or "ground"."""
+    """A kind of stuff. Its split is "base" or "unseen", its place "backdrop" or "ground"."""
 
     name: str
     synonyms: tuple[str, ...]
@@ -49,39 +49,39 @@ class Stuff:
 
 @dataclass(frozen=True)
 class NameList:
-    """All names; ids count `things` first, then `stuff`."""
+    """All names. The ids number `things` first, then `stuff`."""
 
     things: tuple[Thing, ...]
     stuff: tuple[Stuff, ...]
 
     @property
     def entries(self) -> tuple[Thing | Stuff, ...]:
-        """Everything, in the order of the ids."""
+        """All names in the order of their ids."""
         return (*self.things, *self.stuff)
 
     def thing_ids(self, part: str, split: int = 0) -> tuple[int, ...]:
-        """Ids of the things in ``"base"``, ``"unseen"`` or ``"rest"`` of a split, ascending."""
+        """Ids of the things in the part ``"base"``, ``"unseen"`` or ``"rest"`` of a split."""
         parts = thing_parts([t.name for t in self.things], split)
         return tuple(i for i, p in enumerate(parts) if p == part)
 
     def stuff_ids(self, *parts: str) -> tuple[int, ...]:
-        """Ids of the stuff in these parts, which are the same in every split."""
+        """Ids of the stuff in these parts; they are the same in every split."""
         first = len(self.things)
         return tuple(first + i for i, s in enumerate(self.stuff) if s.split in parts)
 
     def vocabulary(self, ids: tuple[int, ...]) -> Vocabulary:
-        """The vocabulary of these ids, in their order, with synonyms."""
+        """The vocabulary of these ids in this order, with synonyms."""
         return Vocabulary([(e.name, *e.synonyms) for e in (self.entries[i] for i in ids)])
 
 
 def thing_parts(
     names: list[str], split: int, num_base: int = NUM_BASE, num_unseen: int = NUM_UNSEEN
 ) -> list[str]:
-    """Deal things into base, unseen and rest, by nothing but their names and the split's number.
+    """Divide the things into base, unseen and rest.
 
-    The names are ranked by the SHA-256 of ``"<split>/<name>"``: the first 150 are base, the next
-    150 unseen. Split 0 is the benchmark (and written out in the file); the others show whether a
-    conclusion hangs on which names are base.
+    The names are ranked by the SHA-256 of ``"<split>/<name>"``. The first 150 are base, the next
+    150 unseen. Split 0 is the benchmark. Other splits show whether a result depends on the choice
+    of the base names.
     """
     order = sorted(names, key=lambda name: hashlib.sha256(f"{split}/{name}".encode()).hexdigest())
     rank = {name: i for i, name in enumerate(order)}
@@ -93,7 +93,7 @@ def thing_parts(
 
 @functools.cache
 def load_name_list(path: Path = _FILE) -> NameList:
-    """Read the list; `path` is for tests."""
+    """Read the list of names."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     things = tuple(
         Thing(

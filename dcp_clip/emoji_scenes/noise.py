@@ -1,8 +1,8 @@
-"""What textures are drawn with: random fields and patterns that are the same on every machine.
+"""Random fields and patterns for textures, identical on every machine.
 
 Sines, exponentials and OpenCV's resizing differ in the last bit between processors, and one bit can
-turn a pixel. So there is nothing here but NumPy's elementary arithmetic, integers from a seeded
-generator, and Pillow's resizing of 8-bit images, which is done in integers.
+change a pixel. So this module uses only NumPy's elementary arithmetic, integers from a seeded
+generator, and Pillow's resizing of 8-bit images, which uses integers.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def field(rng: np.random.Generator, size: int, cells: int, octaves: int = 3) -> np.ndarray:
-    """Smooth noise (size, size, 1) float32, zero mean, about unit spread.
+    """Smooth noise (size, size, 1) float32 with mean 0 and a standard deviation of about 1.
 
     Args:
-        rng: the generator.
-        size: pixels.
-        cells: blobs across the image in the coarsest octave; each octave has twice as many and
-            half the strength.
-        octaves: at most so many.
+        rng: random generator.
+        size: size of the image in pixels.
+        cells: cells across the image in the coarsest octave; each octave has twice as many cells
+            and half the amplitude.
+        octaves: number of octaves.
     """
     return stretched_field(rng, size, cells, cells, octaves)
 
@@ -25,12 +25,12 @@ def field(rng: np.random.Generator, size: int, cells: int, octaves: int = 3) -> 
 def stretched_field(
     rng: np.random.Generator, size: int, rows: int, columns: int, octaves: int = 2
 ) -> np.ndarray:
-    """:func:`field` whose blobs are longer in one direction: `rows` by `columns` of them."""
+    """As :func:`field`, with `rows` by `columns` cells that are longer in one direction."""
     total, weight, power = np.zeros((size, size), np.float32), 1.0, 0.0
     for _ in range(octaves):
         grid = rng.integers(0, 256, (min(rows, size), min(columns, size)), dtype=np.uint8)
         smooth = Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC)
-        # 74 is the spread of a uniform byte; interpolation takes a third of it.
+        # The standard deviation of a uniform byte is 74; interpolation reduces it by a third.
         total += np.float32(weight / 50) * (np.asarray(smooth, np.float32) - np.float32(127.5))
         power += weight * weight
         rows, columns, weight = 2 * rows, 2 * columns, weight / 2
@@ -38,48 +38,49 @@ def stretched_field(
 
 
 def grain(rng: np.random.Generator, size: int, strength: float) -> np.ndarray:
-    """Independent noise of every pixel (size, size, 1) float32: triangular, spread `strength`."""
+    """Independent triangular noise of every pixel (size, size, 1) float32, with the standard
+    deviation `strength`."""
     two = rng.integers(0, 256, (2, size, size), dtype=np.uint8).astype(np.float32)
     return ((two[0] + two[1] - np.float32(255)) * np.float32(strength / 104))[..., None]
 
 
 def wave(turns: np.ndarray) -> np.ndarray:
-    """A smooth wave of period 1 between -1 and 1, in place of a sine."""
+    """A smooth wave with period 1 between -1 and 1, instead of a sine."""
     s = np.abs(2 * (turns - np.floor(turns)) - 1)
     return s * s * (3 - 2 * s) * 2 - 1
 
 
 def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """0 below `low`, 1 above `high`, smooth in between."""
     t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of every pixel as shares of the image: (size, 1, 1) and (1, size, 1)."""
+    """Row and column of every pixel as fractions of the image: (size, 1, 1) and (1, size, 1)."""
     line = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     return line[:, None, None], line[None, :, None]
 
 
 def color(rng: np.random.Generator, *choices: tuple[int, int, int], spread: int = 12) -> np.ndarray:
-    """One of the colours, each channel moved by up to `spread`: (3,) float32."""
+    """One of the colours, with each channel changed by up to `spread`: (3,) float32."""
     base = choices[int(rng.integers(len(choices)))]
     return np.array(base, np.float32) + rng.integers(-spread, spread + 1, 3).astype(np.float32)
 
 
 def mix(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """`a` where `share` is 0, `b` where it is 1."""
+    """Interpolate: `a` where `share` is 0, `b` where it is 1."""
     return a + (b - a) * share
 
 
 def stones(
     rng: np.random.Generator, size: int, rows: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cells about jittered points: random value of the cell and distance from its border.
+    """Cells around jittered points.
 
     Returns:
-        (size, size, 1) float32 in -1 ... 1, the same within a cell; (size, size, 1) float32, 0 on
-        the border and growing inwards, in units of the cell.
+        (size, size, 1) float32 from -1 to 1, a random value of each cell; (size, size, 1) float32,
+        0 at the border of a cell and larger inside, in units of the cell.
     """
     points = rng.integers(48, 208, (2, rows + 4, columns + 4)).astype(np.float32) / 256
     values = rng.integers(-127, 128, (rows + 4, columns + 4)).astype(np.float32) / 127

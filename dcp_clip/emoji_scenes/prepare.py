@@ -1,4 +1,4 @@
-"""Writes EmojiScenes: sprites, then scenes. What is finished is skipped."""
+"""Writes EmojiScenes: first the sprites, then the scenes. Existing files are kept."""
 
 import json
 import logging
@@ -36,9 +36,9 @@ from dcp_clip.utils.image_io import atomic_write, write_png
 
 logger = logging.getLogger(__name__)
 
-# Raised when the same settings no longer give the same pixels.
+# Increase it if the same settings give other pixels.
 FORMAT = 1
-# What --source may be: the styles it offers as (seen, unseen).
+# Sources of the art, with their styles as (seen, unseen).
 SOURCES = {
     "npm": (tuple(a.style for a in SEEN_ART), (UNSEEN_ART.style,)),
     "pip": (("openmoji",), ()),
@@ -47,17 +47,17 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the pixels, besides the subset: written down, so that folders are not mixed.
+    """Settings of the data set. They are stored in its folder, so that scenes are not mixed.
 
     Attributes:
-        root: folder of all datasets.
-        source: ``"npm"`` (the benchmark) or ``"pip"`` (one style, no unseen one).
-        size: side of the scenes in pixels.
-        seed: another seed gives other scenes of the same names.
-        only: styles to draw in; () for all of the source. Anything else is not the benchmark.
-        art: where the npm archives are; default: ``art`` in the dataset's folder.
-        packages: the npm packages; for tests.
-        names: the list of names; for tests.
+        root: folder of all data sets.
+        source: ``"npm"`` (the benchmark) or ``"pip"`` (one seen style).
+        size: size of the scenes in pixels.
+        seed: seed of the scenes.
+        only: the styles to draw in; () for all of the source. A selection is not the benchmark.
+        art: folder of the npm archives; default: ``art`` in the folder of the data set.
+        packages: the npm packages.
+        names: the list of names.
     """
 
     root: Path
@@ -75,24 +75,24 @@ class Settings:
 
     @property
     def sprite_size(self) -> int:
-        """A little more than things are drawn at."""
+        """Size of the sprites in pixels, larger than most things in the scenes."""
         return self.size * 3 // 4
 
     def styles(self, which: str) -> tuple[str, ...]:
-        """The styles that count as ``"seen"`` or ``"unseen"``."""
+        """The ``"seen"`` or the ``"unseen"`` styles."""
         styles = SOURCES[self.source][which == UNSEEN]
         return tuple(style for style in styles if not self.only or style in self.only)
 
     @property
     def all_styles(self) -> tuple[str, ...]:
-        """The seen styles, then the unseen one, in the source's order."""
+        """The seen styles, then the unseen style."""
         return (*self.styles(SEEN), *self.styles(UNSEEN))
 
     def check(self) -> None:
-        """Write the settings into the folder, or compare with those that are there.
+        """Write the settings to the folder, or compare them with those in the folder.
 
         Raises:
-            DatasetError: if the folder was made with others, or a style is not the source's.
+            DatasetError: if the folder has other settings, or the source does not have a style.
         """
         strange = [style for style in self.only if style not in self.all_styles]
         if strange:
@@ -101,7 +101,7 @@ class Settings:
                 f"The source '{self.source}' has no style '{strange[0]}': choose from {known}."
             )
         if not 32 <= self.size <= 1024:
-            raise DatasetError(f"Scenes of {self.size} pixels cannot be made: take 32 ... 1024.")
+            raise DatasetError(f"The size of the scenes is {self.size} pixels: choose 32 to 1024.")
         path = self.folder / SETTINGS_FILE
         wanted = {"format": FORMAT} | {key: getattr(self, key) for key in BENCHMARK}
         if self.only:
@@ -112,10 +112,10 @@ class Settings:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as e:
-            raise DatasetError(f"{path} is damaged: remove {self.folder} and start again.") from e
+            raise DatasetError(f"{path} is damaged: remove {self.folder} and run again.") from e
         if found != wanted:
             raise DatasetError(
-                f"{self.folder} was made with {found}, not {wanted}: remove it, or give another "
+                f"{self.folder} was made with {found}, not {wanted}: remove it, or use another "
                 "--root."
             )
 
@@ -130,14 +130,13 @@ def prepare_emoji_scenes(
     """Write the sprites and the scenes of some subsets.
 
     Args:
-        settings: where and of what.
-        subsets: names of subsets; those in the unseen style are skipped with a notice if the
-            source has none.
-        scenes: scenes of every subset; default: the benchmark's numbers.
-        workers: processes; the result does not depend on them.
+        settings: settings of the data set.
+        subsets: names of subsets. Those in the unseen style are skipped if the source has none.
+        scenes: number of scenes of each subset; default: the benchmark's numbers.
+        workers: number of processes; the result does not depend on it.
 
     Raises:
-        DatasetError: if the art or a package is missing, or the folder holds something else.
+        DatasetError: if the art or a package is missing, or the folder has other scenes.
     """
     settings.check()
     prepare_sprites(settings, workers=workers)
@@ -155,7 +154,7 @@ def _describe_styles(settings: Settings) -> str:
 
 
 def scene_source(settings: Settings, subset_name: str) -> SceneSource:
-    """What draws the scenes of a subset, once the sprites are there."""
+    """The source of the scenes of a subset. The sprites must exist."""
     subset = get_subset(settings.names, subset_name)
     return SceneSource(
         subset,
@@ -167,10 +166,10 @@ def scene_source(settings: Settings, subset_name: str) -> SceneSource:
 
 
 def prepare_sprites(settings: Settings, *, workers: int = 1) -> None:
-    """Render the drawings of every style that has no sprites yet, and write the LICENCES file.
+    """Render the sprites of all styles that have none yet, and write the LICENCES file.
 
     Raises:
-        DatasetError: if the art cannot be had, or a drawing cannot be rendered.
+        DatasetError: if the art is not available, or a drawing cannot be rendered.
     """
     folder = settings.folder / "sprites"
     styles = settings.all_styles
@@ -190,7 +189,7 @@ def prepare_sprites(settings: Settings, *, workers: int = 1) -> None:
         size, licence = describe_sprites(folder / f"{style}.npz")
         if size != settings.sprite_size:
             raise DatasetError(
-                f"{folder / style}.npz holds sprites of {size} pixels, not {settings.sprite_size}: "
+                f"{folder / style}.npz has sprites of {size} pixels, not {settings.sprite_size}: "
                 "remove it."
             )
         licences.append(licence)
@@ -206,7 +205,7 @@ def _load_art(settings: Settings, styles: Sequence[str]) -> list[ArtSet]:
     if settings.source == "pip":
         return [read_pip_art()]
     cache = settings.art or settings.folder / "art"
-    # Those too whose code points serve another style.
+    # Also the packages whose code points are used for another style.
     needed = {p.code_points_of or p.style for p in settings.packages if p.style in styles}
     packages = [p for p in settings.packages if p.style in needed.union(styles)]
     fetch_art(packages, cache)
@@ -232,16 +231,16 @@ def _prepare_subset(settings: Settings, source: SceneSource, count: int, workers
         strange = sorted({path.name for path in directory.iterdir()} - files)
         if strange:
             raise DatasetError(
-                f"{directory} holds {strange[0]}, which is not among the {count} scenes asked for: "
-                "remove the folder, or ask for more scenes."
+                f"{directory} has the file {strange[0]}, which is not one of the {count} scenes: "
+                "remove the folder, or prepare more scenes."
             )
     path = scene_list(folder, name)
     complete = all(len(list(d.iterdir())) == count for d in (image_dir, label_dir))
     if complete and path.exists():
-        logger.info("%s: %d scenes are there.", name, count)
+        logger.info("%s: all %d scenes exist.", name, count)
         return
     path.unlink(missing_ok=True)
-    source(0)  # loads the sprites before the processes part, which then share them
+    source(0)  # loads the sprites before the processes are forked, so that they share the memory
     draw = partial(_write_scene, source, image_dir, label_dir)
     scenes = run_parallel(draw, range(count), workers=workers, description=name)
     _write_json(path, {"subset": name, "count": count, "scenes": scenes})
@@ -251,7 +250,7 @@ def _prepare_subset(settings: Settings, source: SceneSource, count: int, workers
 def _write_scene(source: SceneSource, image_dir: Path, label_dir: Path, index: int) -> dict:
     scene = source(index)
     file = f"{index:06d}.png"
-    # Not written twice: the disk is slower than the drawing, which the scene list needs anyway.
+    # Every scene is drawn for the list, but writing is slow, so existing files are kept.
     for path, array in ((image_dir / file, scene.image), (label_dir / file, scene.labels)):
         if not path.exists():
             write_png(path, array)

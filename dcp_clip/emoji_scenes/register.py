@@ -1,8 +1,7 @@
 """Registers ``emoji_scenes_{base,unseen,unseen_style,all}_{val,test}`` and ``..._base_train``.
 
-The second base split is ``emoji_scenes_split1_...``. Beside what every dataset's metadata has,
-``is_thing`` and ``is_base`` hold a bool a category, to report things and stuff, and base and unseen
-names, apart.
+The second base split is ``emoji_scenes_split1_...``. The metadata has ``is_thing`` and ``is_base``,
+a bool for each category, so that these groups are reported separately.
 """
 
 import json
@@ -22,19 +21,18 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "emoji_scenes"
 PREFIX = "emoji_scenes_"
-# Tells what a folder was made with, and what the benchmark is made with.
+# The file with the settings of a folder, and the settings of the benchmark.
 SETTINGS_FILE = "settings.json"
 BENCHMARK = {"source": "npm", "size": 128, "seed": 0}
 
 
 def register_emoji_scenes(root: str | Path | None = None) -> None:
-    """Register all subsets under ``<root>/emoji_scenes``; the disk is not touched before use.
+    """Register all subsets in ``<root>/emoji_scenes``. The folder may not exist yet.
 
-    Importing :mod:`dcp_clip.data` does this with the default root. A second call moves the
-    registration to another root.
+    Importing :mod:`dcp_clip` does this with the default root. A second call changes the root.
 
     Args:
-        root: folder of all datasets, default ``$DETECTRON2_DATASETS`` or ``datasets``.
+        root: folder of all data sets, default ``$DETECTRON2_DATASETS`` or ``datasets``.
     """
     folder = Path(root or datasets_root()) / FOLDER
     names = load_name_list()
@@ -60,7 +58,7 @@ def register_emoji_scenes(root: str | Path | None = None) -> None:
 
 
 def scene_list(folder: Path, subset_name: str) -> Path:
-    """The file that tells what is in every scene of a subset; written when all are there."""
+    """The file that describes all scenes of a subset; it is written last."""
     return folder / "scenes" / f"{subset_name}.json"
 
 
@@ -70,21 +68,21 @@ def _command(root: Path, split: int) -> str:
 
 
 def _count(folder: str, subset_name: str, official: int) -> int:
-    """The number of scenes that were prepared; a warning if they are not the benchmark's."""
+    """The number of scenes of a subset. Warns if they are not the benchmark's."""
     count = _read_json(scene_list(Path(folder), subset_name), "count")
     settings = _read_json(Path(folder) / SETTINGS_FILE)
-    # What else is written there is another choice of styles, or the format, which is ours.
+    # The file can also have the keys "styles" and "format".
     other = {k: v for k, v in settings.items() if k != "format" and v != BENCHMARK.get(k)}
     if other:
         logger.warning(
-            "%s%s was made with %s and is not the benchmark: its figures are not comparable.",
+            "%s%s was made with %s and is not the benchmark: results are not comparable.",
             PREFIX,
             subset_name,
             ", ".join(f"{key} {value}" for key, value in other.items()),
         )
     if count != official:
         logger.warning(
-            "%s%s has %d scenes and not the benchmark's %d: its figures are not comparable.",
+            "%s%s has %d scenes and not the benchmark's %d: results are not comparable.",
             PREFIX,
             subset_name,
             count,
@@ -94,9 +92,9 @@ def _count(folder: str, subset_name: str, official: int) -> int:
 
 
 def _read_json(path: Path, key: str | None = None) -> Any:
-    """What a file of the preparation holds, or what it holds under a key."""
+    """Read a JSON file of the preparation, or one key of it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if key is None else content[key]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DatasetError(f"{path}, which a finished preparation writes, cannot be read.") from e
+        raise DatasetError(f"{path}, which a complete preparation writes, cannot be read.") from e

@@ -1,7 +1,7 @@
-"""Composition: stuff and sprites become an image with an exact label map.
+"""Composes stuff and sprites into an image with an exact label map.
 
-A scene depends on its generator and on the pools it is given, on nothing else: neither on other
-scenes, nor on how many processes draw them.
+A scene depends only on its random generator and on the things and stuff to choose from. It does not
+depend on other scenes or on the number of processes.
 """
 
 from collections.abc import Sequence
@@ -13,49 +13,49 @@ from PIL import Image, ImageFilter
 from dcp_clip.emoji_scenes.noise import field, grid
 from dcp_clip.emoji_scenes.textures import draw_stuff
 
-# Alpha, of 255, from which a pixel belongs to the thing.
+# A pixel belongs to a thing if its alpha, 0 to 255, is at least this.
 MASK_ALPHA = 128
 
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What a scene looks like. Lengths are shares of the image's side."""
+    """Parameters of the scenes. Lengths are fractions of the image size."""
 
-    # Side of the image in pixels.
+    # Size of the image in pixels.
     size: int = 128
-    # Things that are tried, both included.
+    # Minimum and maximum number of things.
     things: tuple[int, int] = (2, 6)
-    # Side of the square that a thing's drawing just fits in, before the two changes below.
+    # Side of the square around a drawing, before the two changes below.
     thing_size: tuple[float, float] = (0.22, 0.52)
-    # A thing at the top edge has this share of its size: what is farther away is smaller.
+    # Scale of things at the top edge, which are farther away.
     far_scale: float = 0.8
-    # Height against width.
+    # Ratio of height to width.
     aspect: tuple[float, float] = (0.87, 1.15)
-    # Degrees, to both sides.
+    # Largest rotation in degrees, in both directions.
     rotation: int = 25
-    # Where the centre may be, in both directions.
+    # Range of the centre, in both coordinates.
     centre: tuple[float, float] = (0.1, 0.9)
-    # Share of a thing's pixels that must lie in the image, and of a thing's and of a stuff region's
-    # that later things must leave visible.
+    # Fraction of a thing that must lie in the image; fractions of a thing and of a stuff region
+    # that must stay visible.
     inside: float = 0.7
     thing_visible: float = 0.65
     stuff_visible: float = 0.3
-    # Places tried for a thing before it is left out.
+    # Number of positions that are tried for a thing before it is left out.
     tries: int = 6
-    # The horizon of a scene with backdrop and ground.
+    # Position of the horizon in a scene with a backdrop.
     horizon: tuple[float, float] = (0.25, 0.65)
-    # How often a scene is backdrop above ground (else one ground, seen from above), and how often
-    # a patch of another ground lies on the ground.
+    # Probability of a backdrop above the ground (else the ground is seen from above), and of a
+    # patch of another ground.
     backdrop_rate: float = 0.75
     patch_rate: float = 0.3
-    # How often things throw shadows, and their strength.
+    # Probability and strength of shadows.
     shadow_rate: float = 0.6
     shadow: tuple[float, float] = (0.15, 0.4)
-    # Factor of a thing's brightness, of each of its channels, and of the whole image.
+    # Factors of a thing's brightness, of each of its channels, and of the image's brightness.
     thing_gain: tuple[float, float] = (0.75, 1.15)
     channel_gain: tuple[float, float] = (0.92, 1.08)
     image_gain: tuple[float, float] = (0.9, 1.08)
-    # Largest grey level of the noise added to every pixel and channel.
+    # Largest amplitude of the noise in grey levels.
     noise: int = 6
 
 
@@ -65,10 +65,10 @@ class Scene:
 
     Attributes:
         image: (size, size, 3) uint8 RGB.
-        labels: (size, size) uint16, the ids that the pools gave.
-        stuff: ids of the stuff regions, in the order they were laid.
-        things: the things in the order they were laid: id, style, box (x0, y0, x1, y1) of the whole
-            thing within the image, pixels of it that are visible.
+        labels: (size, size) uint16 ids.
+        stuff: ids of the stuff regions, in the order in which they were drawn.
+        things: the things in the order in which they were drawn: id, style, box (x0, y0, x1, y1) of
+            the whole thing within the image, and number of visible pixels.
     """
 
     image: np.ndarray
@@ -79,7 +79,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class ThingChoice:
-    """A thing to lay: its id, the style it is drawn in and its drawing (S, S, 4) uint8 RGBA."""
+    """A thing to draw: its id, the name of the style, and the sprite (S, S, 4) uint8 RGBA."""
 
     id: int
     style: str
@@ -96,19 +96,21 @@ def compose_scene(
     """Draw one scene.
 
     Args:
-        rng: decides everything that `things` leaves open.
-        things: what to lay; a thing that finds no place is left out.
-        backdrops: (id, name) of stuff that stands upright.
-        grounds: (id, name) of stuff that lies, at least two.
-        options: the scene's looks.
+        rng: random generator.
+        things: the things to draw; a thing without a valid position is left out.
+        backdrops: (id, name) of vertical stuff.
+        grounds: (id, name) of horizontal stuff, at least two.
+        options: parameters of the scene.
     """
-    canvas, labels, stuff = _lay_stuff(rng, backdrops, grounds, options)
-    full = np.bincount(labels.ravel()).astype(np.int64)  # pixels of an id before it was covered
+    canvas, labels, stuff = _draw_regions(rng, backdrops, grounds, options)
+    full = np.bincount(labels.ravel()).astype(np.int64)  # pixels of each id before occlusion
     kept = {i: options.stuff_visible for i in stuff}
     shadow = _uniform(rng, *options.shadow) if rng.random() < options.shadow_rate else 0.0
-    laid = []
+    drawn = []
     places = [(_place(rng, options), thing) for thing in things]
-    for (x, y, scale), thing in sorted(places, key=lambda place: place[0][1]):  # far ones first
+    for (x, y, scale), thing in sorted(
+        places, key=lambda place: place[0][1]
+    ):  # distant things first
         rgba = transform_sprite(rng, thing.sprite, scale, options)
         full = np.pad(full, (0, max(0, thing.id + 1 - len(full))))
         for _ in range(options.tries):
@@ -122,20 +124,20 @@ def compose_scene(
             _cast_shadow(canvas, rgba, x, y, shadow)
         full[thing.id] = window.paste(canvas, labels, thing.id)
         kept[thing.id] = options.thing_visible
-        laid.append({"id": thing.id, "style": thing.style, "box": window.box()})
-    for entry in laid:
+        drawn.append({"id": thing.id, "style": thing.style, "box": window.box()})
+    for entry in drawn:
         entry["visible"] = int((labels == entry["id"]).sum())
     canvas *= np.float32(_uniform(rng, *options.image_gain))
     strength = int(rng.integers(0, options.noise + 1))
     canvas += rng.integers(-strength, strength + 1, canvas.shape, dtype=np.int8)
     image = (np.clip(canvas, 0, 255) + np.float32(0.5)).astype(np.uint8)
-    return Scene(image, labels, stuff, laid)
+    return Scene(image, labels, stuff, drawn)
 
 
 def transform_sprite(
     rng: np.random.Generator, sprite: np.ndarray, scale: float, options: SceneOptions
 ) -> np.ndarray:
-    """Size, turn, mirror and tint a sprite (S, S, 4): (h, w, 4) float32 RGBA, 0 ... 255."""
+    """Resize, mirror, rotate and recolour a sprite (S, S, 4): (h, w, 4) float32 RGBA, 0 to 255."""
     side = max(4, round(scale * options.size))
     height = max(4, round(side * _uniform(rng, *options.aspect)))
     image = Image.fromarray(sprite).resize((side, height), Image.Resampling.BICUBIC)
@@ -151,7 +153,7 @@ def transform_sprite(
 
 
 class _Window:
-    """A sprite at a place: the part of it that lies in the image."""
+    """A sprite at a position: the part of it that lies in the image."""
 
     def __init__(self, rgba: np.ndarray, x: float, y: float, size: int) -> None:
         height, width = rgba.shape[:2]
@@ -166,7 +168,7 @@ class _Window:
         self.inside = self.mask.sum() / max(1, (rgba[..., 3] >= MASK_ALPHA).sum())
 
     def paste(self, canvas: np.ndarray, labels: np.ndarray, label: int) -> int:
-        """Lay it on the canvas and label its pixels; returns how many there are."""
+        """Draw the sprite, set its labels and return the number of its pixels."""
         alpha = self.rgba[..., 3:] / np.float32(255)
         part = canvas[self.place]
         canvas[self.place] = part + (self.rgba[..., :3] - part) * alpha
@@ -174,7 +176,7 @@ class _Window:
         return int(self.mask.sum())
 
     def box(self) -> list[int]:
-        """x0, y0, x1, y1 of the labelled pixels, the last two excluded."""
+        """x0, y0, x1, y1 of the labelled pixels; x1 and y1 are exclusive."""
         rows, columns = np.nonzero(self.mask)
         y, x = self.place[0].start, self.place[1].start
         return [int(v) for v in (x + columns.min(), y + rows.min())] + [
@@ -189,7 +191,7 @@ def _fits(
     kept: dict[int, float],
     options: SceneOptions,
 ) -> bool:
-    """Whether enough of the thing is in the image and of everything else stays visible."""
+    """Whether enough of the thing is in the image and enough of all else stays visible."""
     if window.inside < options.inside:
         return False
     covered = np.bincount(labels[window.place][window.mask], minlength=len(full))
@@ -214,7 +216,7 @@ def _cast_shadow(canvas: np.ndarray, rgba: np.ndarray, x: float, y: float, stren
     canvas[window.place] *= 1 - window.rgba[..., 3:] * np.float32(strength / 255)
 
 
-def _lay_stuff(rng, backdrops, grounds, options) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def _draw_regions(rng, backdrops, grounds, options) -> tuple[np.ndarray, np.ndarray, list[int]]:
     size = options.size
     order = rng.permutation(len(grounds))
     ground, other = (grounds[int(i)] for i in order[:2])
@@ -241,10 +243,11 @@ def _lay_stuff(rng, backdrops, grounds, options) -> tuple[np.ndarray, np.ndarray
 
 
 def _draw_ground(rng, name: str, size: int, horizon: int) -> np.ndarray:
-    """Stuff that lies: from straight above, or receding towards a horizon."""
+    """A ground, seen from above or in perspective below a horizon."""
     if horizon == 0:
         return draw_stuff(name, rng, size)
-    # A projection that shows twice the width at the horizon; drawn larger, as it is enlarged below.
+    # At the horizon, the perspective shows twice the width. The texture is drawn in a larger size
+    # because the perspective enlarges its lower part.
     source = round(1.4 * size)
     texture = Image.fromarray(draw_stuff(name, rng, source).astype(np.uint8))
     top = max(0, horizon - size // 8)  # hills reach above the horizon
@@ -264,14 +267,14 @@ def _draw_ground(rng, name: str, size: int, horizon: int) -> np.ndarray:
     )
     canvas = np.zeros((size, size, 3), np.float32)
     canvas[top:] = np.asarray(image, np.float32)
-    # Bilinear sampling leaves the outermost row black where it reaches over the texture's border.
+    # Bilinear sampling makes pixels at the border of the texture black.
     canvas[:, 0], canvas[:, -1], canvas[-1] = canvas[:, 1], canvas[:, -2], canvas[-2]
     canvas[top] = canvas[top + 1]
     return canvas
 
 
 def _patch(rng: np.random.Generator, size: int, horizon: int) -> np.ndarray:
-    """A pond, a rug: a region of the ground (size, size) bool, with a smooth or a rough border."""
+    """A region of the ground, like a pond: (size, size) bool, with a smooth or rough border."""
     y, x = (axis[..., 0] for axis in grid(size))
     floor = horizon / size
     cx, cy = _uniform(rng, 0.25, 0.75), floor + (1 - floor) * _uniform(rng, 0.45, 0.7)

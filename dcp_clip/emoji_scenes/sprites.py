@@ -1,7 +1,8 @@
-"""Sprites: the drawings as pixels, rendered once and kept beside the dataset.
+"""Sprites: the drawings as images, rendered once and stored beside the scenes.
 
-``<dataset>/sprites/<style>.npz`` holds ``images`` (N, S, S, 4) uint8, ``names`` (N,) and the art's
-``licence``: RGBA with straight alpha, each drawing trimmed and centred, its longer side S pixels.
+``sprites/<style>.npz`` has ``images`` (N, S, S, 4) uint8, ``names`` (N,) and the ``licence`` of the
+art. Images are RGBA with straight alpha. Each drawing is trimmed and centred, and its longer side
+has S pixels.
 """
 
 import functools
@@ -17,14 +18,14 @@ from PIL import Image
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.utils.image_io import atomic_write
 
-# Alpha from which a pixel belongs to the drawing, when margins are trimmed.
+# Pixels with a lower alpha count as margin.
 _VISIBLE = 20
-# A drawing with fewer opaque pixels than this share of its square failed to render.
+# If fewer than this fraction of the pixels are visible, the rendering has failed.
 _MIN_AREA = 0.01
 
 
 def check_renderer() -> None:
-    """Raise DatasetError if resvg-py is not installed, before thousands of drawings tell so."""
+    """Raise DatasetError if resvg-py is not installed."""
     _import_renderer()
 
 
@@ -32,18 +33,18 @@ def render_svg(svg: str, size: int) -> np.ndarray:
     """Render an SVG document with resvg, trim it and fit it into a square.
 
     Args:
-        svg: the document; its fonts are not looked up, so that every machine renders the same.
-        size: S, pixels of the longer side.
+        svg: the document. Fonts are ignored, so that every machine renders the same pixels.
+        size: S, length of the longer side in pixels.
 
     Returns:
         (S, S, 4) uint8, RGBA with straight alpha.
 
     Raises:
-        DatasetError: if resvg-py is not installed, or nothing is to be seen in the document.
+        DatasetError: if resvg-py is not installed, or the document is invalid or empty.
     """
     renderer = _import_renderer()
     try:
-        # At twice the size, because margins are cut and the rest is then reduced.
+        # Twice the size, because the margins are removed and the rest is resized.
         png = renderer.svg_to_bytes(svg_string=svg, width=2 * size, skip_system_fonts=True)
     except (ValueError, RuntimeError) as e:
         raise DatasetError(f"An SVG document cannot be rendered: {e}.") from e
@@ -52,10 +53,10 @@ def render_svg(svg: str, size: int) -> np.ndarray:
 
 
 def fit_sprite(rgba: np.ndarray, size: int) -> np.ndarray:
-    """Trim the transparent margins of (H, W, 4) RGBA and centre it in a square (S, S, 4).
+    """Trim the transparent margins of an image (H, W, 4) and centre it in a square (S, S, 4).
 
     Raises:
-        DatasetError: if there is next to nothing in it.
+        DatasetError: if the image is empty.
     """
     rows, columns = np.nonzero(rgba[..., 3] > _VISIBLE)
     if len(rows) < _MIN_AREA * rgba.shape[0] * rgba.shape[1]:
@@ -80,14 +81,14 @@ def save_sprites(
 
 
 def load_sprites(folder: str | Path, styles: Iterable[str]) -> dict[tuple[str, str], np.ndarray]:
-    """Load all sprites of some styles, e.g. to pre-train a CLIP on them.
+    """Load all sprites of some styles.
 
     Args:
         folder: ``$DETECTRON2_DATASETS/emoji_scenes/sprites``.
         styles: names of styles, see :mod:`dcp_clip.emoji_scenes.art`.
 
     Returns:
-        {(style, name): (V, S, S, 4) uint8 RGBA}, V >= 1 drawings; no style draws every name.
+        ``{(style, name): (V, S, S, 4) uint8 RGBA}`` with V >= 1 drawings of each name of a style.
 
     Raises:
         DatasetError: if a file is missing or damaged.
@@ -103,7 +104,7 @@ def load_sprites(folder: str | Path, styles: Iterable[str]) -> dict[tuple[str, s
 
 
 def describe_sprites(path: Path) -> tuple[int, str]:
-    """The S of a style's sprites, and the licence of its art."""
+    """The size S of a style's sprites, and the licence of its art."""
     _, images, licence = _load(str(path))
     return images.shape[1], licence
 

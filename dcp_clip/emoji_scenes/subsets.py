@@ -1,4 +1,4 @@
-"""The subsets of EmojiScenes: which names, which styles, how many scenes, and each scene's draw.
+"""The subsets of EmojiScenes: names, styles, number of scenes, and the random choices of a scene.
 
 =============  =================  =========  ===========================  ============
 subset         things             styles     stuff                        vocabulary
@@ -25,7 +25,7 @@ from dcp_clip.emoji_scenes.scenes import Scene, SceneOptions, ThingChoice, compo
 from dcp_clip.emoji_scenes.sprites import load_sprites
 
 SEEN, UNSEEN = "seen", "unseen"
-# Scenes of the benchmark. "all" has more, so that each of its names is seen several times.
+# Number of scenes. "all" has more, so that each of its names occurs several times.
 SCENE_COUNTS = {
     "base_train": 8000,
     "base_val": 500,
@@ -37,21 +37,21 @@ SCENE_COUNTS = {
     "all_val": 1000,
     "all_test": 2000,
 }
-# Base splits that are registered: the benchmark's own, and one to see whether conclusions hold.
+# The registered base splits: the benchmark, and a second one to verify conclusions.
 SPLITS = (0, 1)
 
 
 @dataclass(frozen=True)
 class Subset:
-    """One folder of scenes.
+    """A subset of the benchmark.
 
     Attributes:
         name: e.g. ``"unseen_test"``, or ``"split1_unseen_test"``.
         styles: ``"seen"`` or ``"unseen"``.
-        things: (id, name) of what may be laid.
-        stuff: (id, name, place) of what may be beneath.
-        vocabulary: ids whose order the label maps count; all of `things` and `stuff` are in it.
-        scenes: the benchmark's number of scenes.
+        things: (id, name) of the things that can occur.
+        stuff: (id, name, place) of the stuff that can occur.
+        vocabulary: ids of all names; label maps contain positions in this tuple.
+        scenes: number of scenes.
     """
 
     name: str
@@ -63,17 +63,17 @@ class Subset:
 
     @property
     def label_type(self) -> np.dtype:
-        """uint8 if that leaves room for an ignored value, else uint16."""
+        """uint8 if it also has room for the ignored value, else uint16."""
         return np.dtype(np.uint8 if len(self.vocabulary) < 256 else np.uint16)
 
     @property
     def ignore_label(self) -> int:
-        """The value that no pixel of these scenes has, for what wants to ignore pixels."""
+        """The value of ignored pixels; no pixel of the scenes has it."""
         return int(np.iinfo(self.label_type).max)
 
 
 def subset_name(plain: str, split: int = 0) -> str:
-    """The name of a subset, one of :data:`SCENE_COUNTS`, in a base split."""
+    """The name of a subset of :data:`SCENE_COUNTS` in a base split."""
     return f"split{split}_{plain}" if split else plain
 
 
@@ -86,7 +86,7 @@ def get_subset(names: NameList, name: str) -> Subset:
     """Look up a subset.
 
     Raises:
-        KeyError: if there is none of this name.
+        KeyError: if there is no such subset.
     """
     split, plain = 0, name
     if name.startswith("split"):
@@ -112,16 +112,14 @@ def get_subset(names: NameList, name: str) -> Subset:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """Draws the scenes of a subset: ``source(index)``, each on its own; cheap to pickle.
-
-    Endless, so it can also feed a training that never sees a scene twice.
+    """Draws the scenes of a subset: ``source(index)`` for any index. Cheap to pickle.
 
     Attributes:
-        subset: what may be in the scenes.
+        subset: the subset.
         sprites: folder of the sprites.
         styles: the styles to draw things in.
-        seed: of the whole dataset.
-        options: the scenes' looks.
+        seed: seed of the data set.
+        options: parameters of the scenes.
     """
 
     subset: Subset
@@ -131,7 +129,7 @@ class SceneSource:
     options: SceneOptions = SceneOptions()
 
     def __call__(self, index: int) -> Scene:
-        """Draw the scene `index`; its labels count the subset's vocabulary.
+        """Draw the scene `index`. Its labels are positions in the subset's vocabulary.
 
         Raises:
             DatasetError: if the sprites are missing.
@@ -151,16 +149,16 @@ class SceneSource:
 
     @property
     def _code(self) -> int:
-        """The subset as a number, so that no two subsets share a generator."""
+        """A number for the seed, different for each subset."""
         return int.from_bytes(hashlib.sha256(self.subset.name.encode()).digest()[:4], "big")
 
     def _deal(self, index: int, count: int) -> Iterator[tuple[int, str]]:
-        """`count` things from shuffled decks, so that all things come equally often."""
+        """Deal `count` things from shuffled decks, so that all things occur equally often."""
         pool, dealt = self.subset.things, set()
         for position in range(index * count, (index + 1) * count):
             deck, place = divmod(position, len(pool))
             thing = pool[_shuffle(self.seed, self._code, deck, len(pool))[place]]
-            if thing not in dealt:  # twice only where two decks meet
+            if thing not in dealt:  # a thing can repeat where two decks meet
                 dealt.add(thing)
                 yield thing
 

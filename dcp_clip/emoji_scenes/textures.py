@@ -1,6 +1,6 @@
-"""Stuff: one procedure a name that draws it, different every time, the same for the same generator.
+"""Draws the textures of stuff, one function for each name.
 
-Lengths are shares of the image, so that a scene of 256 pixels shows what one of 128 does.
+Lengths are fractions of the image size, so that scenes of 128 and 256 pixels look alike.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ _DRAW: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {}
 
 
 def draw_stuff(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw the stuff of this name: (size, size, 3) float32, 0 ... 255 after clipping."""
+    """Draw a random texture of this name: (size, size, 3) float32, 0 to 255."""
     image = _DRAW[name](rng, size)
     return np.clip(np.broadcast_to(image, (size, size, 3)), 0, 255).astype(np.float32)
 
 
 def drawable() -> frozenset[str]:
-    """The names that :func:`draw_stuff` knows."""
+    """The names that :func:`draw_stuff` can draw."""
     return frozenset(_DRAW)
 
 

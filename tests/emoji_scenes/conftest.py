@@ -1,4 +1,4 @@
-"""A dataset folder whose sprites are coloured shapes, so that no art is needed."""
+"""A data set whose sprites are coloured shapes, so that no art is needed."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def names():
 
 @pytest.fixture(scope="session")
 def sprite_folder(tmp_path_factory, names):
-    """Sprites of all eight styles; the style twemoji draws the first name twice."""
+    """Sprites of all eight styles. The style twemoji has two drawings of the first name."""
     folder = tmp_path_factory.mktemp("sprites")
     size = Settings(folder, size=SIZE).sprite_size
     listed = [thing.name for thing in names.things]
@@ -41,7 +41,7 @@ def sprite_folder(tmp_path_factory, names):
 
 @pytest.fixture
 def settings(tmp_path, sprite_folder):
-    """Settings of a small dataset in which only the scenes are missing."""
+    """Settings of a small data set with sprites and without scenes."""
     settings = Settings(tmp_path, size=SIZE)
     settings.folder.mkdir()
     (settings.folder / "sprites").symlink_to(sprite_folder)

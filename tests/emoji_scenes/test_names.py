@@ -1,4 +1,4 @@
-"""The list of names keeps its promises."""
+"""The list of names: counts, order, split and unique names."""
 
 import hashlib
 import re
@@ -20,9 +20,8 @@ def test_counts_and_parts(names):
     assert names.stuff_ids("base", "unseen") == tuple(range(587, 611))
 
 
-def test_nothing_has_two_meanings(names):
-    """No name or synonym is that of another entry, in whatever spelling; so none clashes with
-    stuff either."""
+def test_no_name_belongs_to_two_entries(names):
+    """No two entries share a name or synonym, without regard to case and punctuation."""
     spelled = Counter(
         key
         for entry in names.entries
@@ -31,7 +30,7 @@ def test_nothing_has_two_meanings(names):
     assert [key for key, times in spelled.items() if times > 1] == []
 
 
-def test_no_drawing_has_two_names(names):
+def test_no_drawing_belongs_to_two_names(names):
     for style in [a.style for a in ART if not a.code_points_of]:
         icons = Counter(icon for t in names.things for icon in t.icons.get(style, ()))
         assert icons and max(icons.values()) == 1
@@ -43,14 +42,14 @@ def test_order_is_fixed(names):
     listed = [thing.name for thing in names.things]
     assert listed == sorted(listed)
     everything = "\n".join(entry.name for entry in names.entries)
-    # Prepared label maps hold positions: names are never moved, added or renamed.
+    # Label maps contain positions, so names must not be moved, added or renamed.
     assert hashlib.sha256(everything.encode()).hexdigest()[:16] == "91da9c81a3a2188b"
 
 
-def test_split_is_what_the_rule_says(names):
+def test_split_follows_from_the_names(names):
     listed = [thing.name for thing in names.things]
     assert [thing.split for thing in names.things] == thing_parts(listed, 0)
-    # The rule looks at names alone: another order of the list deals them the same way.
+    # The order of the list does not matter.
     assert thing_parts(listed[::-1], 0)[::-1] == thing_parts(listed, 0)
     shared = set(names.thing_ids("base", 0)) & set(names.thing_ids("base", 1))
     assert len(names.thing_ids("base", 1)) == 150 and len(shared) < 75

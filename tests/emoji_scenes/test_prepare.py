@@ -1,4 +1,4 @@
-"""Writing the dataset, registering it and reading it back the way training and evaluation do."""
+"""Writing, registering and reading the data set."""
 
 import json
 from dataclasses import replace
@@ -29,13 +29,13 @@ def contents(folder):
 
 @pytest.fixture
 def registered(settings):
-    """Datasets registered under the test's root, and back where they were afterwards."""
+    """Settings of a data set that is registered during the test."""
     register_emoji_scenes(settings.root)
     yield settings
     register_emoji_scenes()
 
 
-def test_processes_and_interruptions_leave_no_trace(settings, tmp_path):
+def test_result_does_not_depend_on_processes_and_interruptions(settings, tmp_path):
     prepare_emoji_scenes(settings, SUBSETS, scenes=5, workers=1)
     before = contents(settings.folder)
     assert len(before) == 2 * (5 + 5 + 1)
@@ -48,7 +48,7 @@ def test_processes_and_interruptions_leave_no_trace(settings, tmp_path):
     assert contents(settings.folder) == before and kept.stat().st_mtime_ns == stamp
 
 
-def test_files_hold_what_the_source_draws(settings):
+def test_files_contain_the_scenes_of_the_source(settings):
     prepare_emoji_scenes(settings, SUBSETS, scenes=3)
     for name in SUBSETS:
         listed = json.loads((settings.folder / f"scenes/{name}.json").read_text())
@@ -62,13 +62,13 @@ def test_files_hold_what_the_source_draws(settings):
     assert "noto: made for a test" in (settings.folder / "LICENCES").read_text()
 
 
-def test_more_scenes_are_added_and_fewer_refused(settings):
+def test_scenes_can_be_added_but_not_removed(settings):
     prepare_emoji_scenes(settings, ["base_val"], scenes=2)
     before = contents(settings.folder)
     prepare_emoji_scenes(settings, ["base_val"], scenes=4)
     after = contents(settings.folder)
     assert len(after) == 9 and all(after[k] == v for k, v in before.items() if "json" not in k)
-    with pytest.raises(DatasetError, match=r"holds 000002.png, which is not among the 2 scenes"):
+    with pytest.raises(DatasetError, match="has the file 000002.png, which is not one of the 2"):
         prepare_emoji_scenes(settings, ["base_val"], scenes=2)
 
 
@@ -76,7 +76,7 @@ def test_other_settings_are_refused(settings):
     prepare_emoji_scenes(settings, ["base_val"], scenes=1)
     with pytest.raises(DatasetError, match=r"was made with .*'seed': 0.*not .*'seed': 7"):
         prepare_emoji_scenes(Settings(settings.root, size=32, seed=7), ["base_val"], scenes=1)
-    with pytest.raises(DatasetError, match="take 32 ... 1024"):
+    with pytest.raises(DatasetError, match="choose 32 to 1024"):
         prepare_emoji_scenes(Settings(settings.root, size=8), ["base_val"])
 
 
@@ -86,7 +86,7 @@ def test_sprites_of_another_size_are_refused(settings):
         prepare_emoji_scenes(Settings(settings.root, size=64), ["base_val"])
 
 
-def test_one_style_has_no_unseen_one(tmp_path, sprite_folder, caplog):
+def test_subsets_in_the_unseen_style_are_skipped_without_it(tmp_path, sprite_folder, caplog):
     caplog.set_level("INFO")
     settings = Settings(tmp_path, source="pip", size=32)
     (settings.folder / "sprites").mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_one_style_has_no_unseen_one(tmp_path, sprite_folder, caplog):
     assert "unseen_style_test: the source 'pip' has no unseen style" in caplog.text
 
 
-def test_chosen_styles_are_drawn_and_not_mistaken_for_the_benchmark(registered, caplog):
+def test_selected_styles_are_not_the_benchmark(registered, caplog):
     caplog.set_level("INFO")
     chosen = replace(registered, only=("noto", "twemoji", "openmoji"))
     prepare_emoji_scenes(chosen, ["base_test", "all_test"], scenes=4)
@@ -113,7 +113,7 @@ def test_chosen_styles_are_drawn_and_not_mistaken_for_the_benchmark(registered, 
     assert "with size 32, styles ['twemoji', 'openmoji', 'noto'] and is not the" in caplog.text
 
 
-def test_styles_that_there_are_not(settings, caplog):
+def test_unknown_styles(settings, caplog):
     caplog.set_level("INFO")
     with pytest.raises(
         DatasetError, match="'npm' has no style 'nato': choose from twemoji, .*noto"
@@ -139,12 +139,12 @@ def test_registered_metadata(registered, names):
 
 
 def test_dataset_is_read_and_evaluated(registered, caplog):
-    with pytest.raises(DatasetError, match=r"all_test.json, which a finished.*--root"):
+    with pytest.raises(DatasetError, match=r"all_test.json, which a complete.*--root"):
         DatasetCatalog.get("emoji_scenes_all_test")
     prepare_emoji_scenes(registered, ["all_test"], scenes=3)
     records = DatasetCatalog.get("emoji_scenes_all_test")
     assert len(records) == 3 and "not the benchmark's 2000" in caplog.text
-    # 16-bit labels arrive at Detectron2's evaluator as they were drawn: a perfect score.
+    # The evaluator reads the 16-bit labels: the correct labels have 100 percent.
     evaluator = MeanIoUEvaluator("emoji_scenes_all_test", distributed=False)
     evaluator.reset()
     labels = [np.array(Image.open(r["sem_seg_file_name"])) for r in records]
@@ -159,11 +159,11 @@ def test_dataset_is_read_and_evaluated(registered, caplog):
 def test_damaged_list_of_scenes_is_named(registered, content):
     prepare_emoji_scenes(registered, ["base_val"], scenes=3)
     (registered.folder / "scenes/base_val.json").write_text(content)
-    with pytest.raises(DatasetError, match="base_val.json, which a finished preparation"):
+    with pytest.raises(DatasetError, match="base_val.json, which a complete preparation"):
         DatasetCatalog.get("emoji_scenes_base_val")
 
 
-def test_half_finished_dataset_is_refused(registered):
+def test_incomplete_data_set_is_refused(registered):
     prepare_emoji_scenes(registered, ["base_val"], scenes=3)
     for part in ("images", "labels"):
         (registered.folder / part / "base_val/000001.png").unlink()

@@ -1,4 +1,4 @@
-"""Composition: exact masks, occlusion, the same pixels everywhere."""
+"""Composition: exact masks, occlusion, and the same pixels on every machine."""
 
 import hashlib
 from dataclasses import replace
@@ -13,7 +13,7 @@ from dcp_clip.emoji_scenes.textures import draw_stuff, drawable
 
 BACKDROPS = ((900, "sky"), (901, "brick wall"))
 GROUNDS = ((902, "grass"), (903, "sand"), (904, "tile floor"))
-# Nothing that changes a thing's colours or its edges.
+# No change of colours and edges.
 PLAIN = SceneOptions(
     size=48,
     rotation=0,
@@ -42,7 +42,7 @@ def test_labels_are_exactly_the_pixels_of_the_things(seed):
     assert scene.image.shape == (48, 48, 3) and scene.labels.shape == (48, 48)
     for i, color in enumerate(COLORS):
         np.testing.assert_array_equal(scene.labels == 10 + i, (scene.image == color).all(2))
-    # What the record says is what the label map holds, and the last thing lies on top.
+    # The description agrees with the label map, and the last thing is on top.
     assert {t["id"] for t in scene.things} | set(scene.stuff) >= set(np.unique(scene.labels))
     for number, thing in enumerate(scene.things):
         mask = scene.labels == thing["id"]
@@ -60,7 +60,7 @@ def test_later_things_hide_earlier_ones():
     rng = np.random.default_rng(0)
     scene = compose_scene(rng, things, BACKDROPS, GROUNDS, replace(stack, thing_visible=0.0))
     assert [(t["id"], t["visible"] > 0) for t in scene.things] == [(10, False), (11, True)]
-    # A thing that would hide another finds no place, and is left out.
+    # A thing that would hide another is left out.
     scene = compose_scene(np.random.default_rng(0), things, BACKDROPS, GROUNDS, stack)
     assert [t["id"] for t in scene.things] == [10] and 11 not in scene.labels
 
@@ -68,7 +68,7 @@ def test_later_things_hide_earlier_ones():
 @pytest.mark.parametrize(("alpha", "labelled"), [(127, False), (128, True)])
 def test_half_transparent_pixels(alpha, labelled):
     things = [square(10, COLORS[0], alpha)]
-    # A thing without a pixel of its own has nothing inside the image, so it is not laid.
+    # A thing without a labelled pixel is left out.
     scene = compose_scene(np.random.default_rng(1), things, BACKDROPS, GROUNDS, PLAIN)
     assert (10 in scene.labels) == labelled == bool(scene.things)
 
@@ -85,7 +85,7 @@ def test_soft_edges_are_labelled_by_the_threshold():
 
 
 def test_stuff_is_where_its_texture_is():
-    """Without things, the ground seen from above covers everything, a patch apart."""
+    """A scene without things contains one ground, or a backdrop, a ground and a patch."""
     options = replace(PLAIN, backdrop_rate=0, patch_rate=0)
     scene = compose_scene(np.random.default_rng(0), (), BACKDROPS, GROUNDS, options)
     assert np.unique(scene.labels).tolist() == scene.stuff and len(scene.stuff) == 1
@@ -105,7 +105,7 @@ def test_textures(name):
 
 
 def test_same_pixels_on_every_machine():
-    """The digest was taken on x86-64 with AVX2: a machine or a library that differs fails here."""
+    """The digest was computed on x86-64 with AVX2."""
     y, x = np.mgrid[:30, :30]
     sprite = np.stack([8 * x, 8 * y, 4 * (x + y), 255 * (x * y % 7 < 5)], 2).astype(np.uint8)
     things = [ThingChoice(i, "test", sprite) for i in range(4)]

@@ -1,4 +1,4 @@
-"""Subsets: who is in them, that no two share a scene, and that each index has one scene."""
+"""Subsets: their names, and that scenes differ and are reproducible."""
 
 from collections import Counter
 from dataclasses import replace
@@ -66,12 +66,12 @@ def test_a_scene_does_not_depend_on_those_before(settings):
     assert (fifth.image != other_seed.image).any()
 
 
-def test_things_come_equally_often_in_their_styles(settings, names):
+def test_things_occur_equally_often_in_the_styles_of_the_subset(settings, names):
     source = scene_source(settings, "unseen_style_test")
     things = [thing for i in range(100) for thing in source(i).things]
     assert {thing["style"] for thing in things} == {"noto"}
     times = Counter(thing["id"] for thing in things)
-    # 600 are dealt from 150 names, four each, and about two of three are asked for.
+    # 100 scenes deal four decks of 150 names and draw about two thirds of them.
     assert max(times.values()) <= 4 and len(times) > 140
     unseen = names.thing_ids("unseen")
     assert all(source.subset.vocabulary[i] in unseen for i in times)

@@ -1,13 +1,11 @@
-"""tools/pretrain_clip.py: trains, resumes where it stopped, measures, and leaves a CLIP."""
+"""tools/pretrain_clip.py: it trains, resumes, evaluates, and writes the weights of CLIP."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.pairing import DatasetError
@@ -33,17 +31,13 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def tool():
-    path = ROOT / "tools" / "pretrain_clip.py"
-    spec = importlib.util.spec_from_file_location("pretrain_clip", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_program):
+    return load_program("tools/pretrain_clip.py")
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A folder of data sets with sprites of a dozen things in every style."""
+    """Sprites of a dozen things in every style."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     rng = np.random.default_rng(0)
     names = [thing.name for thing in load_name_list().things[:12]]
@@ -54,12 +48,14 @@ def data(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(tool, tmp_path, data):
+def run(program, tmp_path, data):
+    """``run(*flags, KEY=value)``: pre-train a small CLIP, or evaluate it."""
+
     def run(*flags, **options):
         settings = SMALL | {"OUTPUT_DIR": str(tmp_path / "out")} | options
         opts = [str(part) for pair in settings.items() for part in pair]
         arguments = ["--config-file", str(CONFIG), *flags, *opts]
-        return tool.main(default_argument_parser().parse_args(arguments))
+        return program.pretrain(program.get_parser().parse_args(arguments))
 
     return run
 
@@ -69,7 +65,7 @@ def iterations(folder):
     return [json.loads(line)["iteration"] for line in lines]
 
 
-def test_it_leaves_a_clip_and_its_accuracy(run, tmp_path, capsys):
+def test_writes_weights_and_measures_accuracy(run, tmp_path, capsys):
     run()
     path = tmp_path / "out" / "clip.pth"
     assert str(path) in capsys.readouterr().out
@@ -85,7 +81,7 @@ def test_it_leaves_a_clip_and_its_accuracy(run, tmp_path, capsys):
     assert all(0 <= value <= 100 for value in results["zero_shot"].values())
 
 
-def test_it_goes_on_where_it_stopped(run, tmp_path):
+def test_resumed_training_equals_uninterrupted_training(run, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(OUTPUT_DIR=whole)
     run(OUTPUT_DIR=parts)
@@ -102,15 +98,12 @@ def test_it_goes_on_where_it_stopped(run, tmp_path):
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_without_sprites_it_says_what_to_run(run, tmp_path):
+def test_missing_sprites_end_in_one_sentence(program, run, tmp_path, capsys):
     for path in (tmp_path / "data" / FOLDER / "sprites").iterdir():
         path.unlink()
     with pytest.raises(DatasetError, match="prepare_emoji_scenes.py"):
         run()
-
-
-def test_several_processes_are_refused(tool, capsys):
-    with pytest.raises(SystemExit):
-        tool.parse_arguments(["--num-gpus", "2"])
-    assert "leave --num-gpus and --num-machines out" in capsys.readouterr().err
-    assert tool.parse_arguments(["--resume"]).resume
+    opts = [str(part) for pair in SMALL.items() for part in pair]
+    opts += ["OUTPUT_DIR", str(tmp_path / "out")]
+    assert program.main(["--config-file", str(CONFIG), *opts]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: The sprites ")
