@@ -10,6 +10,7 @@ PACKAGE = ROOT / "dcp_clip"
 # From high to low. A module may import from its own part and from the parts on lower lines. Parts
 # on the same line do not import each other.
 LAYERS = [
+    {"pipeline"},
     {"predictor"},
     {"benchmarking", "experiments"},
     {"emoji_scenes"},
@@ -53,7 +54,7 @@ def own_imports(module: str) -> list[str]:
     found = []
     for node in import_statements(MODULES[module]):
         for name in imported_modules(node):
-            if name.split(".")[0] == "dcp_clip":
+            if name.split(".")[0] == "dcp_clip" and name != "dcp_clip.__version__":
                 found.append(name if name in MODULES else name.rpartition(".")[0])
     return found
 
