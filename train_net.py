@@ -1,112 +1,219 @@
 #!/usr/bin/env python
 """Train or evaluate DCP-CLIP.
 
-Examples::
-
+Examples:
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --resume
-    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only \
+    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only \\
         MODEL.WEIGHTS output/model_final.pth
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only --resume
-    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only  # as shipped
-    python train_net.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml --eval-only \
-        MODEL.WEIGHTS output/model_final.pth \
-        DATASETS.TEST "('ade20k_150_sem_seg_val','pascal_context_59_sem_seg_val')"
-    python train_net.py --num-gpus 8 --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml
+    python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only  # shipped
+    python train_net.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml --num-gpus 8
 
-Every evaluation leaves OUTPUT_DIR/results.md and results.json, see docs/benchmarks.md.
+The config, the log, the checkpoints and the results go to OUTPUT_DIR. Evaluations write results.md
+and results.json, see docs/benchmarks.md.
 """
 
+# ruff: noqa: E402  (The arguments are parsed before the imports that take seconds.)
+
+import argparse
 import logging
 import sys
 from argparse import Namespace
-from pathlib import Path
+from collections.abc import Sequence
 
+
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+    """Parse the options of Detectron2's training programs, and ``--debug``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config file")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the training in OUTPUT_DIR; with --eval-only, evaluate its last checkpoint",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="address for several processes, such as tcp://127.0.0.1:50000; by default a free port "
+        "of this machine",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config values that replace those of the file; they must follow the other options",
+    )
+    args = parser.parse_args(argv)
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("several machines need --dist-url, the same on each of them")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()
+
+# First, because it silences warnings that Detectron2 causes when it is imported.
+import dcp_clip
+
+# isort: split
+import torch
+import torch.multiprocessing as mp
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from dcp_clip import setup_cfg
+from dcp_clip.data.pairing import DatasetError
 from dcp_clip.engine import Trainer
-from dcp_clip.engine.checkpoint import has_weights, load_weights, shipped_weights, warn_if_untrained
+from dcp_clip.engine.checkpoint import (
+    WeightsError,
+    has_weights,
+    load_weights,
+    shipped_weights,
+    warn_if_untrained,
+)
+from dcp_clip.modeling.clip.loading import CLIPWeightsError
+from dcp_clip.utils.arguments import format_error
 
 logger = logging.getLogger("dcp_clip.train_net")
 
+# Errors that a user can cause and correct; the last one is a loss that is not finite.
+USER_ERRORS = (
+    OSError,
+    KeyError,
+    ValueError,
+    DatasetError,
+    CLIPWeightsError,
+    WeightsError,
+    FloatingPointError,
+)
+# Long messages of Detectron2 that go to OUTPUT_DIR/log.txt only.
+FILE_ONLY = ("Environment info", "Contents of args", "Running with full config", "Model:\n")
+
 
 def setup(args: Namespace) -> CfgNode:
-    """Config, output folder and loggers of this run."""
-    cfg = setup_cfg(args.config_file, args.opts)
+    """Read the config, and set up the output folder and the loggers."""
+    cfg = dcp_clip.setup_cfg(args.config_file, args.opts)
     cfg.freeze()
+    # default_setup imports a module that warns about every machine without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    rank = comm.get_rank()
+    loggers = [
+        # default_setup calls the first two in the same way and gets the same loggers.
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="dcp_clip"),
+    ]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if handler.stream is sys.stdout and not args.debug:
+            handler.addFilter(is_for_screen)
     default_setup(cfg, args)
-    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dcp_clip")
     return cfg
 
 
-def weights_to_evaluate(cfg: CfgNode, resume: bool, shipped: Path | None = None) -> str:
-    """The file to evaluate: with ``--resume`` the last checkpoint in OUTPUT_DIR, as in Detectron2.
+def is_for_screen(record: logging.LogRecord) -> bool:
+    """Return False for long messages and for tracebacks."""
+    return not record.exc_info and not record.getMessage().startswith(FILE_ONLY)
 
-    Args:
-        cfg: config of the run.
-        resume: whether ``--resume`` was given.
-        shipped: what to evaluate where the config names no MODEL.WEIGHTS.
+
+def weights_to_evaluate(cfg: CfgNode, args: Namespace) -> str:
+    """Return the file to evaluate; with ``--resume`` the last checkpoint in OUTPUT_DIR.
 
     Raises:
-        ValueError: if there is no such checkpoint, or the config names no weights at all.
+        ValueError: if there is no such checkpoint, or the config names no weights.
     """
-    if resume:
+    if args.resume:
         checkpointer = DetectionCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
         if not checkpointer.has_checkpoint():
             raise ValueError(
-                f"--resume asks for the last checkpoint in OUTPUT_DIR, but '{cfg.OUTPUT_DIR}' has "
-                "none; name a file as MODEL.WEIGHTS."
+                f"--resume evaluates the last checkpoint in OUTPUT_DIR, but '{cfg.OUTPUT_DIR}' "
+                "has none: set MODEL.WEIGHTS instead."
             )
         return checkpointer.get_checkpoint_file()
+    shipped = shipped_weights(args.config_file, args.opts)
     if shipped and not cfg.MODEL.WEIGHTS:
-        logger.info(f"MODEL.WEIGHTS is empty: the weights that come with this config, {shipped}.")
+        logger.info(f"MODEL.WEIGHTS is empty: evaluating the shipped weights {shipped}.")
         return str(shipped)
     if not has_weights(cfg):
         raise ValueError(
-            "the config names no weights to evaluate: give MODEL.WEIGHTS, or --resume for the last "
-            "checkpoint in OUTPUT_DIR."
+            "The config names no weights to evaluate: set MODEL.WEIGHTS, or give --resume for the "
+            "last checkpoint in OUTPUT_DIR."
         )
     return cfg.MODEL.WEIGHTS
 
 
-def main(args: Namespace) -> dict:
-    """Train, or evaluate with ``--eval-only``; one process of the launch."""
+def main(args: Namespace) -> dict | None:
+    """Train, or evaluate with ``--eval-only``, in one process."""
     cfg = setup(args)
-    if args.eval_only:
-        if not cfg.DATASETS.TEST:
-            raise ValueError("DATASETS.TEST is empty: name the data sets to evaluate.")
-        shipped = shipped_weights(args.config_file, args.opts)
-        weights = weights_to_evaluate(cfg, args.resume, shipped)
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = weights  # what the report is to name
-        model = Trainer.build_model(cfg)
-        load_weights(model, weights)
-        warn_if_untrained(model, weights)
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty: set the data sets to evaluate.")
+    weights = weights_to_evaluate(cfg, args)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights  # the report shows it
+    model = Trainer.build_model(cfg)
+    load_weights(model, weights)
+    warn_if_untrained(model, weights)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def describe(error: Exception) -> str:
+    """Return the message of an error in one line."""
+    message = format_error(error).strip()
+    if "in DataLoader worker process" in message:  # it contains the worker's traceback
+        message = message.splitlines()[-1].partition(": ")[2]
+    return message
+
+
+def run(args: Namespace, errors: mp.SimpleQueue) -> None:
+    """Run one process of the launch; put the message of a user's error into a queue."""
+    try:
+        main(args)
+    except USER_ERRORS as error:
+        if args.debug:
+            raise
+        errors.put(describe(error))
+        sys.exit(1)
+
+
+def start(args: Namespace) -> None:
+    """Start the processes; a user's error ends the program with its message."""
+    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        sys.exit(f"--num-gpus is {args.num_gpus}, but there are {torch.cuda.device_count()} GPUs.")
+    errors = mp.get_context("spawn").SimpleQueue()
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, errors),
+        )
+    except (SystemExit, mp.ProcessExitedException, mp.ProcessRaisedException):
+        if errors.empty():
+            raise
+        sys.exit(errors.get())
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
-    sys.exit(0)
+    start(ARGS)

@@ -1,14 +1,13 @@
-"""train_net.py as users call it: train, resume, evaluate, in one process and in two."""
+"""train_net.py as a program: training, resuming and evaluation, with one and two processes."""
 
-import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
-# Prepended to the script, as a user with data of his own would: each process of a launch runs it.
+# Prepended to the program. Each of its processes registers the data sets.
 REGISTRATION = """
 from dcp_clip.data.catalog import register_sem_seg
 for split in ("train", "val"):
@@ -49,7 +48,8 @@ def write_data(folder: Path, count: int, seed: int) -> None:
         label[:3] = 255
         Image.fromarray(image.astype(np.uint8)).save(folder / "images" / f"{i}.png")
         Image.fromarray(label.astype(np.uint8)).save(folder / "labels" / f"{i}.png")
-        many = np.array([*range(100, 355), 65535], np.uint16)[label % 256]  # 255 is ignored there
+        to_16_bits = np.array([*range(100, 355), 65535], np.uint16)  # 65535 is ignored
+        many = to_16_bits[label]
         many[many == 102] = 290
         Image.fromarray(many).save(folder / "labels16" / f"{i}.tif")
 
@@ -58,18 +58,21 @@ def write_data(folder: Path, count: int, seed: int) -> None:
 def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train_net")
     write_data(folder / "data" / "train", 8, seed=0)
-    # An odd number: two processes get two and three images, and must not wait for each other.
+    # An odd number, so that two processes have different numbers of images.
     write_data(folder / "data" / "val", 5, seed=1)
     (folder / "program.py").write_text(REGISTRATION + (ROOT / "train_net.py").read_text())
     return folder
 
 
-def train_net(workspace: Path, output: str, *arguments: str, **options):
+def launch(
+    workspace: Path, output: str, *arguments: str, program: str = "program.py", **options
+) -> tuple[int, str]:
+    """Run the program; return its exit status and its output."""
     options = {**OPTIONS, "OUTPUT_DIR": output, **options}
-    command = [sys.executable, "program.py", "--config-file", str(CONFIG), *arguments]
+    command = [sys.executable, program, "--config-file", str(CONFIG), *arguments]
     command += [str(x) for pair in options.items() for x in pair]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=workspace,
         env=environment,
@@ -79,11 +82,16 @@ def train_net(workspace: Path, output: str, *arguments: str, **options):
         start_new_session=True,  # so that its children can be ended with it
     )
     try:
-        log, _ = program.communicate(timeout=300)
+        log, _ = process.communicate(timeout=300)
     except BaseException:
-        os.killpg(program.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
         raise
-    assert program.returncode == 0, log[-5000:]
+    return process.returncode, log
+
+
+def train_net(workspace: Path, output: str, *arguments: str, **options) -> str:
+    status, log = launch(workspace, output, *arguments, **options)
+    assert status == 0, log[-5000:]
     return log
 
 
@@ -93,14 +101,14 @@ def metrics(workspace: Path, output: str) -> list[dict]:
 
 
 def mean_iou(log: str) -> float:
-    """From Detectron2's "copypaste" lines."""
+    """Read the "copypaste" lines of Detectron2."""
     keys, values = re.findall(r"copypaste: (mIoU.*|[\d.,]+)$", log, flags=re.MULTILINE)[:2]
     return dict(zip(keys.split(","), map(float, values.split(",")), strict=True))["mIoU"]
 
 
 @pytest.fixture(scope="module")
 def trained(workspace):
-    """Three iterations, then two more; the output of both runs."""
+    """The output of three iterations, and of two more after --resume."""
     first = train_net(workspace, "out", **{"SOLVER.MAX_ITER": 3})
     second = train_net(workspace, "out", "--resume", **{"SOLVER.MAX_ITER": 5})
     return first, second
@@ -108,13 +116,13 @@ def trained(workspace):
 
 def test_train_and_resume(workspace, trained):
     first, second = trained
-    assert "What trains" in first and re.search(r"backbone +\| +[\d,]+ +\| +[1-9]", first)
+    assert "Trainable parameters" in first and re.search(r"backbone +\| +[\d,]+ +\| +[1-9]", first)
     assert "Starting training from iteration 3" in second
     steps = [x["iteration"] for x in metrics(workspace, "out") if "total_loss" in x]
-    assert steps == [2, 4]  # the last of each run
+    assert steps == [2, 4]  # the last iteration of each run
     assert (workspace / "out" / "last_checkpoint").read_text() == "model_final.pth"
     assert 0 <= mean_iou(second) <= 100
-    report = (workspace / "out" / "results.md").read_text()  # training leaves one as well
+    report = (workspace / "out" / "results.md").read_text()
     assert f"{mean_iou(second):.2f}" in report and report in second
 
 
@@ -128,8 +136,8 @@ def two_processes() -> list[str]:
     return ["--num-gpus", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
 
 
-def test_several_data_sets_alone_and_in_two_processes(workspace, trained):
-    """One command, one table; the figures of two processes are those of one to the last bit."""
+def test_several_data_sets_with_one_and_two_processes(workspace, trained):
+    """Two processes give exactly the same scores as one."""
     names = ("mini_sem_seg_val", "mini_16_sem_seg_val")
     options = {"MODEL.WEIGHTS": "out/model_final.pth", "DATASETS.TEST": names}
     log = train_net(workspace, "eval1", "--eval-only", **options)
@@ -151,38 +159,33 @@ def test_several_data_sets_alone_and_in_two_processes(workspace, trained):
 
 
 @pytest.fixture(scope="module")
-def program():
-    """train_net.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_program):
+    return load_program("train_net.py")
 
 
-def test_what_is_evaluated(program, make_cfg, tmp_path):
-    """MODEL.WEIGHTS, or with --resume the last checkpoint, as in Detectron2; never nothing."""
+def test_weights_to_evaluate(program, make_cfg, tmp_path):
+    """MODEL.WEIGHTS, or the last checkpoint with --resume."""
+    args, resume = program.parse_args(["--eval-only"]), program.parse_args(["--resume"])
     cfg = make_cfg(opts={"MODEL.WEIGHTS": "given.pth", "OUTPUT_DIR": str(tmp_path)})
-    assert program.weights_to_evaluate(cfg, resume=False) == "given.pth"
+    assert program.weights_to_evaluate(cfg, args) == "given.pth"
     with pytest.raises(ValueError, match=f"'{tmp_path}' has none"):
-        program.weights_to_evaluate(cfg, resume=True)
+        program.weights_to_evaluate(cfg, resume)
     (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
-    assert program.weights_to_evaluate(cfg, resume=True) == str(tmp_path / "model_0000099.pth")
+    assert program.weights_to_evaluate(cfg, resume) == str(tmp_path / "model_0000099.pth")
     with pytest.raises(ValueError, match="names no weights .* MODEL.WEIGHTS"):
-        program.weights_to_evaluate(make_cfg(opts={"MODEL.WEIGHTS": ""}), resume=False)
+        program.weights_to_evaluate(make_cfg(opts={"MODEL.WEIGHTS": ""}), args)
 
 
-def test_a_config_alone_is_evaluated_with_the_weights_that_come_with_it(workspace):
+def test_shipped_weights_are_the_default(workspace):
     log = train_net(workspace, "shipped", "--eval-only")
     results = json.loads((workspace / "shipped" / "results.json").read_text())
     weights = results["environment"]["MODEL.WEIGHTS"]
     assert Path(weights) == ROOT / "dcp_clip" / "weights" / "camvid_tiny.pth"
-    assert f"the weights that come with this config, {weights}" in log
+    assert f"evaluating the shipped weights {weights}" in log
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_the_report_names_the_weights_that_are_evaluated(
-    program, make_cfg, tmp_path, monkeypatch, resume
-):
+def test_report_names_the_evaluated_weights(program, make_cfg, tmp_path, monkeypatch, resume):
     opts = {"MODEL.WEIGHTS": "given.pth", "OUTPUT_DIR": str(tmp_path), "DATASETS.TEST": ("x",)}
     monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts=opts))
     (tmp_path / "last_checkpoint").write_text("model_0000099.pth")
@@ -191,14 +194,14 @@ def test_the_report_names_the_weights_that_are_evaluated(
     monkeypatch.setattr(
         program.Trainer, "test", lambda cfg, model: reported.append(cfg.MODEL.WEIGHTS) or {}
     )
-    program.main(Namespace(eval_only=True, resume=resume, config_file="", opts=[]))
+    program.main(program.parse_args(["--eval-only", *(["--resume"] if resume else [])]))
     assert loaded == reported == [str(tmp_path / "model_0000099.pth") if resume else "given.pth"]
 
 
-def test_nothing_to_evaluate_is_an_error(program, make_cfg, monkeypatch):
+def test_no_data_set_to_evaluate_is_an_error(program, make_cfg, monkeypatch):
     monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts={"DATASETS.TEST": ()}))
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
-        program.main(Namespace(eval_only=True, resume=False, config_file="", opts=[]))
+        program.main(program.parse_args(["--eval-only"]))
 
 
 def test_two_processes_train_and_evaluate(workspace):
@@ -207,5 +210,67 @@ def test_two_processes_train_and_evaluate(workspace):
     assert (workspace / "two" / "model_final.pth").is_file()
     weights = {"MODEL.WEIGHTS": "two/model_final.pth"}
     alone = mean_iou(train_net(workspace, "two_eval", "--eval-only", **weights))
-    last = log[log.rindex("Evaluation results") :] if "Evaluation results" in log else log
+    last = log[log.rindex("copypaste: Task: sem_seg") :]
     assert mean_iou(last) == pytest.approx(alone, abs=1e-3)
+
+
+PARAMETERS = """
+def _check_parameters(trainer):
+    import torch
+    mine = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    others = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(others, mine)
+    assert len(others) == 2 and torch.equal(*others)
+
+def main(args, train=main):
+    Trainer.after_train = lambda self: _check_parameters(self) or super(Trainer, self).after_train()
+    return train(args)
+
+if __name__ == "__main__":
+"""
+
+
+def test_two_processes_have_equal_parameters(workspace):
+    """Also if some parameters get no gradient, which the decoders' do without a final loss."""
+    text = (workspace / "program.py").read_text()
+    head, _, tail = text.rpartition('if __name__ == "__main__":\n')
+    program = workspace / "equal.py"
+    program.write_text(head + PARAMETERS + tail)
+    options = {"SOLVER.MAX_ITER": 4, "DATASETS.TEST": ()}
+    train_net(workspace, "equal", *two_processes(), program=program.name, **options)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_error_of_a_user_is_one_sentence(workspace, processes):
+    """Without a traceback, once, even if every process finds it."""
+    options = {"MODEL.WEIGHTS": "absent.pth", "SOLVER.MAX_ITER": 2}
+    arguments = two_processes() if processes == 2 else []
+    status, log = launch(workspace, "error", *arguments, **options)
+    assert status == 1
+    assert "Traceback" not in log and log.count("absent.pth', but this file does not exist") == 1
+    assert log.rstrip().splitlines()[-1].startswith("MODEL.WEIGHTS is 'absent.pth'")
+
+
+def test_debug_shows_the_traceback(workspace):
+    status, log = launch(workspace, "debug", "--debug", **{"MODEL.WEIGHTS": "absent.pth"})
+    assert status == 1 and "Traceback" in log and "WeightsError: MODEL.WEIGHTS is" in log
+
+
+def test_damaged_image_is_one_sentence(workspace):
+    """It is found by a worker process of the data loader."""
+    shutil.copytree(workspace / "data", workspace / "damaged" / "data")
+    for path in (workspace / "damaged" / "data" / "train" / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    (workspace / "damaged" / "program.py").write_text((workspace / "program.py").read_text())
+    status, log = launch(workspace / "damaged", "out", **{"DATALOADER.NUM_WORKERS": 1})
+    assert status == 1 and "Traceback" not in log
+    assert "cannot be read" in log.rstrip().splitlines()[-1]
+
+
+def test_screen_shows_no_config(workspace, trained):
+    """It is in OUTPUT_DIR/config.yaml and log.txt."""
+    first, _ = trained
+    assert "CLASS_REFINEMENT" not in first and "Warning" not in first
+    assert len(first.splitlines()) < 80
+    for name in ("config.yaml", "log.txt"):
+        assert "CLASS_REFINEMENT" in (workspace / "out" / name).read_text()
