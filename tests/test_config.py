@@ -1,4 +1,4 @@
-"""Every key is read somewhere and explained; misspelt ones are errors; every config file trains."""
+"""The config: keys, comments, errors of the user, and a training step with every file."""
 
 import re
 from pathlib import Path
@@ -7,19 +7,18 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.projects.deeplab import build_solver
 
+from dcp_clip import config
 from dcp_clip.config import add_dcp_clip_config, setup_cfg
 from dcp_clip.engine import Trainer
 from dcp_clip.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
-DEFAULTS = ROOT / "dcp_clip" / "defaults.py"
-# ablation.yaml lists rows of tables (tests/tools/test_reproduce_steps.py).
+CONFIG = ROOT / "dcp_clip" / "config.py"
+# ablation.yaml lists the rows of a table.
 FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name != "ablation.yaml")
 NAMES = ["sky", "road", "tree", "car"]
-# Those without training have nothing to train (tests/modeling/test_training_free.py), and the
-# pre-training takes other records (tests/modeling/test_clip_pretraining.py).
+# Training-free configs have nothing to train, and the pre-training has other records.
 MODELS = [
     path
     for path in FILES
@@ -30,7 +29,7 @@ MODELS = [
 
 
 def leaves(node: CfgNode, prefix: str = "") -> set[str]:
-    """Dotted names of all keys that are no nodes."""
+    """Return the dotted names of all keys that are not nodes."""
     found: set[str] = set()
     for key, value in node.items():
         name = f"{prefix}{key}"
@@ -45,7 +44,7 @@ def own_keys() -> list[str]:
     return sorted(leaves(cfg) - upstream)
 
 
-def test_there_are_keys():
+def test_own_keys():
     assert "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS" in own_keys()
 
 
@@ -53,33 +52,34 @@ def test_there_are_keys():
 def test_key_is_read(key):
     *nodes, last = key.split(".")
     sources = [ROOT / "train_net.py", *(ROOT / "dcp_clip").rglob("*.py")]
-    sources.append(Path(build_solver.__file__))  # the trainer's schedules, Detectron2's DeepLab's
-    code = "\n".join(path.read_text() for path in sources if path != DEFAULTS)
-    code = re.sub(r'"""(?s:.*?)"""|#.*', "", code)  # a key that is only talked about is not read
+    code = "\n".join(path.read_text() for path in sources if path != CONFIG)
+    code = re.sub(r'"""(?s:.*?)"""|#.*', "", code)  # without comments and docstrings
     read = rf"\.{last}\b|\[\"{last}\"\]|\"{last}\""
-    if last != "NAME":  # all five stages' names are read in one place, by their node
+    if last != "NAME":  # the names of the five stages are read in a loop
         assert re.search(read, code), f"{key} is declared but nothing reads it"
     for node in nodes[1:]:
         assert re.search(rf"\b{node}\b", code), f"nothing reads {node} of {key}"
 
 
 def test_keys_have_comments():
-    """A comment stands above each key, or above the run of lines that it belongs to."""
-    lines = [line.strip() for line in DEFAULTS.read_text().splitlines()]
-    lonely, declared, explained = [], set(), False
+    """There is a comment above each key or above the group of lines that it belongs to."""
+    lines = [line.strip() for line in CONFIG.read_text().splitlines()]
+    without_comment, declared, has_comment = [], set(), False
     for line in lines:
         assignment = re.match(r"cfg\.([A-Z0-9_.]+) = (.*)", line)
         if line.startswith("#"):
-            explained = True
+            has_comment = True
         elif assignment and assignment[2] != "CN()":
             declared.add(assignment[1])
-            lonely += [] if explained else [assignment[1]]
+            without_comment += [] if has_comment else [assignment[1]]
         else:
-            # Stage nodes stand between their comment and NAME.
-            explained = explained and bool(assignment)
+            # The node of a stage may be between the comment and the key NAME.
+            has_comment = has_comment and bool(assignment)
     assert declared >= set(own_keys())
-    assert declared - set(own_keys()) == {"INPUT.FORMAT"}  # Detectron2's, with another default
-    assert not lonely
+    assert declared - set(own_keys()) == {
+        "INPUT.FORMAT"
+    }  # a key of Detectron2 with another default
+    assert not without_comment
 
 
 @pytest.mark.parametrize("key", ["MODEL.CLIP.PRETRANED", "MODEL.DCP_CLIP.PROPOSALS.NAME"])
@@ -106,7 +106,7 @@ def test_missing_config_file():
 
 
 @pytest.mark.parametrize("text", ["MODEL: [1, 2", "A: 1\n  B: 2", "A: \tx: y"])
-def test_a_file_that_is_no_yaml(tmp_path, text):
+def test_invalid_yaml(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"broken\.yaml' cannot be read as YAML: .*line") as raised:
@@ -114,18 +114,18 @@ def test_a_file_that_is_no_yaml(tmp_path, text):
     assert "\n" not in str(raised.value)
 
 
-def test_another_order_of_channels_is_refused():
+def test_bgr_is_an_error():
     with pytest.raises(ValueError, match="INPUT.FORMAT is 'BGR'"):
         setup_cfg(opts=["INPUT.FORMAT", "BGR"])
 
 
-def test_images_are_rgb_without_any_file():
+def test_rgb_is_the_default():
     cfg = get_cfg()
     add_dcp_clip_config(cfg)
     assert cfg.INPUT.FORMAT == "RGB"
 
 
-def test_options_win_over_the_file():
+def test_options_override_the_file():
     path = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
     assert setup_cfg(path, ["MODEL.DCP_CLIP.DIM", "64"]).MODEL.DCP_CLIP.DIM == 64
 
@@ -134,27 +134,45 @@ def test_options_win_over_the_file():
 def test_config_file_is_read(path):
     cfg = setup_cfg(path)
     assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
-    assert cfg.INPUT.FORMAT == "RGB"  # CLIP's pixel statistics are in that order
+    assert cfg.INPUT.FORMAT == "RGB"  # the order of CLIP's pixel statistics
 
 
-def test_both_schedules_can_be_had(make_cfg):
-    """Warm-up cosine and warm-up poly (design.md, section 6)."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    for name in ("WarmupCosineLR", "WarmupPolyLR"):
-        cfg = make_cfg(opts={"SOLVER.LR_SCHEDULER_NAME": name, "SOLVER.MAX_ITER": 10})
-        scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
-        scheduler.step()
-        assert optimizer.param_groups[0]["lr"] < 1
+@pytest.mark.parametrize("old, new", config._OLD_KEYS.items())
+@pytest.mark.parametrize("in_file", [True, False])
+def test_old_key_names_the_new_one(tmp_path, old, new, in_file):
+    path = tmp_path / "config.yaml"
+    if in_file:
+        *nodes, last = old.split(".")
+        lines = [f"{'  ' * i}{node}:" for i, node in enumerate(nodes)]
+        path.write_text("\n".join([*lines, f"{'  ' * len(nodes)}{last}: 1", ""]))
+    with pytest.raises(KeyError) as raised:
+        setup_cfg(path if in_file else "", [] if in_file else [old, "1"])
+    message = raised.value.args[0]
+    assert "\n" not in message and old in message
+    assert (f"is called {new} now" if new else "was removed") in message
+
+
+@pytest.mark.parametrize("old, new", config._OLD_KEYS.items())
+def test_new_key_exists_and_old_key_does_not(old, new):
+    def exists(key):
+        node = config.get_cfg()
+        for part in key.split("."):
+            if not isinstance(node, CfgNode) or part not in node:
+                return False
+            node = node[part]
+        return True
+
+    assert not exists(old)
+    assert new is None or exists(new)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_config_file_takes_a_training_step(path):
-    """The full model on random weights and small synthetic records, through its own optimiser."""
+    """The whole model with random weights, on synthetic records, with its own optimizer."""
     options = {"MODEL.DEVICE": "cpu", "MODEL.CLIP.PRETRAINED": "", "SOLVER.AMP.ENABLED": False}
     options |= {"MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR": ""}
-    options |= {"MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE": len(NAMES)}
     cfg = setup_cfg(path, [x for pair in options.items() for x in pair])
-    if cfg.MODEL.META_ARCHITECTURE == "DCPCLIP":  # the baseline needs to know its categories
+    if cfg.MODEL.META_ARCHITECTURE == "DCPCLIP":  # the baseline needs its categories
         cfg.DATASETS.TRAIN = ()
     torch.manual_seed(0)
     model = build_model(cfg).train()
