@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> None:
         results.append(result)
         about = [result[key] for key in ("clip", "weights", "precision") if key in result]
         if measure is benchmark:
-            about.append(f"{args.size[0]} x {args.size[1]} pixels, {args.repeats} rounds")
+            about.append(f"{args.size[0]} x {args.size[1]} pixels, median of {args.repeats}")
         tables = [f"## {config_file}", f"{', '.join([*about, args.device])}."]
         print("\n\n".join([*tables, format_rows(result["rows"])]), end="\n\n", flush=True)
         if "stages" in result:
