@@ -105,6 +105,8 @@ FILE_ONLY = ("Environment info", "Contents of args", "Running with full config",
 
 def setup(args: Namespace) -> CfgNode:
     """Read the config, and set up the output folder and the loggers."""
+    if args.config_file:  # default_setup opens it
+        args.config_file = dcp_clip.model_zoo.get_config_file(args.config_file)
     cfg = dcp_clip.setup_cfg(args.config_file, args.opts)
     cfg.freeze()
     # default_setup imports a module that warns about every machine without a GPU.

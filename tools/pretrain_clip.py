@@ -36,12 +36,14 @@ def pretrain(args: argparse.Namespace) -> dict | None:
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
 
+    from dcp_clip import model_zoo
     from dcp_clip.config import get_cfg, setup_cfg
     from dcp_clip.emoji_scenes.pretraining import CLIPTrainer, add_pretraining_config
     from dcp_clip.engine.checkpoint import half_precision
 
     cfg = get_cfg()
     add_pretraining_config(cfg)
+    args.config_file = model_zoo.get_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts, cfg)
     cfg.freeze()
     default_setup(cfg, args)
