@@ -1,4 +1,4 @@
-"""Evaluation in windows: the answer of the whole where it can be, and one pass of memory."""
+"""Evaluation in windows: the labels of the whole image, with bounded memory."""
 
 from functools import partial
 
@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from dcp_clip.benchmarking.measure import peak_bytes
 from dcp_clip.modeling.inference import SlidingWindow
-from dcp_clip.structures import Proposals
 from dcp_clip.utils.label_map import resized_bands
 from dcp_clip.vocabulary import Vocabulary
 
@@ -20,31 +19,31 @@ IDS = torch.tensor([4, 0, 5])
 
 
 class LocalModel:
-    """Its maps are the image's colours, averaged over cells of 4 x 4: a window sees what the whole
-    image sees. It pads to multiples of `divisor`, with another colour, and proposes `ids`, three or
-    a multiple of three, to the first image it gets only."""
+    """Its logits are the colours of the image, averaged over cells of 4 x 4 pixels.
 
-    device = torch.device("cpu")
+    A window therefore gives the logits of the whole image. The model pads to multiples of
+    `divisor` with another colour. It proposes `ids`, whose number is a multiple of three.
+    """
 
     def __init__(self, divisor=8, ids=IDS):
         self.divisor, self.ids, self.calls = divisor, ids, []
 
-    def segment_images(self, images, vocabulary, labels=None, ids=None):
-        (image,) = images
+    def propose(self, image):
+        assert not self.calls
+        self.calls.append(image.shape[-2:])
+        return self.ids, self.ids / 10
+
+    def segment(self, image, ids):
         height, width = image.shape[-2:]
-        assert (ids is None) == (not self.calls)
+        assert torch.equal(ids, self.ids) and self.calls
         self.calls.append((height, width))
         padded = [-(-side // self.divisor) * self.divisor for side in (height, width)]
         canvas = F.pad(image[None].float(), (0, 3, 0, 3), mode="replicate")
         canvas = F.pad(canvas, (0, padded[1] - width - 3, 0, padded[0] - height - 3), value=-1e3)
-        maps = F.avg_pool2d(canvas, 4).repeat(1, len(self.ids) // 3, 1, 1)
-        ids = self.ids[None] if ids is None else ids
-        valid = torch.ones_like(ids, dtype=torch.bool)
-        proposals = Proposals(ids, ids / 10, valid, torch.zeros(1, ids.shape[1], 2))
-        return maps, (height / 4, width / 4), proposals
+        return F.avg_pool2d(canvas, 4)[0].repeat(len(ids) // 3, 1, 1), (height / 4, width / 4)
 
 
-def labels_of_whole(image, size):
+def logits_of_whole(image, size):
     height, width = image.shape[-2:]
     cells = F.avg_pool2d(F.pad(image[None].float(), (0, 3, 0, 3), mode="replicate"), 4)[0]
     cells = cells[:, : -(-height // 4), : -(-width // 4)]
@@ -59,27 +58,26 @@ def labels_of_whole(image, size):
     window=st.sampled_from([(16, 8), (16, 16), (24, 4), (32, 28)]),
     divisor=st.sampled_from([4, 8, 16]),
 )
-def test_windows_give_the_answer_of_the_whole(size, output, window, divisor):
+def test_windows_give_the_labels_of_the_whole_image(size, output, window, divisor):
     generator = torch.Generator().manual_seed(sum(size))
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
-    inputs = {"image": image}
-    if output:
-        inputs |= {"height": output[0], "width": output[1]}
     model, slider = LocalModel(divisor), SlidingWindow(*window)
-    result = slider.segment(model, inputs, NAMES)
-    maps = labels_of_whole(image, output or size)
+    sem_seg, ids, scores = slider.segment(
+        image, output or size, len(NAMES), model.propose, model.segment
+    )
+    maps = logits_of_whole(image, output or size)
     best, second = maps.topk(2, dim=0).values
     clear = best - second > 1e-3
-    label_map = result["sem_seg"].argmax(dim=0)
+    label_map = sem_seg.argmax(dim=0)
     assert torch.equal(label_map[clear], IDS[maps.argmax(0)][clear])
     assert label_map.shape == (output or size)
-    assert torch.equal(result["proposals"]["ids"], IDS)
+    assert torch.equal(ids, IDS) and torch.equal(scores, IDS / 10)
     assert max(model.calls[0]) <= slider.size
     assert all(max(call) <= slider.size for call in model.calls)
 
 
-def test_the_whole_image_proposes(make_model, make_image):
-    """Windows get the categories of the whole image, even those that they do not show."""
+def test_the_whole_image_chooses_the_categories(make_model, make_image):
+    """All windows have the categories of the whole image, even those that they do not show."""
     model = make_model(opts={NODE + "SIZE": 64, NODE + "STRIDE": 32})
     seen = []
     model.proposal.register_forward_hook(lambda _, args, out: seen.append((args[6], out.ids)))
@@ -93,8 +91,8 @@ def test_the_whole_image_proposes(make_model, make_image):
     assert set(sem_seg.argmax().unique().tolist()) <= set(sem_seg.category_ids.tolist())
 
 
-def test_the_oracle_proposes_for_all_windows(make_model, make_image):
-    """Maps and ids in one order: windows paint what the whole image was told."""
+def test_the_oracle_chooses_the_categories_of_all_windows(make_model, make_image):
+    """The logits of a window have the order of the proposed ids."""
     opts = {NODE + "SIZE": 64, "MODEL.DCP_CLIP.PROPOSAL.NAME": "OracleProposal"}
     model = make_model(opts=opts)
     image, labels = make_image(64, 128), torch.tensor([5, 1, 3, 0]).repeat_interleave(32)
@@ -103,13 +101,13 @@ def test_the_oracle_proposes_for_all_windows(make_model, make_image):
         sem_seg = model([inputs])[0]["sem_seg"]
         assert sem_seg.category_ids.tolist() == [0, 1, 3, 5]
         ids = sem_seg.category_ids
-        maps, _, _ = model.segment_images([image[..., :64]], NAMES, ids=ids[None])
-    left = ids[maps[0].argmax(0)]  # of the first window, alone there
+        logits, _, _ = model._segment_images([image[..., :64]], NAMES, ids=ids[None])
+    left = ids[logits[0].argmax(0)]  # the first window alone covers this part
     painted = sem_seg.argmax()[2:64:4, 2:32:4]
     assert (painted == left[:, :8]).float().mean() > 0.8
 
 
-def test_an_image_that_fits_a_window_is_segmented_whole(make_model, make_image):
+def test_an_image_that_fits_into_a_window_is_segmented_as_a_whole(make_model, make_image):
     images = [{"image": make_image(64, 48)}, {"image": make_image(40, 64, seed=1)}]
     with torch.no_grad():
         windowed = make_model(opts={NODE + "SIZE": 64})(images)
@@ -118,14 +116,16 @@ def test_an_image_that_fits_a_window_is_segmented_whole(make_model, make_image):
         assert torch.equal(a["sem_seg"].logits, b["sem_seg"].logits)
 
 
-def test_memory_grows_by_the_image_only():
-    """By the bytes of the image, not by its logits, which are 15 bytes a pixel here."""
-    names, peaks = Vocabulary([f"thing {i}" for i in range(60)]), []
-    for height in (96, 96, 960):  # the first call pays for what is made once
+def test_memory_grows_with_the_image_only():
+    """It grows by the bytes of the image, but not by the logits, which are 15 bytes per pixel."""
+    peaks = []
+    for height in (96, 96, 960):  # the first call also allocates what stays in memory
         image = torch.zeros(3, height, 40, dtype=torch.uint8)
         model = LocalModel(ids=torch.arange(60))
-        run = partial(SlidingWindow(32, 16).segment, model, {"image": image}, names)
-        peaks.append(peak_bytes(run, model.device))
+        run = partial(
+            SlidingWindow(32, 16).segment, image, (height, 40), 60, model.propose, model.segment
+        )
+        peaks.append(peak_bytes(run, image.device))
     assert peaks[1] > 60 * 8 * 10 * 4
     assert peaks[2] - peaks[1] < 5 * (960 - 96) * 40
 
@@ -133,12 +133,12 @@ def test_memory_grows_by_the_image_only():
 @pytest.mark.parametrize(
     "size, stride, key", [(30, 8, "SIZE"), (32, 6, "STRIDE"), (32, 36, "gaps"), (-4, 4, "SIZE")]
 )
-def test_bad_values_name_their_key(make_cfg, size, stride, key):
+def test_the_error_for_a_wrong_value_names_the_key(make_cfg, size, stride, key):
     cfg = make_cfg(opts={NODE + "SIZE": size, NODE + "STRIDE": stride})
     with pytest.raises(ValueError, match=key):
         SlidingWindow.from_config(cfg)
 
 
-def test_off_by_default_and_half_overlapping(make_cfg):
+def test_windows_are_off_by_default_and_overlap_by_half(make_cfg):
     assert SlidingWindow.from_config(make_cfg()) is None
     assert SlidingWindow.from_config(make_cfg(opts={NODE + "SIZE": 40})).stride == 20

@@ -1,11 +1,11 @@
-"""Attention between positions and names."""
+"""CrossAttention."""
 
 import torch
 
 from dcp_clip.modeling.layers import CrossAttention
 
 
-def test_masked_keys_are_not_seen():
+def test_masked_keys_have_no_effect():
     torch.manual_seed(0)
     attention = CrossAttention(16, 4)
     query, key, bias = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.randn(2, 3, 5)
@@ -17,7 +17,7 @@ def test_masked_keys_are_not_seen():
     torch.testing.assert_close(out[:1], alone)
 
 
-def test_it_is_torchs_attention_with_a_bias():
+def test_it_agrees_with_torch_and_a_bias_as_the_mask():
     torch.manual_seed(0)
     ours, theirs = CrossAttention(16, 4), torch.nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():

@@ -13,8 +13,8 @@ from dcp_clip.modeling.losses import (
     labels_to_proposals,
     present_categories,
 )
-from dcp_clip.modeling.stages.stage5_class_refinement import MaskPooledRefinement, Refinement
-from dcp_clip.structures import Proposals
+from dcp_clip.modeling.stages.stage5_class_refinement import MaskPooledRefinement
+from dcp_clip.structures import Proposals, Refinement
 
 LOSS = "MODEL.DCP_CLIP.LOSS."
 WEIGHTS = {
@@ -25,15 +25,16 @@ WEIGHTS = {
     "COARSE_WEIGHT": 1.0,
     "FINAL_WEIGHT": 1.0,
     "PROPOSAL_WEIGHT": 1.0,
-    "STRIDE": 1,
 }
 
 
 @pytest.fixture
 def criterion(make_cfg):
-    def make(**options):
+    def make(stride=1, **options):
         weights = {LOSS + key: value for key, value in {**WEIGHTS, **options}.items()}
-        return SegmentationCriterion(make_cfg(opts=weights))
+        criterion = SegmentationCriterion(make_cfg(opts=weights))
+        criterion.stride = stride
+        return criterion
 
     return make
 
@@ -54,7 +55,7 @@ def proposals(ids, valid=None):
     k=st.integers(1, 5),
     padded=st.integers(0, 2),
 )
-def test_labels_become_positions_among_the_proposals(labels, ids, k, padded):
+def test_labels_become_indices_of_the_proposals(labels, ids, k, padded):
     chosen = ids[:k]
     valid = [True] * max(k - padded, 1) + [False] * min(padded, k - 1)
     maps = labels_to_proposals(
@@ -97,8 +98,8 @@ def test_dice_by_hand(criterion):
     assert float(loss) == pytest.approx((first + second) / 2, rel=1e-5)
 
 
-def test_dice_counts_what_is_there(criterion):
-    """A proposal without a pixel has no region to overlap with: the cross-entropy handles it."""
+def test_dice_is_averaged_over_the_categories_present(criterion):
+    """A proposal without pixels has no dice loss; the cross-entropy handles it."""
     torch.manual_seed(0)
     logits = torch.randn(1, 3, 4, 4)
     labels = torch.zeros(1, 4, 4).long()
@@ -115,7 +116,7 @@ def test_losses_and_gradients_are_those_of_the_plain_formulas(criterion, balance
     labels = torch.randint(-1, 6, (2, 6, 7), generator=generator)
     valid = [[True] * 4, [True, True, True, False]]
     chosen = proposals([[0, 1, 3, 4], [1, 2, 5, 0]], valid)
-    losses = criterion(BALANCE=balance)({"fine": logits}, None, chosen, labels, 6)
+    losses = criterion(CLASS_BALANCE=balance)({"fine": logits}, None, chosen, labels, 6)
     target = labels_to_proposals(labels, chosen, 6)
     known = target >= 0
     frequency = torch.bincount(labels[known], minlength=6) / known.sum()
@@ -134,14 +135,14 @@ def test_losses_and_gradients_are_those_of_the_plain_formulas(criterion, balance
         assert not got.masked_select(~known[:, None]).any()
 
 
-def test_a_perfect_answer_has_no_loss(criterion):
+def test_perfect_logits_have_no_loss(criterion):
     labels = torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0))
     logits = 50.0 * F.one_hot(labels, 3).permute(0, 3, 1, 2)
     losses = criterion()({"coarse": logits}, None, proposals([[0, 1, 2]] * 2), labels, 3)
     assert all(float(v) == pytest.approx(0, abs=1e-6) for v in losses.values())
 
 
-def test_padded_proposals_do_not_compete(criterion):
+def test_padded_proposals_have_no_effect(criterion):
     torch.manual_seed(0)
     labels = torch.randint(0, 2, (1, 4, 4))
     logits = torch.randn(1, 2, 4, 4)
@@ -152,16 +153,16 @@ def test_padded_proposals_do_not_compete(criterion):
         torch.testing.assert_close(value, expected[name])
 
 
-def test_maps_are_compared_at_the_stride(criterion):
-    """Labels are sampled in the middle of each stride, maps are brought to that grid."""
+def test_logits_and_labels_are_compared_at_the_stride(criterion):
+    """Labels are sampled in the middle of each stride; logits are resized to that grid."""
     labels = torch.full((1, 8, 8), 255)
     labels[:, 2::4, 2::4] = torch.tensor([[0, 1], [1, 0]])
     logits = 50.0 * F.one_hot(torch.tensor([[[0, 1], [1, 0]]]), 2).permute(0, 3, 1, 2)
-    losses = criterion(STRIDE=4)({"fine": logits}, None, proposals([[0, 1]]), labels, 2)
+    losses = criterion(stride=4)({"fine": logits}, None, proposals([[0, 1]]), labels, 2)
     assert float(losses["loss_fine_ce"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_weights_multiply(criterion):
+def test_each_loss_is_multiplied_by_its_weights(criterion):
     torch.manual_seed(0)
     maps = {name: torch.randn(1, 2, 4, 4) for name in ("coarse", "fine", "final")}
     refinement = Refinement(torch.randn(1, 2), torch.randn(1, 2, 2))
@@ -193,12 +194,12 @@ def test_weights_multiply(criterion):
         torch.testing.assert_close(weighted[name], factor * base[name])
 
 
-def test_what_is_there_should_be_ranked_above_what_is_not(criterion):
+def test_the_ranking_loss_by_hand(criterion):
     scores = torch.tensor([[0.3, 0.1, 0.2, 0.9], [0.5, 0.4, 0.3, 0.2]], requires_grad=True)
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]])
     valid = torch.tensor([[True, True, True, False], [True, True, True, True]])
     ranked = Proposals(ids, scores, valid, torch.zeros(2, 4, 4), learned=True)
-    # The first image shows 0 and 2 (its last place is padding), nothing is known of the second.
+    # The first image has the categories 0 and 2 and one padded proposal; the second has no labels.
     labels = torch.tensor([[[0, 2]], [[255, 255]]])
     make = criterion()
     maps = {"fine": torch.zeros(2, 4, 1, 2)}
@@ -211,16 +212,16 @@ def test_what_is_there_should_be_ranked_above_what_is_not(criterion):
 
 
 @pytest.mark.parametrize("balance", [0.3, 1.0])
-def test_balance_is_a_weighted_mean(criterion, balance):
+def test_class_balance_is_a_weighted_mean(criterion, balance):
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 4)
     labels = torch.tensor([0] * 24 + [2] * 6 + [255] * 2).view(2, 4, 4)
     maps, chosen = {"fine": logits}, proposals([[0, 1, 2]] * 2)
-    loss = criterion(BALANCE=balance)(maps, None, chosen, labels, 3)["loss_fine_ce"]
+    loss = criterion(CLASS_BALANCE=balance)(maps, None, chosen, labels, 3)["loss_fine_ce"]
     class_weight = torch.tensor([0.8**-balance, 1.0, 0.2**-balance])
     expected = F.cross_entropy(logits, labels, class_weight, ignore_index=255)
     torch.testing.assert_close(loss, expected)
-    plain = criterion(BALANCE=0.0)(maps, None, chosen, labels, 3)["loss_fine_ce"]
+    plain = criterion(CLASS_BALANCE=0.0)(maps, None, chosen, labels, 3)["loss_fine_ce"]
     torch.testing.assert_close(plain, F.cross_entropy(logits, labels, ignore_index=255))
 
 
@@ -244,7 +245,7 @@ def test_presence_and_mask_classification_by_hand(criterion):
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_padded_places_of_stage_5_cannot_spoil_the_loss(criterion, make_cfg, learned):
+def test_padded_proposals_give_finite_losses_of_stage_5(criterion, make_cfg, learned):
     cfg = make_cfg(opts={"MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED": learned})
     torch.manual_seed(0)
     stage = MaskPooledRefinement(cfg, {})
@@ -260,8 +261,8 @@ def test_padded_places_of_stage_5_cannot_spoil_the_loss(criterion, make_cfg, lea
     assert fine.grad.isfinite().all() and (fine.grad[:, 2] == 0).all()
 
 
-def test_masks_that_fit_are_recognised(make_cfg):
-    """Two halves of an image whose dense features are the text features of two names."""
+def test_masks_that_fit_their_category_are_present(make_cfg):
+    """The dense features of the two halves of an image are the text features of two categories."""
     cfg = make_cfg(opts={"MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED": False})
     text = torch.eye(4)[None, :3]
     dense = torch.zeros(1, 4, 4, 4)

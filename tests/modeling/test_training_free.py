@@ -1,6 +1,5 @@
-"""The configs of training_free: nothing learned, contracts held, planted answers found."""
+"""The configs of training_free: no learned weights, the contracts, and images of known labels."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,12 @@ from dcp_clip.modeling.clip.loading import load_clip
 from dcp_clip.structures import TextFeatures
 from dcp_clip.vocabulary import Vocabulary
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from test_contracts import POOL, SIZES, assert_same, run
-from test_guided_decoder import boundary_iou, scene
-
 CONFIGS = Path(__file__).parents[2] / "configs" / "training_free"
 FILES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "Base.yaml")
+SIZES = st.sampled_from([(33, 47), (64, 64), (1, 1), (5, 200), (97, 20)])
 FEW = settings(max_examples=5, deadline=None, phases=[Phase.reuse, Phase.generate])
 STAGES = "MODEL.DCP_CLIP."
-# A miniature of each file's tower, and windows of two patches where the file has windows.
+# A small tower for each config, with windows of two patches if the config has windows.
 MINIATURES = {
     "vit_b16": ("test-vit-16", 32, 16),
     "vit_l14_336": ("test-vit-14-quickgelu", 28, 14),
@@ -35,7 +30,7 @@ MINIATURES = {
 
 @pytest.fixture(scope="module")
 def models(tiny_clips, randomize):
-    """``models(file stem, {key: value})``: the file's model on a miniature tower, built once."""
+    """``models(stem, {key: value})``: the model of a config with a small tower, built once."""
     built = {}
 
     def get(stem, opts=None):
@@ -63,7 +58,7 @@ def models(tiny_clips, randomize):
 STEMS = [path.stem for path in FILES]
 
 
-def test_every_file_has_a_miniature():
+def test_every_config_is_tested():
     assert set(STEMS) == set(MINIATURES)
     for path in FILES:
         cfg = setup_cfg(path)
@@ -73,7 +68,7 @@ def test_every_file_has_a_miniature():
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_the_state_is_clips_and_nothing_trains(models, make_cfg, stem):
+def test_the_only_weights_are_those_of_clip_and_none_trains(models, make_cfg, stem):
     model = models(stem)
     assert not [name for name, p in model.named_parameters() if p.requires_grad]
     clip = load_clip(make_cfg(MINIATURES[stem][0])).state_dict()
@@ -88,38 +83,42 @@ def test_the_state_is_clips_and_nothing_trains(models, make_cfg, stem):
 
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (70, 3), (33, 47)])
-def test_7_any_image_size(models, make_image, stem, size):
-    _, _, sem_seg = run(models(stem), make_image(*size), POOL)
+def test_7_any_image_size(models, make_image, stem, size, twelve_categories, run):
+    _, _, sem_seg = run(models(stem), make_image(*size), twelve_categories)
     assert sem_seg.image_size == size
 
 
 @pytest.mark.parametrize("stem", STEMS)
 @FEW
 @given(data=st.data())
-def test_2_3_4_the_vocabulary(models, make_image, stem, data):
-    """Shuffling shuffles, further names change no bit, and K >= C is no proposal stage."""
+def test_2_3_4_the_vocabulary(models, make_image, stem, data, twelve_categories, run, assert_same):
+    """Order, additional names, and enough proposals for all names."""
     model = models(stem)
     image = make_image(*data.draw(SIZES), seed=data.draw(st.integers(0, 5)))
-    everything = run(model, image, POOL)
-    assert_same(everything, run(model, image, data.draw(st.permutations(POOL))))
-    proposed = [name for name in POOL if name[0] in everything[0]]
+    everything = run(model, image, twelve_categories)
+    assert_same(everything, run(model, image, data.draw(st.permutations(twelve_categories))))
+    proposed = [name for name in twelve_categories if name[0] in everything[0]]
     assert len(proposed) == 4
     assert_same(everything, run(model, image, proposed), exact=True)
     limited = models(stem, {STAGES + "PROPOSAL.NUM_PROPOSALS": 12})
     unlimited = models(stem, {STAGES + "PROPOSAL.NAME": "AllCategories"})
-    assert_same(run(limited, image, POOL), run(unlimited, image, POOL), exact=True)
+    assert_same(
+        run(limited, image, twelve_categories), run(unlimited, image, twelve_categories), exact=True
+    )
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_7_any_vocabulary_size(models, make_image, stem):
+def test_7_any_vocabulary_size(models, make_image, stem, run):
     for count in (1, 2, 300):
         names = [f"thing {i}" for i in range(count)]
         assert len(run(models(stem), make_image(40, 50), names)[0]) == min(count, 4)
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_5_an_image_does_not_see_its_neighbours(models, make_image, stem):
-    model, vocabulary = models(stem), Vocabulary(POOL)
+def test_5_images_of_a_batch_do_not_influence_each_other(
+    models, make_image, stem, twelve_categories
+):
+    model, vocabulary = models(stem), Vocabulary(twelve_categories)
     sizes = [(33, 47), (64, 80), (33, 47)]
     inputs = [
         {"image": make_image(*size, seed=i), "vocabulary": vocabulary}
@@ -133,17 +132,15 @@ def test_5_an_image_does_not_see_its_neighbours(models, make_image, stem):
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_each_ingredient_can_be_switched_off(models, make_image, stem):
-    """And is then seen to have done something."""
+def test_each_part_changes_the_logits(models, make_image, stem, twelve_categories, run):
     image = make_image(60, 90)
-    logits = run(models(stem), image, POOL[:4])[2].logits
+    logits = run(models(stem), image, twelve_categories[:4])[2].logits
     switches = [("FINE_DECODER", "BilinearDecoder"), ("CLASS_REFINEMENT", "NoRefinement")]
     opts = [{f"{STAGES}{node}.NAME": name} for node, name in switches]
-    opts += [{"MODEL.CLIP.ENCODER_WINDOW": 0}, {"MODEL.CLIP.DENSE": "value"}] * stem.startswith(
-        "vit"
-    )
+    if stem.startswith("vit"):
+        opts += [{"MODEL.CLIP.ENCODER_WINDOW": 0}, {"MODEL.CLIP.DENSE": "maskclip"}]
     for change in opts:
-        other = run(models(stem, change), image, POOL[:4])[2].logits
+        other = run(models(stem, change), image, twelve_categories[:4])[2].logits
         assert (logits - other).abs().max() > 1e-2, change
 
 
@@ -151,13 +148,13 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-# ---- planted answers
+# ---- images of known labels
 
 
-class SeesColours(torch.nn.Module):
-    """In the place of CLIP's image tower: a pixel of a known colour has its name's text feature.
+class ColourBackbone(torch.nn.Module):
+    """Replaces CLIP's image tower: the colour of a pixel selects the text feature of a category.
 
-    ``dense`` is the mean over cells of 16 pixels, as blind to what is smaller as CLIP is.
+    ``dense`` is the mean over cells of 16 pixels, so smaller details are lost, as in CLIP.
     """
 
     size_divisibility = 16
@@ -174,8 +171,8 @@ class SeesColours(torch.nn.Module):
         return {"dense": dense, "pooled": pooled, "image": images, "res2": F.avg_pool2d(images, 4)}
 
 
-class KnowsNames(torch.nn.Module):
-    """In the place of the text tower: a vector a name, with cosines of 0.7, as CLIP's have."""
+class FixedTextEncoder(torch.nn.Module):
+    """Replaces the text tower: one vector for each name, with cosine similarities of 0.7."""
 
     def encode_vocabulary(self, vocabulary):
         features = []
@@ -185,8 +182,8 @@ class KnowsNames(torch.nn.Module):
         return TextFeatures(torch.stack(features), torch.arange(len(vocabulary))[:, None])
 
 
-def painting(model, labels, colours):
-    """An image (3, H, W) for the model's input whose normalised pixels are the labels' colours."""
+def paint(model, labels, colours):
+    """An image (3, H, W) whose normalised pixels are the colours of the labels."""
     return colours[labels].permute(2, 0, 1) * model.pixel_std + model.pixel_mean
 
 
@@ -195,15 +192,15 @@ NAMES = ["sky", "tree", "car", "road"]
 
 
 @pytest.fixture
-def planted(models):
+def known_answer(models):
     def make(opts=None, others=()):
         options = {STAGES + "PROPOSAL.NUM_PROPOSALS": 8} | (opts or {})
         vocabulary = Vocabulary([*NAMES, *others])
         model = models("vit_b16", options)
         undo.append((model, model.backbone, model.text_encoder))
-        model.text_encoder = KnowsNames()
+        model.text_encoder = FixedTextEncoder()
         text = model.text_encoder.encode_vocabulary(vocabulary).embeddings[: len(NAMES)]
-        model.backbone = SeesColours(COLOURS, text)
+        model.backbone = ColourBackbone(COLOURS, text)
         model.set_vocabulary(vocabulary)
         return model
 
@@ -215,15 +212,15 @@ def planted(models):
 
 @torch.no_grad()
 @pytest.mark.parametrize("others", [(), [f"thing {i}" for i in range(200)]])
-def test_regions_of_whole_cells_are_labelled_exactly(planted, others):
-    model = planted(others=others)
+def test_regions_of_whole_cells_are_labelled_exactly(known_answer, others):
+    model = known_answer(others=others)
     cells = torch.tensor([[0, 0, 0, 1, 1], [0, 2, 2, 1, 1], [3, 3, 2, 2, 1], [3, 3, 3, 3, 1]])
     labels = cells.repeat_interleave(32, 0).repeat_interleave(32, 1)
-    image = painting(model, labels, COLOURS)
+    image = paint(model, labels, COLOURS)
     output = model([{"image": image}, {"image": image, "height": 32, "width": 40}])
     full, fourth = (x["sem_seg"].argmax() for x in output)
     assert torch.equal(fourth, labels[::4, ::4])
-    # From stride 4 to pixels the way is bilinear, which cuts a pixel off each corner.
+    # Upsampling from stride 4 is bilinear, which changes one pixel at each corner.
     wrong = (full != labels).nonzero()
     assert len(wrong) < 10
     for y, x in wrong.tolist():
@@ -231,13 +228,18 @@ def test_regions_of_whole_cells_are_labelled_exactly(planted, others):
 
 
 @torch.no_grad()
-def test_borders_within_cells_are_recovered_by_the_picture(planted):
-    """Boundary IoU of the whole pipeline, with the image's guidance and without."""
-    guided, bilinear = planted(), planted({STAGES + "FINE_DECODER.NAME": "BilinearDecoder"})
+def test_borders_inside_of_cells_are_recovered_from_the_image(
+    known_answer, make_scene, boundary_iou
+):
+    """Boundary IoU of the whole model, with and without the guidance of the image."""
+    guided, bilinear = (
+        known_answer(),
+        known_answer({STAGES + "FINE_DECODER.NAME": "BilinearDecoder"}),
+    )
     scores = []
     for seed in range(3):
-        labels = scene(seed)[0]
-        image = painting(guided, labels, COLOURS)
+        labels = make_scene(seed)[0]
+        image = paint(guided, labels, COLOURS)
         masks = [m([{"image": image}])[0]["sem_seg"].argmax() for m in (guided, bilinear)]
         scores.append([boundary_iou(mask, labels) for mask in masks])
     assert all(a > b + 0.05 for a, b in scores), scores

@@ -1,4 +1,4 @@
-"""Small reference segmentors on a tiny random CLIP."""
+"""Small baselines on a tiny random CLIP."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def architecture(request):
 
 @pytest.fixture
 def batch(make_image):
-    """Two images of 64 x 64 and their three categories of five, one striped, one in quarters."""
+    """Two images of 64 x 64 with three of five categories: two stripes, and a quarter."""
     vocabulary = Vocabulary([f"thing {i}" for i in range(5)])
     stripes = torch.arange(64)[:, None].expand(64, 64) // 32
     quarters = 2 * (torch.arange(64)[:, None] // 32) * (torch.arange(64) // 32)

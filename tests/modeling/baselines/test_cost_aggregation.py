@@ -1,4 +1,4 @@
-"""Cost aggregation: bounded memory must not change the answer, and names must see each other."""
+"""Cost aggregation: chunks of categories, and the attention between categories."""
 
 import pytest
 import torch
@@ -14,16 +14,17 @@ def maps_of(model, image, names):
     return model([{"image": image, "vocabulary": Vocabulary(names)}])[0]["sem_seg"].maps
 
 
-def test_chunks_do_not_change_the_answer(make_head, make_image):
+def test_chunks_do_not_change_the_logits(make_head, make_image):
     names, image = [f"thing {i}" for i in range(11)], make_image(64, 80)
-    whole = maps_of(make_head(KIND, opts={f"{NODE}.CHUNK_SIZE": 100}), image, names)
-    for size in (1, 4, 11):
-        model = make_head(KIND, opts={f"{NODE}.CHUNK_SIZE": size})
+    model = make_head(KIND)
+    whole = maps_of(model, image, names)
+    for model.head.chunk_size in (1, 4, 11):
         torch.testing.assert_close(maps_of(model, image, names), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_chunks_bound_what_is_upsampled_at_once(make_head, make_image):
-    model = make_head(KIND, opts={f"{NODE}.CHUNK_SIZE": 4})
+def test_chunks_limit_the_categories_upsampled_at_once(make_head, make_image):
+    model = make_head(KIND)
+    model.head.chunk_size = 4
     seen = []
     for step in model.head.steps.values():
         step.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
@@ -31,15 +32,15 @@ def test_chunks_bound_what_is_upsampled_at_once(make_head, make_image):
     assert sorted(seen) == [2, 2, 4, 4, 4, 4]
 
 
-def test_categories_are_aggregated(make_head, make_image):
-    """Another name in the vocabulary changes the maps of the rest."""
+def test_categories_attend_to_each_other(make_head, make_image):
+    """Another category in the vocabulary changes the logits of the others."""
     model, image = make_head(KIND), make_image(64, 64)
     fewer = maps_of(model, image, ["sky", "car"])
     more = maps_of(model, image, ["sky", "car", "cat"])[:2]
     assert not torch.allclose(fewer, more, atol=1e-3)
 
 
-@pytest.mark.parametrize("key, value", [("DIM", 24), ("NUM_HEADS", 3), ("CHUNK_SIZE", 0)])
-def test_wrong_settings(make_head, key, value):
+@pytest.mark.parametrize("key, value", [("DIM", 24), ("NUM_HEADS", 3)])
+def test_wrong_values_are_refused(make_head, key, value):
     with pytest.raises(ValueError, match=rf"COST_AGGREGATION.*{key} \({value}\)"):
         make_head(KIND, opts={f"{NODE}.{key}": value})

@@ -1,4 +1,4 @@
-"""The closed-vocabulary network to compare with."""
+"""FPNBaseline, the baseline with a closed vocabulary."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def named_data_set():
     MetadataCatalog.pop("test_fpn_sem_seg")
 
 
-def test_fpn_baseline(make_cfg, make_image, named_data_set):
+def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image, named_data_set):
     opts = {
         "MODEL.META_ARCHITECTURE": "FPNBaseline",
         "MODEL.CLIP.TRAIN_IMAGE": "all",
@@ -36,8 +36,10 @@ def test_fpn_baseline(make_cfg, make_image, named_data_set):
     losses = model.train()(batch)
     assert set(losses) == {"loss_fine_ce", "loss_fine_dice"}
     sum(losses.values()).backward()
-    silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not silent and all(loss.isfinite() for loss in losses.values())
+    without_gradient = [
+        n for n, p in model.named_parameters() if p.requires_grad and p.grad is None
+    ]
+    assert not without_gradient and all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
         output = model.eval()(batch)[0]["sem_seg"]
     assert output.category_ids.tolist() == list(range(len(NAMES)))
@@ -50,7 +52,7 @@ def test_fpn_baseline(make_cfg, make_image, named_data_set):
         build_model(make_cfg("dcp-tiny-cnn", {**opts, "DATASETS.TRAIN": ()}))
 
 
-def test_its_tower_trains_as_the_config_says(make_cfg, named_data_set):
+def test_the_config_decides_whether_its_tower_trains(make_cfg, named_data_set):
     opts = {
         "MODEL.META_ARCHITECTURE": "FPNBaseline",
         "MODEL.CLIP.TRAIN_IMAGE": "none",

@@ -1,4 +1,4 @@
-"""What all reference heads have in common: any vocabulary, any size, void is void, they learn."""
+"""Properties of all baselines: any vocabulary, any size, void labels, and learning."""
 
 import pytest
 import torch
@@ -24,21 +24,21 @@ def gradients(model, losses):
 
 
 @pytest.mark.parametrize("synonyms", ["mean", "max"])
-def test_permuted_names_permute_the_answer(make_head, make_image, architecture, synonyms):
+def test_permuted_names_permute_the_logits(make_head, make_image, architecture, synonyms):
     model = make_head(architecture, opts={"MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING": synonyms})
     image, order = make_image(45, 70), [3, 0, 5, 1, 4, 2]
     _, sem_seg, proposals = run(model, image, POOL)
     _, permuted, scores = run(model, image, [POOL[i] for i in order])
     torch.testing.assert_close(permuted.logits, sem_seg.logits[order], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(scores["scores"], proposals["scores"][order], rtol=1e-3, atol=1e-3)
-    # The maps differ with name and place: a constant would be permutable, too.
+    # The logits differ between categories and positions; a constant would pass the test above.
     assert sem_seg.logits.std(0).mean() > 1e-3 and sem_seg.logits.flatten(1).std(1).mean() > 1e-3
 
 
-def test_all_names_are_proposed(make_head, make_image, architecture):
+def test_all_categories_are_proposed(make_head, make_image, architecture):
     _, sem_seg, proposals = run(make_head(architecture), make_image(40, 40), POOL)
     assert proposals["ids"].tolist() == sem_seg.category_ids.tolist() == list(range(len(POOL)))
-    inside = sem_seg.maps[:, :10, :10]  # of 64 x 64 padded pixels
+    inside = sem_seg.maps[:, :10, :10]  # the rest is padding to 64 x 64 pixels
     assert torch.equal(proposals["scores"], inside.flatten(1).amax(1))
 
 
@@ -65,7 +65,7 @@ def test_any_size_and_any_vocabulary(make_head, make_image, architecture, clip, 
         assert all(g.isfinite().all() for g in gradients(model, losses).values())
 
 
-def test_an_image_does_not_see_its_neighbours(make_head, make_image, architecture):
+def test_images_of_a_batch_do_not_influence_each_other(make_head, make_image, architecture):
     model, vocabulary = make_head(architecture), Vocabulary(POOL)
     inputs = [
         {"image": make_image(*size, seed=i), "vocabulary": vocabulary}
@@ -77,7 +77,7 @@ def test_an_image_does_not_see_its_neighbours(make_head, make_image, architectur
             torch.testing.assert_close(together["sem_seg"].logits, alone, rtol=1e-3, atol=1e-3)
 
 
-def test_all_values_of_void_are_one(make_head, batch, architecture):
+def test_all_void_values_are_equal(make_head, batch, architecture):
     model = make_head(architecture).train()
     batch[0]["sem_seg"] = batch[0]["sem_seg"].masked_fill(torch.eye(64).bool(), 255)
     found = [gradients(model, model(batch))]
@@ -87,7 +87,7 @@ def test_all_values_of_void_are_one(make_head, batch, architecture):
 
 
 @pytest.mark.parametrize("with_neighbour", [False, True])
-def test_an_image_of_void_contributes_nothing(make_head, batch, architecture, with_neighbour):
+def test_a_void_image_contributes_nothing(make_head, batch, architecture, with_neighbour):
     model = make_head(architecture).train()
     batch[0]["sem_seg"] = torch.full((64, 64), 255)
     losses = model(batch if with_neighbour else batch[:1])
@@ -102,8 +102,8 @@ def test_an_image_of_void_contributes_nothing(make_head, batch, architecture, wi
         assert all((g == 0).all() for g in found.values())
 
 
-def test_it_learns_a_batch(make_head, batch, architecture):
-    # Frozen CLIP has random weights here: mask queries would better not ask it.
+def test_it_learns_one_batch(make_head, batch, architecture):
+    # The frozen CLIP has random weights here, so its probabilities are not used.
     opts = {"MODEL.BASELINES.MASK_QUERIES.UNSEEN_EXPONENT": 0.0}
     model = make_head(architecture, opts=opts).train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -116,14 +116,14 @@ def test_it_learns_a_batch(make_head, batch, architecture):
         optimizer.step()
         totals.append(loss.item())
     assert totals[-1] < 0.3 * totals[0]
-    # And the answer is right, not the loss alone low.
+    # The loss is low because the labels are right.
     with torch.no_grad():
         outputs = model.eval()(batch)
     for x, output in zip(batch, outputs, strict=True):
         assert (output["sem_seg"].argmax(dim=0) == x["sem_seg"]).float().mean() > 0.9
 
 
-def test_every_trained_parameter_is_used_and_clip_is_not_touched(make_head, batch, architecture):
+def test_every_trained_parameter_has_a_gradient_and_clip_has_none(make_head, batch, architecture):
     model = make_head(architecture).train()
     found = gradients(model, model(batch))
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(found)
@@ -132,7 +132,7 @@ def test_every_trained_parameter_is_used_and_clip_is_not_touched(make_head, batc
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["PixelTextSegmentor", "CostAggregationSegmentor"])
-def test_untrained_it_answers_as_clip(make_cfg, head_options, make_image, kind):
+def test_an_untrained_head_gives_the_answer_of_clip(make_cfg, head_options, make_image, kind):
     torch.manual_seed(0)
     model = build_model(make_cfg("dcp-tiny-cnn", head_options(kind))).eval()
     image = make_image(64, 96)
@@ -140,7 +140,7 @@ def test_untrained_it_answers_as_clip(make_cfg, head_options, make_image, kind):
     dense = model.backbone((image - model.pixel_mean)[None] / model.pixel_std)["dense"]
     text = model.text_encoder.encode_vocabulary(vocabulary).embeddings
     unit, fine = F.normalize(dense, dim=1), {"size": (16, 24), "mode": "bilinear"}
-    if kind == "PixelTextSegmentor":  # interpolates features, the other cosines
+    if kind == "PixelTextSegmentor":  # it interpolates the features, the other one the similarities
         cosines = torch.einsum("bdhw,cd->bchw", F.normalize(F.interpolate(unit, **fine)), text)
     else:
         cosines = F.interpolate(torch.einsum("bdhw,cd->bchw", unit, text), **fine)
@@ -153,11 +153,11 @@ def test_windows_of_a_large_image_agree_with_its_halves(make_head, make_image, a
     model, image = make_head(architecture, opts=opts), make_image(64, 128)
     labels = run(model, image, POOL)[1].argmax(dim=0)
     halves = [run(model, half, POOL)[1].argmax(dim=0) for half in image.split(64, dim=2)]
-    # Interpolation across the seam aside.
+    # Only the interpolation between the halves differs.
     assert (labels == torch.cat(halves, dim=1)).float().mean() > 0.95
 
 
-def test_bf16_stays_close(make_head, make_image, architecture):
+def test_bf16_is_close_to_fp32(make_head, make_image, architecture):
     image = make_image(64, 64)
     full = run(make_head(architecture), image, POOL)[1].maps
     half = run(make_head(architecture, opts={"MODEL.DCP_CLIP.BF16": True}), image, POOL)[1].maps

@@ -1,4 +1,4 @@
-"""Mask queries: matching, what void does to it, and the ensemble of two classifiers."""
+"""Mask queries: matching, void labels, and the ensemble of two classifiers."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def labels():
 
 
 def perfect(labels, num_queries, shift=0):
-    """Queries that name and cover the categories exactly, from number `shift` on."""
+    """Queries with the correct classes and masks, from number `shift` on."""
     masks = torch.full((len(labels), num_queries, 8, 8), -20.0)
     classes = torch.zeros(len(labels), num_queries, NUM_CATEGORIES + 1)
     classes[..., -1] = 20
@@ -48,25 +48,25 @@ def losses_of(criterion, layers, labels):
 
 
 @pytest.mark.parametrize("shift", [0, 2])
-def test_perfect_queries_cost_nothing_in_any_order(criterion, labels, shift):
+def test_perfect_queries_have_no_loss_in_any_order(criterion, labels, shift):
     losses = losses_of(criterion, [perfect(labels, 6, shift)], labels)
     assert set(losses) == {"loss_class", "loss_mask_bce", "loss_mask_dice"}
     assert all(abs(loss) < 1e-3 for loss in losses.values())
 
 
 @pytest.mark.parametrize("wrong", ["class", "mask"])
-def test_each_loss_judges_its_own(criterion, labels, wrong):
+def test_each_loss_depends_on_its_own_error(criterion, labels, wrong):
     classes, masks = perfect(labels, 6)
     if wrong == "class":
         classes = classes.roll(1, dims=2)
     else:
-        masks[..., 4:] = -20.0  # the right half is missed; still each fits its own best
+        masks[..., 4:] = -20.0  # the right half is missing, but the matching is the same
     losses = losses_of(criterion, [(classes, masks)], labels)
     assert (losses["loss_class"] > 0.1) == (wrong == "class")
     assert (losses["loss_mask_bce"] > 0.1) == (losses["loss_mask_dice"] > 0.1) == (wrong == "mask")
 
 
-def test_layers_have_losses_of_their_own(criterion, labels):
+def test_each_layer_has_its_own_losses(criterion, labels):
     classes, masks = perfect(labels, 4)
     losses = losses_of(criterion, [(classes, -masks), (classes, masks)], labels)
     assert len(losses) == 6 and losses["loss_mask_bce_0"] > 1 > losses["loss_mask_bce"]
@@ -88,14 +88,14 @@ def test_void_has_no_gradient(criterion, labels, seed):
     sum(losses_of(criterion, [(classes, masks)], labels).values()).backward()
     hit = (masks.grad != 0).any(1)
     assert not hit[void].any() and hit[~void].all()
-    # Whatever a mask does there, the losses are the same.
+    # The losses do not depend on the masks there.
     other = masks.detach().where(~void[:, None], torch.tensor(30.0))
     before, after = (losses_of(criterion, [(classes, m)], labels) for m in (masks.detach(), other))
     torch.testing.assert_close(before, after)
 
 
 @pytest.fixture
-def trained_names():
+def train_vocabulary():
     """A data set whose vocabulary the model is built with."""
     name = "test_mask_queries_sem_seg"
     DatasetCatalog.register(name, list)
@@ -108,11 +108,11 @@ def trained_names():
 
 
 @torch.no_grad()
-def answer(model, image, names):
+def maps_of(model, image, names):
     return model([{"image": image, "vocabulary": Vocabulary(names)}])[0]["sem_seg"].maps
 
 
-def test_clip_speaks_for_names_without_masks_in_training(make_head, make_image, trained_names):
+def test_the_exponents_of_seen_and_unseen_categories(make_head, make_image, train_vocabulary):
     image = make_image(64, 64)
 
     def maps(names, seen, unseen, clip_scale=50.0):
@@ -120,28 +120,28 @@ def test_clip_speaks_for_names_without_masks_in_training(make_head, make_image, 
             f"{NODE}.SEEN_EXPONENT": seen,
             f"{NODE}.UNSEEN_EXPONENT": unseen,
             f"{NODE}.CLIP_SCALE": clip_scale,
-            "DATASETS.TRAIN": (trained_names,),
+            "DATASETS.TRAIN": (train_vocabulary,),
         }
-        return answer(make_head(KIND, opts=opts), image, names)
+        return maps_of(make_head(KIND, opts=opts), image, names)
 
     trained, others = ["sky", "motor car"], ["cat", "road"]
-    # A name is known by any of its synonyms, and nothing else in the exponents reaches it.
+    # A category is seen if one of its synonyms is, and the other exponent has no effect on it.
     assert torch.equal(maps(trained, 0.0, 1.0), maps(trained, 0.0, 0.5))
     assert torch.equal(maps(others, 0.0, 1.0), maps(others, 0.5, 1.0))
-    # With exponent 0 CLIP is not asked, with another it is.
+    # With exponent 0 the pooled CLIP features have no effect.
     torch.testing.assert_close(maps(others, 0.0, 0.0), maps(others, 0.0, 0.0, clip_scale=5.0))
     assert not torch.allclose(maps(others, 0.0, 0.8), maps(others, 0.0, 0.8, clip_scale=5.0))
 
 
-def test_the_maps_are_log_probabilities_of_masks(make_head, make_image):
-    """At most one mask's worth a query, over all names."""
-    maps = answer(make_head(KIND), make_image(32, 48), ["sky", "car", "cat"])
+def test_logits_are_log_probabilities_of_masks(make_head, make_image):
+    """The probabilities of all categories sum to at most 1 for each query."""
+    maps = maps_of(make_head(KIND), make_image(32, 48), ["sky", "car", "cat"])
     total = maps.exp().sum(0)
     assert (total > 0).all() and (total <= 6 + 1e-4).all()
 
 
 @torch.no_grad()
-def test_an_untrained_query_names_its_mask_as_clip(make_cfg, head_options, make_image):
+def test_an_untrained_query_classifies_its_mask_as_clip(make_cfg, head_options, make_image):
     torch.manual_seed(0)
     model = build_model(make_cfg("dcp-tiny-cnn", head_options(KIND))).eval()
     vocabulary = Vocabulary(["sky", "car", "cat"])

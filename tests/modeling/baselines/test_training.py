@@ -1,4 +1,4 @@
-"""The shared Trainer trains, evaluates and reports every reference head."""
+"""Trainer trains, evaluates and reports every baseline."""
 
 import json
 
@@ -9,7 +9,7 @@ from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.engine import Trainer
 from dcp_clip.evaluation import evaluation_environment
 
-NAME = "test_reference_sem_seg"
+NAME = "test_baselines_sem_seg"
 
 
 @pytest.fixture
@@ -48,13 +48,15 @@ def test_two_iterations_and_an_evaluation(make_cfg, head_options, dataset, tmp_p
 @pytest.mark.parametrize(
     ("kind", "key", "value", "row"),
     [
-        ("PixelTextSegmentor", "REFERENCE.DIM", 20, "head"),
+        ("PixelTextSegmentor", "BASELINES.DIM", 20, "head"),
         ("PixelTextSegmentor", "DCP_CLIP.VOCABULARY.SYNONYM_POOLING", "max", "prompts"),
-        ("CostAggregationSegmentor", "REFERENCE.COST_AGGREGATION.NUM_LAYERS", 1, "head"),
-        ("MaskQuerySegmentor", "REFERENCE.MASK_QUERIES.UNSEEN_EXPONENT", 0.7, "head"),
+        ("CostAggregationSegmentor", "BASELINES.COST_AGGREGATION.NUM_LAYERS", 1, "head"),
+        ("MaskQuerySegmentor", "BASELINES.MASK_QUERIES.UNSEEN_EXPONENT", 0.7, "head"),
     ],
 )
-def test_reports_tell_settings_apart(make_cfg, make_head, head_options, kind, key, value, row):
+def test_the_report_shows_the_settings_of_the_head(
+    make_cfg, make_head, head_options, kind, key, value, row
+):
     model, options = make_head(kind), head_options(kind)
     before = evaluation_environment(make_cfg("dcp-tiny-cnn", options), model)
     changed = make_cfg("dcp-tiny-cnn", options | {f"MODEL.{key}": value})

@@ -1,4 +1,4 @@
-"""Sliding windows: they cover everything, are averaged where they overlap, and can be one."""
+"""Encoder windows cover the image and are averaged where they overlap."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CLIPS = ["test-convnext", "test-vit-16", "test-vit-14-quickgelu"]
 def make_backbone(make_cfg, randomize):
     def make(clip, window=0, stride=0, **options):
         torch.manual_seed(0)
-        options |= {"WINDOW": window, "WINDOW_STRIDE": stride}
+        options |= {"ENCODER_WINDOW": window, "ENCODER_WINDOW_STRIDE": stride}
         opts = {f"MODEL.CLIP.{key}": value for key, value in options.items()}
         return randomize(build_backbone(make_cfg(clip, opts))).eval()
 
@@ -32,9 +32,9 @@ def test_windows_cover_every_position(length, window, data):
     stride = data.draw(st.integers(1, window))
     starts = window_starts(length, window, stride)
     size = min(window, length)
-    covered = {place for start in starts for place in range(start, start + size)}
+    covered = {position for start in starts for position in range(start, start + size)}
     assert covered == set(range(length))
-    assert starts == sorted(set(starts))  # none twice
+    assert starts == sorted(set(starts))  # no duplicates
     assert all(b - a <= stride for a, b in zip(starts, starts[1:], strict=False))
 
 
@@ -45,8 +45,8 @@ def test_windows_cover_every_position(length, window, data):
     batch=st.integers(1, 3),
     data=st.data(),
 )
-def test_of_an_encoder_without_context_windows_change_nothing(cells, window, batch, data):
-    """Maps of two strides, each value made of its own pixels only."""
+def test_windows_do_not_change_an_encoder_without_context(cells, window, batch, data):
+    """Maps of two strides; each value depends on its own pixels only."""
     stride = data.draw(st.integers(1, window))
     images = some_images(8 * cells[0], 8 * cells[1], batch)
     seen = []
@@ -67,7 +67,7 @@ def test_of_an_encoder_without_context_windows_change_nothing(cells, window, bat
 
 
 def test_overlaps_are_averaged():
-    """Each window says how far its left edge is; three windows of 4 cells on 6, every cell."""
+    """The maps have the position of the window's left edge; three windows of 4 cells cover 6."""
 
     def encode(crops):
         level = crops[:, :1, :, :1].expand(-1, 1, -1, crops.shape[3])
@@ -77,18 +77,17 @@ def test_overlaps_are_averaged():
     out = encode_in_windows(encode, images, 4, 1)
     expected = torch.tensor([0, 0.5, 1, 1, 1.5, 2]).expand(1, 1, 2, 6)
     torch.testing.assert_close(out["res2"], expected)
-    # Unit vectors are averaged: the mean cosine with the second axis, not the mean length.
+    # Unit-length vectors are averaged: the result is the mean cosine with the second axis.
     cosine = torch.tensor([0, 1 / 2**0.5, 2 / 5**0.5])
     torch.testing.assert_close(out["dense"][0, 1, 0, 2], cosine.mean())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip", CLIPS)
-@pytest.mark.parametrize("resample", [False, True])
-def test_one_window_is_the_plain_path(make_backbone, clip, resample):
-    plain = make_backbone(clip, RESAMPLE=resample)
+def test_an_image_of_one_window_is_encoded_as_a_whole(make_backbone, clip):
+    plain = make_backbone(clip)
     unit = plain.size_divisibility
-    windowed = make_backbone(clip, 3 * unit, unit, RESAMPLE=resample)
+    windowed = make_backbone(clip, 3 * unit, unit)
     for grid in ((3, 3), (1, 2), (3, 1)):
         images = some_images(grid[0] * unit, grid[1] * unit)
         a, b = plain(images), windowed(images)
@@ -98,7 +97,7 @@ def test_one_window_is_the_plain_path(make_backbone, clip, resample):
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip", CLIPS)
-def test_larger_images_are_their_windows(make_backbone, clip):
+def test_larger_images_are_averages_of_their_windows(make_backbone, clip):
     plain = make_backbone(clip)
     unit = plain.size_divisibility
     windowed = make_backbone(clip, 2 * unit, unit)
@@ -108,7 +107,7 @@ def test_larger_images_are_their_windows(make_backbone, clip):
     assert {k: v.shape for k, v in out.items()} == {k: v.shape for k, v in whole.items()}
     crops = [plain(images[..., i * unit : (i + 2) * unit]) for i in range(4)]
     unit_length = [F.normalize(crop["dense"], dim=1) for crop in crops]
-    # The corner is seen by one window, the second column by two.
+    # One window covers the first column, two cover the second.
     options = {"rtol": 1e-3, "atol": 1e-5}
     torch.testing.assert_close(out["dense"][..., 0], unit_length[0][..., 0], **options)
     second = (unit_length[0][..., 1] + unit_length[1][..., 0]) / 2
@@ -118,15 +117,9 @@ def test_larger_images_are_their_windows(make_backbone, clip):
     assert (out["dense"] - F.normalize(whole["dense"], dim=1)).abs().max() > 1e-3
 
 
-@torch.no_grad()
-def test_resampled_levels_have_the_strides_they_declare(make_backbone):
-    backbone = make_backbone("test-vit-14-quickgelu", 28, 14, RESAMPLE=True)
-    out, shapes = backbone(some_images(42, 70)), backbone.output_shape()
-    for key in ("res2", "res3", "res4"):
-        assert out[key].shape[-2:] == (-(-42 // shapes[key].stride), -(-70 // shapes[key].stride))
-
-
 @pytest.mark.parametrize("window, stride", [(30, 16), (32, 10), (32, 0), (32, 48), (-32, 16)])
 def test_windows_that_do_not_fit_are_refused(make_backbone, window, stride):
-    with pytest.raises(ValueError, match=f"WINDOW is {window} and WINDOW_STRIDE {stride}.* 16 "):
+    with pytest.raises(
+        ValueError, match=f"WINDOW is {window} and ENCODER_WINDOW_STRIDE {stride}.* 16 "
+    ):
         make_backbone("test-vit-16", window, stride)

@@ -1,16 +1,16 @@
-"""What trains is what the policy says, and the table tells it."""
+"""The weights that train are those that the policy selects."""
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dcp_clip.modeling.clip.freezing import POLICIES, trainable_table
+from dcp_clip.modeling.clip.freezing import POLICIES
 
 IMAGE, TEXT = "MODEL.CLIP.TRAIN_IMAGE", "MODEL.CLIP.TRAIN_TEXT"
 
 
 def trained(model, part):
-    """Names of the trained parameters of a part, within the part."""
+    """Names of the parameters of a submodule that train."""
     return {n for n, p in getattr(model, part).named_parameters() if p.requires_grad}
 
 
@@ -29,13 +29,13 @@ def test_towers_are_frozen_by_default(build):
         assert len(trained(model, part)) == len(list(getattr(model, part).parameters())) > 0
 
 
-def test_all(build):
+def test_all_trains_every_parameter(build):
     model = build("test-convnext", {IMAGE: "all", TEXT: "all"})
     for part in ("backbone", "text_encoder"):
         assert len(trained(model, part)) == len(list(getattr(model, part).parameters()))
 
 
-def test_attention(build):
+def test_attention_trains_projections_and_position_embeddings(build):
     model = build("test-vit-16", {IMAGE: "attention", TEXT: "attention"})
     names = trained(model, "backbone")
     assert "visual.positional_embedding" in names
@@ -59,13 +59,13 @@ def test_late_is_the_last_stage_and_the_projection(build, clip):
         ("test-convnext", {IMAGE: "attention"}, "'attention', which matches no parameter"),
     ],
 )
-def test_policies_that_cannot_be(build, clip, policies, message):
+def test_wrong_policies_are_refused(build, clip, policies, message):
     with pytest.raises(ValueError, match=message):
         build(clip, policies)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_step_changes_what_trains_and_nothing_else(make_model, make_image, policy):
+def test_a_step_changes_only_the_weights_that_train(make_model, make_image, policy):
     model = make_model("test-vit-16", {IMAGE: policy, TEXT: "none"}).train()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -76,21 +76,3 @@ def test_a_step_changes_what_trains_and_nothing_else(make_model, make_image, pol
     assert changed <= {n for n, p in model.named_parameters() if p.requires_grad}
     tower = {n for n in changed if n.startswith("backbone.")}
     assert bool(tower) == (policy != "none")
-
-
-def test_table(build):
-    model = build("test-vit-16", {TEXT: "all"})
-    lines = trainable_table(model, {"backbone": 0.1, "text_encoder": 0.002, "guidance": 3.0})
-    rows = {
-        cells[0]: cells[1:]
-        for cells in (
-            [c.strip() for c in line.strip("|").split("|")] for line in lines.splitlines()
-        )
-    }
-    text = sum(p.numel() for p in model.text_encoder.parameters())
-    whole = sum(p.numel() for p in model.parameters())
-    frozen = sum(p.numel() for p in model.backbone.parameters())
-    assert rows["text_encoder"] == [f"{text:,}", f"{text:,}", "0.002"]
-    assert rows["backbone"] == [f"{frozen:,}", "0", ""]
-    assert rows["guidance"][2] == "3" and rows["fine_decoder"][2] == ""
-    assert rows["total"][:2] == [f"{whole:,}", f"{whole - frozen:,}"]

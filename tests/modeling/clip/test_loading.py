@@ -1,4 +1,4 @@
-"""CLIP's weights: from files of any kind, and one clear sentence where they cannot be had."""
+"""CLIP's weights: files of every format, and one clear sentence if loading fails."""
 
 import pickle
 import re
@@ -50,8 +50,23 @@ def test_local_files(load, source, tmp_path, suffix):
         assert torch.equal(loaded[key], value), key
 
 
+def test_shipped_weights_are_found_from_any_folder(load, monkeypatch, tmp_path):
+    """Their paths are relative to the folder that contains the package, installed or not."""
+    monkeypatch.chdir(tmp_path)
+    load("dcp_clip/weights/clip_tiny_emoji.pth", clip="dcp-tiny-cnn-s16")
+
+
+def test_a_file_in_the_working_folder_comes_first(load, source, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "dcp_clip" / "weights" / "clip_tiny_emoji.pth"
+    path.parent.mkdir(parents=True)
+    save(source, path)
+    loaded = load("dcp_clip/weights/clip_tiny_emoji.pth")
+    assert torch.equal(loaded.visual.proj, source.visual.proj)
+
+
 def test_training_checkpoints_of_open_clip(load, source, tmp_path):
-    """They hold the weights under "state_dict", with the prefix of the distributed wrapper."""
+    """The weights are under "state_dict", with the prefix of the distributed wrapper."""
     state = {f"module.{k}": v for k, v in source.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "epoch_3.pt")
     loaded = load(tmp_path / "epoch_3.pt")
@@ -59,7 +74,7 @@ def test_training_checkpoints_of_open_clip(load, source, tmp_path):
 
 
 def test_weights_of_the_plain_clip_class(load, tmp_path):
-    """Published checkpoints are of open_clip.CLIP, whose text tower is not a module of its own."""
+    """Published checkpoints are of open_clip.CLIP, whose text tower is not a separate module."""
     torch.manual_seed(1)
     plain = open_clip.create_model(CLIP)
     assert type(plain) is open_clip.CLIP
@@ -78,7 +93,7 @@ def test_weights_of_another_model(load, make_cfg, tmp_path, suffix):
     assert_one_sentence(error)
 
 
-def test_weights_with_more_than_the_model_has(load, source, tmp_path):
+def test_weights_with_additional_parameters(load, source, tmp_path):
     torch.save({**source.state_dict(), "visual.extra": torch.zeros(1)}, tmp_path / "more.pt")
     with pytest.raises(CLIPWeightsError, match="more.pt.*visual.extra") as error:
         load(tmp_path / "more.pt")
@@ -124,7 +139,7 @@ def test_unreadable_files(load, tmp_path, suffix, content):
     assert_one_sentence(error)
 
 
-def test_files_that_hold_something_else(load, tmp_path):
+def test_files_with_other_content(load, tmp_path):
     for i, content in enumerate([{}, [1, 2], torch.zeros(3), {"state_dict": 3}]):
         path = tmp_path / f"{i}.pt"
         torch.save(content, path)
@@ -145,13 +160,13 @@ def test_unknown_tag_lists_the_known_ones(load):
         load("openai")
 
 
-def test_quickgelu_trap(load):
-    """open_clip issue 771: OpenAI's weights in a GELU model load, and every feature is wrong."""
+def test_weights_of_the_other_activation_are_refused(load):
+    """open_clip issue 771: OpenAI's weights load in a GELU model, but all features are wrong."""
     with pytest.raises(CLIPWeightsError, match="'openai'.*QuickGELU.*'ViT-B-16-quickgelu'"):
         load("openai", clip="ViT-B-16")
 
 
-def test_the_trap_works_both_ways(load, monkeypatch):
+def test_quickgelu_models_with_weights_of_gelu_are_refused(load, monkeypatch):
     monkeypatch.setattr(
         open_clip, "list_pretrained_tags_by_model", lambda name: ["laion2b_s34b_b88k"]
     )
@@ -170,7 +185,7 @@ def test_the_trap_works_both_ways(load, monkeypatch):
     ],
 )
 def test_a_tag_that_cannot_be_downloaded(load, monkeypatch, tmp_path, clip, tag):
-    """The four backbones of the README: known tags, past the trap, to a hub that is not there."""
+    """The four backbones of the README have known tags and the right activation."""
     asked = []
 
     def offline(name, pretrained=None, **kwargs):
@@ -185,8 +200,8 @@ def test_a_tag_that_cannot_be_downloaded(load, monkeypatch, tmp_path, clip, tag)
     assert_one_sentence(error)
 
 
-def test_offline_for_real(load, monkeypatch, tmp_path, make_cfg):
-    """open_clip's own way to the hub, with an empty cache and no network."""
+def test_open_clip_offline(load, monkeypatch, tmp_path, make_cfg):
+    """The download code of open_clip, with an empty cache and no network."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -199,7 +214,7 @@ def test_offline_for_real(load, monkeypatch, tmp_path, make_cfg):
     assert_one_sentence(error)
 
 
-def test_both_towers_come_from_one_reading(make_cfg, source, tmp_path, monkeypatch):
+def test_both_towers_are_loaded_from_one_file(make_cfg, source, tmp_path, monkeypatch):
     path = save(source, tmp_path / "weights.pt")
     cfg = make_cfg(CLIP, {"MODEL.CLIP.PRETRAINED": str(path)})
     reads = []
@@ -213,4 +228,4 @@ def test_both_towers_come_from_one_reading(make_cfg, source, tmp_path, monkeypat
     assert torch.equal(backbone.visual.proj, source.visual.proj)
     assert torch.equal(text.text.text_projection, source.text.text_projection)
     CLIPBackbone(cfg, None)
-    assert len(reads) == 2  # nothing is kept outside the context
+    assert len(reads) == 2  # outside of the context nothing is shared

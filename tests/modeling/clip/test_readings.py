@@ -1,4 +1,4 @@
-"""The dense readings of a ViT: each against its definition, written out by hand."""
+"""The dense readings of a ViT agree with their definitions."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone
 
-from dcp_clip.modeling.clip.readings import DENSE_READINGS, neighbour_bias
+from dcp_clip.modeling import CLIPBackbone
+from dcp_clip.modeling.clip.readings import READINGS, DenseReading, naclip_bias
 
 VITS = ["test-vit-16", "test-vit-14-quickgelu"]
 GRID = (2, 3)
@@ -14,7 +15,7 @@ GRID = (2, 3)
 
 @pytest.fixture
 def make_backbone(make_cfg, randomize):
-    def make(clip="test-vit-16", reading="value", **options):
+    def make(clip="test-vit-16", reading="maskclip", **options):
         torch.manual_seed(0)
         opts = {f"MODEL.CLIP.{key}": value for key, value in options.items()}
         opts["MODEL.CLIP.DENSE"] = reading
@@ -31,7 +32,7 @@ def some_images(backbone, grid=GRID, batch=2):
 
 @torch.no_grad()
 def read(backbone, images):
-    """The dense map, and what the last block was given."""
+    """The dense features, and the input of the last block."""
     block = backbone.visual.transformer.resblocks[-1]
     captured = []
     handle = block.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
@@ -41,22 +42,22 @@ def read(backbone, images):
 
 
 def attention_by_hand(reading, query, key, i, grid, std):
-    """Attention of token i to all tokens, one head: query, key (1+N, c)."""
+    """Attention weights of token i for all tokens, for one head; query and key are (1+N, c)."""
 
     def soft(rows):
         return ((rows @ rows[i]) / math.sqrt(rows.shape[1])).softmax(0)
 
-    if reading == "value":
+    if reading == "maskclip":
         return torch.eye(len(query))[i]
-    if reading == "query":
+    if reading == "clearclip":
         return soft(query)
-    if reading == "correlative":
+    if reading == "sclip":
         return soft(query) + soft(key)
     logits = (key @ key[i]) / math.sqrt(key.shape[1])
-    places = [None] + [(y, x) for y in range(grid[0]) for x in range(grid[1])]
+    positions = [None] + [(y, x) for y in range(grid[0]) for x in range(grid[1])]
     for j in range(len(key)):
         if i and j:
-            (a, b), (c, d) = places[i], places[j]
+            (a, b), (c, d) = positions[i], positions[j]
             logits[j] += math.exp(-((a - c) ** 2 + (b - d) ** 2) / (2 * std**2))
     return logits.softmax(0)
 
@@ -64,9 +65,9 @@ def attention_by_hand(reading, query, key, i, grid, std):
 @torch.no_grad()
 @pytest.mark.parametrize("clip", VITS)
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("reading", ["value", "query", "correlative", "neighbour"])
-def test_reading_is_its_definition(make_backbone, clip, reading, residual):
-    backbone = make_backbone(clip, reading, DENSE_RESIDUAL=residual, NEIGHBOUR_STD=1.5)
+@pytest.mark.parametrize("reading", ["maskclip", "clearclip", "sclip", "naclip"])
+def test_a_reading_agrees_with_its_definition(make_backbone, clip, reading, residual):
+    backbone = make_backbone(clip, reading, DENSE_RESIDUAL=residual, NACLIP_STD=1.5)
     vit = backbone.visual
     block, attn = vit.transformer.resblocks[-1], vit.transformer.resblocks[-1].attn
     dense, before = read(backbone, some_images(backbone))
@@ -90,8 +91,8 @@ def test_reading_is_its_definition(make_backbone, clip, reading, residual):
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip", VITS)
-def test_readings_differ_and_leave_pooled_alone(make_backbone, clip):
-    outputs = {r: (lambda b: b(some_images(b)))(make_backbone(clip, r)) for r in DENSE_READINGS}
+def test_readings_differ_but_the_pooled_features_are_equal(make_backbone, clip):
+    outputs = {r: (lambda b: b(some_images(b)))(make_backbone(clip, r)) for r in READINGS}
     readings = list(outputs.values())
     for i, a in enumerate(readings):
         assert torch.equal(a["pooled"], readings[0]["pooled"])
@@ -100,11 +101,11 @@ def test_readings_differ_and_leave_pooled_alone(make_backbone, clip):
 
 
 @torch.no_grad()
-def test_query_attention_is_clips_own_where_queries_are_keys(make_backbone):
-    """With keys tied to queries, the block as trained is the self-self attention."""
+def test_clearclip_is_clip_if_keys_equal_queries(make_backbone):
+    """With equal projections of keys and queries, both compute query-to-query attention."""
     tied, trained = (
-        make_backbone(reading="query", DENSE_RESIDUAL=True),
-        make_backbone(reading="tokens"),
+        make_backbone(reading="clearclip", DENSE_RESIDUAL=True),
+        make_backbone(reading="clip"),
     )
     for backbone in (tied, trained):
         attn = backbone.visual.transformer.resblocks[-1].attn
@@ -118,9 +119,9 @@ def test_query_attention_is_clips_own_where_queries_are_keys(make_backbone):
 
 
 @torch.no_grad()
-def test_neighbours_alone_have_a_known_answer(make_backbone):
-    """Keys at zero leave the bump alone, here one patch wide: itself e times, all others once."""
-    backbone = make_backbone(reading="neighbour", NEIGHBOUR_STD=0.01)
+def test_the_gaussian_of_naclip_alone_has_a_known_result(make_backbone):
+    """Keys are zero and the Gaussian is one patch wide: a patch has weight e, all others 1."""
+    backbone = make_backbone(reading="naclip", NACLIP_STD=0.01)
     vit = backbone.visual
     block, attn = vit.transformer.resblocks[-1], vit.transformer.resblocks[-1].attn
     width = attn.embed_dim
@@ -133,8 +134,8 @@ def test_neighbours_alone_have_a_known_answer(make_backbone):
     torch.testing.assert_close(dense, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_neighbour_bias_depends_on_distance_alone():
-    bias = neighbour_bias((3, 4), 2.0, torch.device("cpu"))
+def test_naclip_bias_depends_on_the_distance_only():
+    bias = naclip_bias((3, 4), 2.0, torch.device("cpu"))
     assert bias.shape == (13, 13)
     assert not bias[0].any() and not bias[:, 0].any()
     patches = bias[1:, 1:].unflatten(0, (3, 4)).unflatten(2, (3, 4))
@@ -144,9 +145,9 @@ def test_neighbour_bias_depends_on_distance_alone():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reading", DENSE_READINGS)
+@pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (5, 2)])
-def test_any_grid_one_image_at_a_time_or_many(make_backbone, reading, grid):
+def test_any_grid_and_any_batch_size(make_backbone, reading, grid):
     backbone = make_backbone("test-vit-14-quickgelu", reading)
     images = some_images(backbone, grid, batch=3)
     together = backbone(images)["dense"]
@@ -155,17 +156,22 @@ def test_any_grid_one_image_at_a_time_or_many(make_backbone, reading, grid):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_reach_of_nothing_is_refused(make_backbone):
-    with pytest.raises(ValueError, match="NEIGHBOUR_STD is 0.0"):
-        make_backbone(reading="neighbour", NEIGHBOUR_STD=0.0)
+def test_a_standard_deviation_of_zero_is_refused(make_backbone):
+    with pytest.raises(ValueError, match="NACLIP_STD is 0.0"):
+        make_backbone(reading="naclip", NACLIP_STD=0.0)
 
 
-def test_attention_of_another_kind_is_read_by_its_tokens_only(make_backbone, make_cfg):
-    from dcp_clip.modeling import CLIPBackbone
-
+def test_other_attention_can_be_read_by_clip_only(make_backbone):
     visual = make_backbone().visual
     visual.transformer.resblocks[-1].attn = torch.nn.Identity()
     stats = {"pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3}
-    with pytest.raises(ValueError, match="'query'.*Identity.*'tokens'"):
-        CLIPBackbone(visual=visual, dense="query", **stats)
-    CLIPBackbone(visual=visual, dense="tokens", **stats)
+    with pytest.raises(ValueError, match="'clearclip'.*Identity.*'clip'"):
+        CLIPBackbone(visual=visual, reading=DenseReading("clearclip"), **stats)
+    CLIPBackbone(visual=visual, reading=DenseReading("clip"), **stats)
+
+
+def test_unknown_readings_are_refused_and_old_names_are_explained():
+    with pytest.raises(ValueError, match="DENSE is 'keys'; known are maskclip, .*, clip.$"):
+        DenseReading("keys")
+    with pytest.raises(ValueError, match="'correlative' is 'sclip' now"):
+        DenseReading("correlative")

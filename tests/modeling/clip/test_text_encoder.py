@@ -1,4 +1,7 @@
-"""TextEncoder: parity, any text, synonyms, and a cache that is never wrong."""
+"""TextEncoder: agreement with open_clip, any text, synonyms, and the cache."""
+
+import copy
+import hashlib
 
 import pytest
 import torch
@@ -14,12 +17,12 @@ CLIPS = ["test-convnext", "test-vit-14-quickgelu"]
 NAMES = Vocabulary(["sky", "tall tree", ["car", "automobile", "motor car"], "Straße"])
 
 
-# ---- parity and prompts
+# ---- features and prompts
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip", [*CLIPS, "dcp-tiny-cnn"])
-def test_it_is_encode_text(make_cfg, randomize, clip):
+def test_features_are_those_of_encode_text(make_cfg, randomize, clip):
     model = randomize(load_clip(make_cfg(clip)))
     tokenizer = PrefixTokenizer(model.text.vocab_size, context_length=32)
     encoder = TextEncoder(
@@ -42,7 +45,7 @@ def test_quickgelu_reaches_the_text_tower(make_cfg):
 
 
 @torch.no_grad()
-def test_templates_are_averaged_on_the_sphere(make_encoder, tmp_path):
+def test_unit_length_features_of_the_templates_are_averaged(make_encoder, tmp_path):
     path = tmp_path / "templates.txt"
     path.write_text("a {}.\nthe small {}.\n")
     encoder = make_encoder(opts={KEY + "TEMPLATES": str(path)})
@@ -53,36 +56,36 @@ def test_templates_are_averaged_on_the_sphere(make_encoder, tmp_path):
 
 
 @torch.no_grad()
-def test_synonym_rules(make_encoder):
+def test_synonym_pooling(make_encoder):
     single = make_encoder().encode_vocabulary(
         Vocabulary(["sky", "tall tree", "car", "automobile", "motor car", "Straße"])
     )
     mean = make_encoder(opts={KEY + "SYNONYM_POOLING": "mean"}).encode_vocabulary(NAMES)
-    assert mean.num_categories == 4 and mean.rows.tolist() == [[0], [1], [2], [3]]
+    assert mean.num_categories == 4 and mean.category_rows.tolist() == [[0], [1], [2], [3]]
     expected = F.normalize(single.embeddings[2:5].mean(0), dim=0)
     torch.testing.assert_close(mean.embeddings[2], expected)
     torch.testing.assert_close(mean.embeddings[[0, 1, 3]], single.embeddings[[0, 1, 5]])
     best = make_encoder(opts={KEY + "SYNONYM_POOLING": "max"}).encode_vocabulary(NAMES)
-    assert best.rows.tolist() == [[0, 0, 0], [1, 1, 1], [2, 3, 4], [5, 5, 5]]
+    assert best.category_rows.tolist() == [[0, 0, 0], [1, 1, 1], [2, 3, 4], [5, 5, 5]]
     torch.testing.assert_close(best.embeddings, single.embeddings)
     first = make_encoder(opts={KEY + "SYNONYM_POOLING": "first"}).encode_vocabulary(NAMES)
-    assert first.rows.tolist() == [[0], [1], [2], [3]]
+    assert first.category_rows.tolist() == [[0], [1], [2], [3]]
     torch.testing.assert_close(first.embeddings, single.embeddings[[0, 1, 2, 5]])
 
 
-def test_unknown_synonym_rule(make_cfg):
+def test_unknown_synonym_pooling_is_refused(make_cfg):
     with pytest.raises(ValueError, match="SYNONYM_POOLING is 'sum'"):
         TextEncoder(make_cfg(opts={KEY + "SYNONYM_POOLING": "sum"}))
 
 
 @pytest.mark.parametrize("name", ["x" * 1000, "very " * 40 + "tall tree"])
-def test_too_long_a_name_is_quoted(make_encoder, name):
+def test_the_error_for_a_long_name_quotes_it(make_encoder, name):
     with pytest.raises(ValueError, match=f"'{name[:30]}.*characters.*holds 32; shorten") as error:
         make_encoder().encode_vocabulary(Vocabulary(["sky", name]))
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-def test_a_name_that_just_fits(make_encoder):
+def test_a_name_that_fills_the_context_is_encoded(make_encoder):
     encoder = make_encoder()
     template = encoder.templates[0].replace("{}", "")
     free = 32 - len(encoder.tokenizer.encode(template)) - 2
@@ -96,7 +99,7 @@ def test_a_name_that_just_fits(make_encoder):
 
 
 @pytest.mark.parametrize("cache", ["text", ""])
-def test_memory_hit(make_encoder, count_prompts, cache):
+def test_a_vocabulary_is_encoded_once(make_encoder, count_prompts, cache):
     encoder = make_encoder(cache=cache)
     sizes = count_prompts(encoder)
     first = encoder.encode_vocabulary(NAMES)
@@ -104,24 +107,6 @@ def test_memory_hit(make_encoder, count_prompts, cache):
     asked = len(sizes)
     again = encoder.encode_vocabulary(Vocabulary(NAMES.synonyms))
     assert len(sizes) == asked and again.embeddings is first.embeddings
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"vocabulary": Vocabulary(["sky", "tall tree", ["car", "automobile"], "Straße"])},
-        {"vocabulary": Vocabulary(NAMES.synonyms[::-1])},
-        {"opts": {KEY + "TEMPLATES": "vild14"}},
-        {"opts": {KEY + "SYNONYM_POOLING": "max"}},
-    ],
-)
-def test_what_differs_does_not_clash(make_encoder, other):
-    make_encoder().encode_vocabulary(NAMES)
-    opts, vocabulary = other.get("opts"), other.get("vocabulary", NAMES)
-    shared = make_encoder(opts=opts).encode_vocabulary(vocabulary)
-    alone = make_encoder(opts=opts, cache="").encode_vocabulary(vocabulary)
-    assert torch.equal(shared.embeddings, alone.embeddings)
-    assert torch.equal(shared.rows, alone.rows)
 
 
 def _optimizer_step(encoder):
@@ -147,8 +132,14 @@ def _write_through_data(encoder):
         parameter.data = parameter.data + 0.1
 
 
+def _replace_parameter(encoder):
+    embedding = encoder.text.token_embedding
+    embedding.weight = torch.nn.Parameter(embedding.weight.flip(0), requires_grad=False)
+
+
 @pytest.mark.parametrize(
-    "change", [_optimizer_step, _load, _load_by_assignment, _write_through_data]
+    "change",
+    [_optimizer_step, _load, _load_by_assignment, _write_through_data, _replace_parameter],
 )
 def test_new_weights_give_new_features(make_encoder, change):
     encoder = make_encoder()
@@ -161,6 +152,48 @@ def test_new_weights_give_new_features(make_encoder, change):
     torch.testing.assert_close(after, expected)
 
 
+def test_the_cache_is_used_again_for_earlier_weights(make_encoder, count_prompts):
+    encoder = make_encoder(cache="")
+    state = {name: value.clone() for name, value in encoder.state_dict().items()}
+    first = encoder.encode_vocabulary(NAMES)
+    _load(encoder)
+    encoder.encode_vocabulary(NAMES)
+    encoder.load_state_dict(state)
+    sizes = count_prompts(encoder)
+    assert encoder.encode_vocabulary(NAMES) is first and not sizes
+
+
+def test_a_lookup_does_not_read_the_weights(make_encoder, monkeypatch):
+    """Every forward pass looks up the vocabulary: nothing is hashed or encoded."""
+    encoder = make_encoder()
+    first = encoder.encode_vocabulary(NAMES)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("this lookup does more than it should")
+
+    monkeypatch.setattr(hashlib, "sha256", fail)
+    for name in ("state_dict", "forward"):
+        monkeypatch.setattr(encoder.text, name, fail)
+    assert encoder.encode_vocabulary(NAMES) is first
+
+
+def test_a_tower_moved_to_another_precision_is_encoded_again(make_encoder):
+    encoder = make_encoder()
+    exact = encoder.encode_vocabulary(NAMES).embeddings
+    coarse = encoder.to(torch.bfloat16).encode_vocabulary(NAMES).embeddings
+    assert not torch.equal(coarse, exact)
+    torch.testing.assert_close(coarse, exact, rtol=0.1, atol=0.1)
+
+
+def test_a_copy_has_its_own_cache(make_encoder):
+    encoder = make_encoder(cache="")
+    before = encoder.encode_vocabulary(NAMES).embeddings.clone()
+    other = copy.deepcopy(encoder)
+    _load(other)
+    assert not torch.allclose(other.encode_vocabulary(NAMES).embeddings, before, atol=1e-3)
+    assert torch.equal(encoder.encode_vocabulary(NAMES).embeddings, before)
+
+
 def test_a_tower_that_trains_is_not_cached(make_encoder, count_prompts):
     encoder = make_encoder().requires_grad_(True)
     encoder.encode_vocabulary(NAMES)
@@ -169,13 +202,13 @@ def test_a_tower_that_trains_is_not_cached(make_encoder, count_prompts):
     for _ in range(2):
         embeddings = encoder.encode_vocabulary(NAMES).embeddings
         assert embeddings.requires_grad
-    assert sum(sizes) == 2 * 6  # each of the names, each time
+    assert sum(sizes) == 2 * 6  # all names, each time
     embeddings[:, 0].sum().backward()
     assert all(p.grad is not None for p in encoder.text.transformer.parameters())
 
 
-def test_bf16_runs_do_not_leave_coarse_features_behind(make_encoder):
-    """Whoever encodes first, the cached features have the precision of fp32 (contracts 1, 8)."""
+def test_autocast_does_not_change_the_cached_features(make_encoder):
+    """The cached features have the precision of fp32 (contracts 1 and 8)."""
     with torch.autocast("cpu", torch.bfloat16):
         make_encoder().encode_vocabulary(NAMES)
     cached = make_encoder().encode_vocabulary(NAMES).embeddings
@@ -183,7 +216,7 @@ def test_bf16_runs_do_not_leave_coarse_features_behind(make_encoder):
     torch.testing.assert_close(cached, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_features_cached_in_inference_mode_serve_training_too(make_encoder):
+def test_features_cached_in_inference_mode_can_be_used_in_training(make_encoder):
     encoder = make_encoder()
     with torch.inference_mode():
         encoder.encode_vocabulary(NAMES)
@@ -193,19 +226,19 @@ def test_features_cached_in_inference_mode_serve_training_too(make_encoder):
     assert weight.grad.isfinite().all()
 
 
-def test_many_names_in_bounded_chunks(make_encoder, count_prompts):
-    encoder = make_encoder(opts={KEY + "CHUNK_SIZE": 200})
+def test_many_names_are_encoded_in_chunks(make_encoder, count_prompts):
+    encoder = make_encoder(chunk_size=200)
     sizes = count_prompts(encoder)
     vocabulary = Vocabulary([f"thing {i}" for i in range(3000)])
     features = encoder.encode_vocabulary(vocabulary)
     assert max(sizes) <= 200
-    assert features.embeddings.shape == (3000, 48) and features.rows.shape == (3000, 1)
+    assert features.embeddings.shape == (3000, 48) and features.category_rows.shape == (3000, 1)
     few = encoder.encode_vocabulary(Vocabulary([f"thing {i}" for i in range(1990, 2010)]))
     torch.testing.assert_close(few.embeddings, features.embeddings[1990:2010])
 
 
 class Counting:
-    """A tokenizer that notes how many prompts it was given at a time."""
+    """A tokenizer that records the number of prompts of each call."""
 
     def __init__(self, inner):
         self.inner, self.sizes = inner, []
@@ -219,20 +252,20 @@ class Counting:
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_many_names_are_tokenised_in_bounded_numbers(make_encoder, trains):
-    """20,000 names in 80 templates would be a gigabyte of tokens."""
+def test_many_names_are_tokenised_in_blocks(make_encoder, trains):
+    """The tokens of 20,000 names in 80 templates would take a gigabyte."""
     vocabulary = Vocabulary([f"thing {i}" for i in range(100)])
-    opts = {KEY + "CHUNK_SIZE": 2, KEY + "TEMPLATES": "vild14"}
-    encoder = make_encoder(opts=opts, cache="").requires_grad_(trains).train(trains)
+    encoder = make_encoder(opts={KEY + "TEMPLATES": "vild14"}, cache="", chunk_size=2)
+    encoder.requires_grad_(trains).train(trains)
     encoder.tokenizer = Counting(encoder.tokenizer)
     for _ in range(2):
         encoder.encode_vocabulary(vocabulary)
     assert max(encoder.tokenizer.sizes) <= 64 * 2
-    assert sum(encoder.tokenizer.sizes) == 14 * 100  # once: a tower that trains keeps the tokens
+    assert sum(encoder.tokenizer.sizes) == 14 * 100  # once; a tower that trains keeps the tokens
 
 
-def test_more_templates_than_a_chunk_holds(make_encoder, count_prompts):
-    encoder = make_encoder(opts={KEY + "CHUNK_SIZE": 5, KEY + "TEMPLATES": "vild14"})
+def test_there_can_be_more_templates_than_a_chunk_has_prompts(make_encoder, count_prompts):
+    encoder = make_encoder(opts={KEY + "TEMPLATES": "vild14"}, chunk_size=5)
     sizes = count_prompts(encoder)
     features = encoder.encode_vocabulary(NAMES).embeddings
     expected = make_encoder(opts={KEY + "TEMPLATES": "vild14"}).encode_vocabulary(NAMES).embeddings
@@ -241,7 +274,7 @@ def test_more_templates_than_a_chunk_holds(make_encoder, count_prompts):
 
 
 @torch.no_grad()
-def test_memory_holds_the_vocabularies_used_last(make_encoder):
+def test_memory_keeps_the_vocabularies_used_last(make_encoder):
     encoder = make_encoder()
     first = encoder.encode_vocabulary(Vocabulary(["first"]))
     for i in range(20):

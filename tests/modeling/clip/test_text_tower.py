@@ -1,4 +1,4 @@
-"""The text tower on no more tokens than its answer depends on: the same answer."""
+"""Truncated prompts have the same text features."""
 
 import copy
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dcp_clip.modeling import TextEncoder
 from dcp_clip.modeling.clip.loading import load_clip
 from dcp_clip.modeling.clip.text_tower import (
-    can_be_cut,
+    can_truncate,
     encode_tokens,
     needed_lengths,
     rounded_lengths,
@@ -21,7 +21,7 @@ from dcp_clip.modeling.clip.tokenizer import build_tokenizer
 from dcp_clip.vocabulary import Vocabulary
 
 KEY = "MODEL.DCP_CLIP.VOCABULARY."
-WORDS = ["sky", "tree", "car", "wall", "cat", "Straße", "hot dog", "street lamp post", "x" * 8]
+NAMES = ["sky", "tree", "car", "wall", "cat", "Straße", "hot dog", "street lamp post", "x" * 8]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def tower(make_cfg, randomize):
 @pytest.fixture(scope="module")
 def tokens():
     """(N, 32), prompts of many lengths; the end of text is the highest id, and it is 1023."""
-    return build_tokenizer("test-convnext", 1024)([f"a photo of a {w}" for w in WORDS])[:, :32]
+    return build_tokenizer("test-convnext", 1024)([f"a photo of a {name}" for name in NAMES])[
+        :, :32
+    ]
 
 
 @pytest.mark.parametrize(
@@ -47,10 +49,10 @@ def tokens():
     [{}, {"pool_type": "eos", "eos_id": 1023}, {"proj_bias": True}, {"proj_type": "none"}],
 )
 @torch.no_grad()
-def test_what_is_cut_off_is_not_missed(tower, tokens, options):
+def test_truncated_tokens_have_no_effect(tower, tokens, options):
     text = tower(**options)
     lengths = needed_lengths(text, tokens)
-    assert can_be_cut(text) and len(lengths.unique()) > 3 and lengths.max() < 32
+    assert can_truncate(text) and len(lengths.unique()) > 3 and lengths.max() < 32
     for row, length, expected in zip(tokens, lengths.tolist(), text(tokens), strict=True):
         for kept in (length, length + 1, 32):
             cut = encode_tokens(text, row[None, :kept])[0]
@@ -69,33 +71,33 @@ def test_what_is_cut_off_is_not_missed(tower, tokens, options):
     ],
 )
 @torch.no_grad()
-def test_towers_that_look_further_are_not_cut(tower, tokens, options):
+def test_towers_that_depend_on_all_tokens_are_not_truncated(tower, tokens, options):
     text = tower(**options)
-    assert not can_be_cut(text)
+    assert not can_truncate(text)
     assert needed_lengths(text, tokens).tolist() == [32] * len(tokens)
     assert repr(encode_tokens(text, tokens)) == repr(text(tokens))
 
 
-def test_a_tower_with_a_forward_of_its_own_is_not_cut(tower):
+def test_a_tower_with_a_forward_of_its_own_is_not_truncated(tower):
     text = tower()
     text.__class__ = type("Other", (type(text),), {})
-    assert not can_be_cut(text)
+    assert not can_truncate(text)
 
 
-def test_a_mask_that_is_not_causal_is_not_cut(tower):
+def test_a_mask_that_is_not_causal_is_not_truncated(tower):
     text = tower()
     text.attn_mask[2, 5] = 0.0
-    assert not can_be_cut(text)
+    assert not can_truncate(text)
 
 
 @torch.no_grad()
-def test_a_vocabulary_of_a_tower_that_is_not_cut(tower, make_cfg):
+def test_a_vocabulary_of_a_tower_that_is_not_truncated(tower, make_cfg):
     text = tower(no_causal_mask=True)
     tokenizer = build_tokenizer("test-convnext", 1024)
     tokenizer.context_length = 32
     encoder = TextEncoder(text=text, tokenizer=tokenizer, model_name="x", templates=("a {}.",))
-    features = encoder.eval().encode_vocabulary(Vocabulary(WORDS)).embeddings
-    expected = F.normalize(text(tokenizer([f"a {w}." for w in WORDS])), dim=1)
+    features = encoder.eval().encode_vocabulary(Vocabulary(NAMES)).embeddings
+    expected = F.normalize(text(tokenizer([f"a {name}." for name in NAMES])), dim=1)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -114,38 +116,43 @@ def test_rounded_lengths(lengths, context):
 @pytest.mark.parametrize("templates", ["single", "vild14"])
 @pytest.mark.parametrize("clip", ["test-convnext", "dcp-tiny-cnn"])
 def test_a_name_has_the_same_bits_in_every_vocabulary(make_cfg, randomize, templates, clip):
-    opts = {KEY + "TEMPLATES": templates, KEY + "CACHE_DIR": "", KEY + "CHUNK_SIZE": 8}
+    opts = {KEY + "TEMPLATES": templates, KEY + "CACHE_DIR": ""}
     encoder = randomize(TextEncoder(make_cfg(clip, opts))).eval()
-    together = encoder.encode_vocabulary(Vocabulary(WORDS)).embeddings
+    encoder.chunk_size = 8
+    together = encoder.encode_vocabulary(Vocabulary(NAMES)).embeddings
     generator = torch.Generator().manual_seed(0)
-    for count in (1, 2, 5, len(WORDS)):
-        ids = torch.randperm(len(WORDS), generator=generator)[:count].tolist()
+    for count in (1, 2, 5, len(NAMES)):
+        ids = torch.randperm(len(NAMES), generator=generator)[:count].tolist()
         others = [f"thing number {i}" for i in range(3 * count)]
-        names = Vocabulary([WORDS[i] for i in ids] + others)
+        names = Vocabulary([NAMES[i] for i in ids] + others)
         assert torch.equal(encoder.encode_vocabulary(names).embeddings[:count], together[ids])
 
 
 @pytest.mark.parametrize("chunk_size", [4, 64])
 def test_gradients_of_a_tower_that_trains(make_cfg, randomize, chunk_size):
-    opts = {KEY + "CACHE_DIR": "", KEY + "CHUNK_SIZE": chunk_size}
-    encoder = randomize(TextEncoder(make_cfg(opts=opts))).requires_grad_(True)
+    encoder = TextEncoder(make_cfg(opts={KEY + "CACHE_DIR": ""}))
+    randomize(encoder).requires_grad_(True)
+    encoder.chunk_size = chunk_size
     plain = copy.deepcopy(encoder.text)
-    weight = torch.randn(len(WORDS), 48)
-    (encoder.train().encode_vocabulary(Vocabulary(WORDS)).embeddings * weight).sum().backward()
-    prompts = [encoder.templates[0].replace("{}", word) for word in WORDS]
+    weight = torch.randn(len(NAMES), 48)
+    (encoder.train().encode_vocabulary(Vocabulary(NAMES)).embeddings * weight).sum().backward()
+    prompts = [encoder.templates[0].replace("{}", name) for name in NAMES]
     (F.normalize(plain(encoder.tokenizer(prompts)), dim=1) * weight).sum().backward()
     for own, expected in zip(encoder.text.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own.grad, expected.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_work_follows_the_length_of_the_prompts(make_cfg):
-    """Tokens that the tower runs on, far fewer than prompts times context."""
-    encoder = TextEncoder(make_cfg(opts={KEY + "CACHE_DIR": "", KEY + "CHUNK_SIZE": 4})).eval()
+def test_short_prompts_are_encoded_with_few_tokens(make_cfg):
+    """The tower runs on far fewer tokens than the context holds."""
+    encoder = TextEncoder(make_cfg(opts={KEY + "CACHE_DIR": ""})).eval()
+    encoder.chunk_size = 4
     shapes = []
     encoder.text.transformer.register_forward_pre_hook(lambda _, x: shapes.append(x[0].shape[:2]))
     encoder.encode_vocabulary(Vocabulary([f"{c}{d}" for c in "abcdef" for d in "xyz"]))
     assert {n for n, _ in shapes} == {4} and max(length for _, length in shapes) < 20
 
 
-def test_load_clip_towers_are_cut(make_cfg, tiny_clips):
-    assert all(can_be_cut(load_clip(make_cfg(clip)).text) for clip in [*tiny_clips, "dcp-tiny-cnn"])
+def test_the_towers_of_load_clip_can_be_truncated(make_cfg, tiny_clips):
+    assert all(
+        can_truncate(load_clip(make_cfg(clip)).text) for clip in [*tiny_clips, "dcp-tiny-cnn"]
+    )

@@ -1,4 +1,4 @@
-"""The tokenizer cut to few tokens writes any text."""
+"""The tokenizer with few tokens encodes any text."""
 
 import open_clip
 import pytest
@@ -13,7 +13,7 @@ FEW = settings(max_examples=30, deadline=None)
 @pytest.mark.parametrize("vocab_size", [514, 700, 2048, 49408])
 @FEW
 @given(text=st.text(max_size=40))
-def test_any_text_can_be_written(vocab_size, text):
+def test_any_text_can_be_encoded(vocab_size, text):
     tokenizer = _tokenizer(vocab_size)
     tokens = tokenizer(text)[0]
     ids = tokenizer.encode(text)
@@ -30,18 +30,18 @@ _TOKENIZERS = {}
 
 
 def _tokenizer(vocab_size):
-    if vocab_size not in _TOKENIZERS:  # a second each
+    if vocab_size not in _TOKENIZERS:  # each takes a second
         _TOKENIZERS[vocab_size] = PrefixTokenizer(vocab_size, context_length=32)
     return _TOKENIZERS[vocab_size]
 
 
 @FEW
 @given(text=st.text(max_size=30))
-def test_uncut_it_is_open_clips(text):
+def test_with_all_tokens_it_is_the_tokenizer_of_open_clip(text):
     open_clips = open_clip.tokenizer._tokenizer
     assert _tokenizer(49408).encode(text) == open_clips.encode(text)
 
 
-def test_a_table_smaller_than_the_bytes_is_refused():
+def test_fewer_tokens_than_bytes_are_refused():
     with pytest.raises(ValueError, match="300"):
         PrefixTokenizer(300)

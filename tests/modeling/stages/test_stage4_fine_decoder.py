@@ -1,0 +1,48 @@
+"""Stage 4, PyramidDecoder: its options, and weights that are shared over the categories."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+
+from dcp_clip.modeling.stages.stage4_fine_decoder import PyramidDecoder
+
+NODE = "MODEL.DCP_CLIP.FINE_DECODER."
+
+
+@pytest.mark.parametrize("key", ["IMAGE_DIM", "CATEGORY_DIM"])
+def test_widths_that_group_norm_cannot_divide_are_refused(make_cfg, key):
+    opts = {NODE + key: 18}
+    with pytest.raises(ValueError, match=f"FINE_DECODER.{key} is 18; .* multiple of 4"):
+        build_model(make_cfg(opts=opts))
+    build_model(make_cfg(opts={**opts, NODE + "NORM": "LN"}))
+
+
+@pytest.mark.parametrize("norm", ["GN", "BN", "LN", ""])
+def test_every_norm_trains_and_evaluates(make_model, make_input, train_one_step, evaluate, norm):
+    model = make_model(opts={NODE + "NORM": norm})
+    train_one_step(model, [make_input()])
+    evaluate(model, [make_input()])
+
+
+def test_the_weights_are_shared_over_the_categories(make_cfg):
+    """The correction of a category depends on its own map and text feature, not on its place."""
+    torch.manual_seed(0)
+    shapes = {f"res{i}": ShapeSpec(channels=4 * i, stride=2**i) for i in (2, 3, 4)}
+    decoder = PyramidDecoder(make_cfg(), shapes, 6, 5)
+    torch.nn.init.normal_(decoder.out.weight)
+    features = {f"res{i}": torch.randn(1, 4 * i, 64 >> i, 96 >> i) for i in (2, 3, 4)}
+    coarse, visual, text = torch.randn(1, 3, 2, 3), torch.randn(1, 6, 2, 3), torch.randn(1, 3, 5)
+    out = decoder(coarse, visual, text, features, torch.ones(1, 3).bool())
+    assert out.shape == (1, 3, 16, 24)
+    order = torch.tensor([2, 0, 1])
+    shuffled = decoder(coarse[:, order], visual, text[:, order], features, torch.ones(1, 3).bool())
+    torch.testing.assert_close(shuffled, out[:, order], rtol=1e-4, atol=1e-5)
+    padded = decoder(
+        torch.cat([coarse, 50 + coarse[:, :1]], 1),
+        visual,
+        torch.cat([text, text[:, :1]], 1),
+        features,
+        torch.tensor([[True, True, True, False]]),
+    )
+    torch.testing.assert_close(padded[:, :3], out, rtol=1e-4, atol=1e-5)
