@@ -231,7 +231,7 @@ if __name__ == "__main__":
 
 
 def test_two_processes_have_equal_parameters(workspace):
-    """Also if some parameters get no gradient, which the decoders' do without a final loss."""
+    """The gradients are averaged over the processes in each iteration."""
     text = (workspace / "program.py").read_text()
     head, _, tail = text.rpartition('if __name__ == "__main__":\n')
     program = workspace / "equal.py"

@@ -51,8 +51,9 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: if SOLVER.AMP.ENABLED is set on a CPU.
         """
-        # The constructor of DefaultTrainer cannot be used: it always passes device_ids to
-        # DistributedDataParallel, which fails on CPUs, and never find_unused_parameters.
+        # The constructor of DefaultTrainer cannot be used: DistributedDataParallel must get no
+        # device_ids on CPUs, and some combinations of stages leave parameters without a gradient
+        # (DenseProposal does not use the last layers of a ViT that trains).
         TrainerBase.__init__(self)
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise ValueError(
@@ -64,9 +65,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-        model = create_ddp_model(
-            model, broadcast_buffers=False, find_unused_parameters=True, **options
-        )
+        model = create_ddp_model(model, find_unused_parameters=True, **options)
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
             model, loader, optimizer
         )
@@ -154,7 +153,8 @@ class Trainer(DefaultTrainer):
                 :func:`build_test_evaluators`.
         """
         if isinstance(model, DistributedDataParallel):
-            # Each process has its own statistics of batch norm; evaluate those that are saved.
+            # Each process has its own statistics of batch norm; evaluate those that are saved. The
+            # wrapper would copy them at each image, but the numbers of images differ.
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         model = _without_ddp(model)
