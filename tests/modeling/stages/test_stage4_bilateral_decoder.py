@@ -88,22 +88,20 @@ def test_borders_are_better_than_bilinear(make_cfg, make_scene, boundary_iou, cl
     scores = {}
     for name in ("BilinearDecoder", "BilateralDecoder"):
         model = build_model(make_cfg(clip, {NAME: name}))
-        stride = model.backbone.output_shape()["dense"].stride
+        shapes = model.backbone.output_shape()
+        height, width = (192, 256) if 192 % shapes["dense"].stride == 0 else (196, 252)
         for seed in range(4):
-            labels, image = make_scene(seed)
+            labels, image = make_scene(seed, (height, width))
             hot = F.one_hot(labels, 4).permute(2, 0, 1)[None].float()
-            grid = [-(-side // stride) for side in labels.shape]
-            coarse = F.adaptive_avg_pool2d(hot, grid)
+            grids = [
+                (height // stride, width // stride)
+                for stride in (shapes["dense"].stride, shapes["res2"].stride)
+            ]
+            coarse = F.adaptive_avg_pool2d(hot, grids[0])
             coarse = 10 * (coarse + 0.2 * noise(*coarse.shape, seed=seed))
-            # BilinearDecoder computes the size of stride 4 from res2.
-            size = (
-                [-(-side // model.fine_decoder.stride) for side in labels.shape]
-                if (name == "BilinearDecoder")
-                else (48, 64)
-            )
-            features = {"image": image, "res2": image.new_zeros(1, 1, *size)}
+            features = {"image": image, "res2": image.new_zeros(1, 1, *grids[1])}
             fine = model.fine_decoder(coarse, None, None, features, torch.ones(1, 4).bool())
-            assert fine.shape == (1, 4, 48, 64)
+            assert fine.shape == (1, 4, height // 4, width // 4)
             fine = F.interpolate(fine, labels.shape, mode="bilinear")
             score = boundary_iou(fine[0].argmax(0), labels)
             scores.setdefault(name, []).append(score)
