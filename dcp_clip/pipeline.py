@@ -1,35 +1,36 @@
 """Segment many image files and write their results; reading, model and writing overlap."""
 
-import glob
-import itertools
+import hashlib
 import json
 import os
+import shutil
 import sys
+import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
+from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.predictor import Prediction, Predictor
 from dcp_clip.utils.image_io import ImageReadError, read_image_and_size, write_png
-from dcp_clip.utils.image_listing import list_images
+from dcp_clip.utils.interruption import Interruption
+from dcp_clip.utils.line_file import concerns_one_file, file_state
+from dcp_clip.utils.run_folder import unfinished_folder, writing
+from dcp_clip.utils.run_plan import Job, result_files
 from dcp_clip.utils.visualization import save_label_map
+
+__all__ = ["Job", "Summary", "run_settings", "segment_files"]
 
 # Decoded images that wait for the model, and results that wait for writing. They bound the memory.
 READ_AHEAD, WRITE_BEHIND = 2, 3
-
-
-@dataclass(frozen=True)
-class Job:
-    """An image file, and the path of its results relative to the output folder, without suffix."""
-
-    image: Path
-    stem: Path
+# Config keys that cannot change the results. The weights have a fingerprint.
+_OTHER_KEYS = {"MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR"}
 
 
 @dataclass
@@ -39,87 +40,85 @@ class Summary:
     Attributes:
         done: number of images with results.
         failed: one error message for each other image.
-        interrupted: whether Ctrl-C ended the run.
+        signal: number of the signal that ended the run, SIGINT (Ctrl-C) or SIGTERM, or None.
     """
 
     done: int = 0
     failed: list[str] = field(default_factory=list)
-    interrupted: bool = False
+    signal: int | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the run."""
+        return self.signal is not None
 
 
-def plan_jobs(inputs: Sequence[str], output: Path) -> list[Job]:
-    """Find the image files, and select a different path for the results of each one.
+class LineWriter(Protocol):
+    """Anything with a method that takes lines, such as a text file."""
 
-    Results of images in folders and patterns keep their sub-folders. If several images have the
-    same name (x.jpg and x.png, or x.jpg in two folders), a number is appended to the later ones.
-
-    Args:
-        inputs: files, folders and glob patterns, see `list_images`.
-        output: folder for the results. Images in it are skipped, unless they are given as files.
-
-    Raises:
-        ImageReadError: if an input matches no image, or is in the output folder.
-    """
-    output = output.resolve()
-    stems: dict[Path, Path] = {}  # wanted stem of each image
-    several_roots = sum(not Path(given).is_file() for given in inputs) > 1
-    seen = set()
-    for given in inputs:
-        is_file = Path(given).is_file()
-        root = Path(given).parent if is_file else _search_root(given)
-        if not is_file and (output == root.resolve() or output in root.resolve().parents):
-            raise ImageReadError(
-                f"the input {given} is in the output folder {output}, where results and images "
-                "would be mixed; choose another --output"
-            )
-        for image in list_images([given]):
-            absolute = Path(os.path.abspath(image))
-            # If the output folder is in the input folder, it can contain results of an earlier run.
-            if absolute in seen or (not is_file and output in absolute.resolve().parents):
-                continue
-            seen.add(absolute)
-            prefix = root.resolve().name if several_roots and not is_file else ""
-            stems[image] = Path(prefix, image.relative_to(root)).with_suffix("")
-    # Some file systems ignore case.
-    used = {str(path.resolve()).casefold() for path in stems}
-    jobs = []
-    for image, wanted in stems.items():
-        for i in itertools.count(1):
-            stem = wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}")
-            files = {str(path).casefold() for path in result_files(output, stem)}
-            if not files & used:
-                break
-        used |= files
-        jobs.append(Job(image, stem))
-    if not jobs:
-        raise ImageReadError(f"no images in {', '.join(inputs)} outside the output folder")
-    return jobs
+    def write(self, line: str, /) -> Any: ...
 
 
-def result_files(output: Path, stem: Path) -> tuple[Path, Path]:
-    """Return the paths of the overlay and of the label map of an image."""
-    path = output / stem
-    return path.with_name(path.name + "_overlay.png"), path.with_name(path.name + "_labels.png")
-
-
-def segment_files(
-    predictor: Predictor, jobs: Sequence[Job], output: Path, results: TextIO
-) -> Summary:
-    """Segment image files. One thread reads, the calling thread runs the model, two threads write.
-
-    For each image, an overlay and a label map are written to `output`, and one line of JSON to
-    `results`. An image that fails is reported on stderr, and the others continue. After Ctrl-C the
-    finished images have their files and lines.
+def run_settings(predictor: Predictor, images: Iterable[Path], version: str) -> dict[str, Any]:
+    """Return everything that the results in an output folder depend on, except the images.
 
     Args:
         predictor: the model and its vocabulary.
-        jobs: see `plan_jobs`.
+        images: image files; if paths are relative, the working folder is a setting.
+        version: version of the program.
+    """
+    vocabulary = predictor.vocabulary
+    content = (vocabulary.synonyms, vocabulary.display_names, vocabulary.colors)
+    relative = any(not path.is_absolute() for path in images)
+    return {
+        "dcp_clip": version,
+        "weights fingerprint": weights_fingerprint(predictor.model),
+        "vocabulary fingerprint": hashlib.sha256(repr(content).encode()).hexdigest()[:16],
+        "vocabulary": list(vocabulary.display_names),
+        "max_input_pixels": predictor.max_input_pixels,
+        "working folder": os.getcwd() if relative else None,
+        "config": dict(_flatten(predictor.cfg)),
+    }
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif prefix + key not in _OTHER_KEYS:
+            yield prefix + key, str(value)
+
+
+def segment_files(
+    predictor: Predictor,
+    jobs: Sequence[Job],
+    output: Path,
+    results: LineWriter,
+    failures: LineWriter | None = None,
+) -> Summary:
+    """Segment image files. One thread reads, the calling thread runs the model, two threads write.
+
+    For each image, an overlay and a label map are put into `output`, and then one line of JSON is
+    written to `results`. An image that fails is reported on stderr and in `failures`, and the
+    others continue. After Ctrl-C or SIGTERM, the finished images have their files and lines.
+
+    Args:
+        predictor: the model and its vocabulary.
+        jobs: see `dcp_clip.utils.run_plan.plan_jobs`.
         output: folder for the results; must exist.
-        results: open text file.
+        results: takes one line for each image, in the order of `jobs`.
+        failures: takes one line for each image that failed.
+
+    Raises:
+        RunFolderError: if the output folder cannot be written to, for example on a full disk. The
+            images that were finished before have their files and lines.
     """
     summary = Summary()
+    aside = unfinished_folder(output)
+    with writing(output):
+        aside.mkdir(exist_ok=True)
     writers = ThreadPoolExecutor(2, thread_name_prefix="write")
-    writing: deque[tuple[Job, Future[dict[str, Any]]]] = deque()
+    written: deque[tuple[Job, Future[_Result]]] = deque()
     reading = _read_ahead(jobs, predictor.max_input_pixels)
     bar = tqdm(
         total=len(jobs),
@@ -130,68 +129,76 @@ def segment_files(
     def report_failure(job: Job, error: Exception) -> None:
         message = f"{job.image}: {type(error).__name__}: {' '.join(str(error).split())}"
         # The message of an ImageReadError is a sentence that contains the path.
-        summary.failed.append(str(error) if isinstance(error, ImageReadError) else message)
-        bar.write(summary.failed[-1], file=sys.stderr)
+        message = str(error) if isinstance(error, ImageReadError) else message
+        summary.failed.append(message)
+        bar.write(message, file=sys.stderr)
         bar.update()
+        if failures is not None:
+            with writing(output / "failures.jsonl"):
+                failures.write(json.dumps({"file": str(job.image), "error": message}) + "\n")
 
     def finish_oldest() -> None:
-        # The job stays in `writing` while this waits, so that Ctrl-C does not lose it. `wait` never
-        # returns for a job that `shutdown` has cancelled, therefore the check before it.
-        if not writing[0][1].done():
-            wait([writing[0][1]])
-        job, future = writing.popleft()
+        job, future = written.popleft()
+        # `wait` never returns for a job that `shutdown` has cancelled.
+        if not future.done():
+            wait([future])
         if future.cancelled():
             return
         try:
-            line = json.dumps(future.result())
-        except Exception as error:  # for example, the path of the result is too long
+            result = future.result()
+            result.publish(output, results)
+        except Exception as error:
+            if isinstance(error, OSError) and not concerns_one_file(error):
+                with writing(output):
+                    raise
             report_failure(job, error)
             return
-        results.write(line + "\n")
-        results.flush()
         summary.done += 1
         bar.update()
 
-    try:
-        for job, future in reading:
-            try:
-                image, size = future.result()
-                prediction = predictor(image, size)
-            except Exception as error:  # the next images may be fine
-                report_failure(job, error)
-                continue
-            writing.append((job, writers.submit(_write_results, job, image, prediction, output)))
-            if len(writing) > WRITE_BEHIND:
+    with Interruption() as interruption:
+        try:
+            for job, future in reading:
+                try:
+                    with interruption.allowed():
+                        image, size, state = future.result()
+                        prediction = predictor(image, size)
+                except Exception as error:  # the next images may be fine
+                    report_failure(job, error)
+                    continue
+                task = (_write_pictures, job, image, prediction, aside, state)
+                written.append((job, writers.submit(*task)))
+                if len(written) > WRITE_BEHIND:
+                    finish_oldest()
+            while written:
                 finish_oldest()
-        while writing:
-            finish_oldest()
-    except KeyboardInterrupt:
-        summary.interrupted = True
-    finally:
-        reading.close()
-        writers.shutdown(cancel_futures=True)
-        while writing:
-            finish_oldest()
-        bar.close()
+        except KeyboardInterrupt:
+            writers.shutdown(cancel_futures=True)
+            while written:
+                finish_oldest()
+        finally:
+            reading.close()
+            writers.shutdown(cancel_futures=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            bar.close()
+        summary.signal = interruption.signal
     return summary
-
-
-def _search_root(given: str) -> Path:
-    """Return the folder, or the part of a glob pattern before the first wildcard."""
-    if Path(given).is_dir():
-        return Path(given)
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(given).parts))
 
 
 def _read_ahead(
     jobs: Iterable[Job], max_pixels: int
-) -> Iterator[tuple[Job, Future[tuple[np.ndarray, tuple[int, int]]]]]:
+) -> Iterator[tuple[Job, Future[tuple[np.ndarray, tuple[int, int], dict[str, Any]]]]]:
     """Decode images in a thread, at most `READ_AHEAD` images in advance."""
+
+    def read(path: Path) -> tuple[np.ndarray, tuple[int, int], dict[str, Any]]:
+        state = file_state(path)  # before reading, to notice a change while it is read
+        return *read_image_and_size(path, max_pixels), state
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="read")
     waiting: deque = deque()
     try:
         for job in jobs:
-            waiting.append((job, pool.submit(read_image_and_size, job.image, max_pixels)))
+            waiting.append((job, pool.submit(read, job.image)))
             if len(waiting) > READ_AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -199,21 +206,61 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _write_results(
-    job: Job, image: np.ndarray, prediction: Prediction, output: Path
-) -> dict[str, Any]:
-    """Write the overlay and the label map of an image, and return its line for the results."""
-    overlay_file, labels_file = result_files(output, job.stem)
-    overlay_file.parent.mkdir(parents=True, exist_ok=True)
-    save_label_map(labels_file, prediction.label_map, prediction.vocabulary)
-    write_png(overlay_file, prediction.overlay(image), quick=True)
+@dataclass(frozen=True)
+class _Result:
+    """The pictures of an image, written aside, and its line.
+
+    Attributes:
+        job: the image.
+        pictures: the overlay and the label map.
+        line: content of the line without the paths of the pictures.
+    """
+
+    job: Job
+    pictures: tuple[Path, Path]
+    line: dict[str, Any]
+
+    def publish(self, output: Path, results: LineWriter) -> None:
+        """Put the pictures in place and then write the line, or leave nothing of the image.
+
+        Raises:
+            OSError: if one of them cannot be written.
+        """
+        targets = result_files(output, self.job.stem)
+        names = (path.relative_to(output).as_posix() for path in targets)
+        line = self.line | dict(zip(("overlay", "labels"), names))
+        published = []
+        try:
+            targets[0].parent.mkdir(parents=True, exist_ok=True)
+            for source, target in zip(self.pictures, targets):
+                os.replace(source, target)
+                published.append(target)
+            results.write(json.dumps(line) + "\n")
+        except OSError:
+            for path in (*self.pictures, *published):
+                path.unlink(missing_ok=True)
+            raise
+
+
+def _write_pictures(
+    job: Job,
+    image: np.ndarray,
+    prediction: Prediction,
+    aside: Path,
+    state: Mapping[str, Any],
+) -> _Result:
+    """Write the overlay and the label map of an image into the folder `aside`."""
+    name = uuid.uuid4().hex
+    pictures = aside / f"{name}-overlay.png", aside / f"{name}-labels.png"
+    save_label_map(pictures[1], prediction.label_map, prediction.vocabulary)
+    write_png(pictures[0], prediction.overlay(image), quick=True)
     height, width = prediction.label_map.shape
-    return {
+    line = {
         "file": str(job.image),
+        **state,
         "width": width,
         "height": height,
         "categories": [asdict(category) for category in prediction.found],
         "milliseconds": round(prediction.milliseconds, 1),
-        "overlay": overlay_file.relative_to(output).as_posix(),
-        "labels": labels_file.relative_to(output).as_posix(),
     }
+    return _Result(job, pictures, line)

@@ -8,7 +8,12 @@ For each image the demo writes <name>_overlay.png (coloured regions with a legen
 results.jsonl: the file, its size, the categories with their share of the area and score, and the
 time of the model in milliseconds. Sub-folders of the input are kept.
 
-An image that cannot be read is reported and skipped. The exit status is then 1.
+A run can be stopped at any moment, also by kill -9. The same command continues it: images that have
+results are skipped, and images that failed are tried again. The settings of a run are in run.json.
+A folder with the results of other settings is refused; --overwrite replaces them.
+
+An image that fails is reported, listed in failures.jsonl and skipped. The exit status is then 1.
+After Ctrl-C it is 130, after SIGTERM 143.
 """
 
 import argparse
@@ -38,6 +43,8 @@ def get_parser() -> argparse.ArgumentParser:
         "or the name of a data set; default: the categories of the training set",
     )
     add("--output", default="output/demo", help="folder for the results (default: %(default)s)")
+    overwrite_help = "remove the results of a run with other settings from the output folder"
+    add("--overwrite", action="store_true", help=overwrite_help)
     add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
     add("--weights", help=weights_help + "the config")
@@ -69,19 +76,20 @@ def run(args: argparse.Namespace) -> int:
     """Segment the images, and return the exit status.
 
     Returns:
-        0 if all images have results, 1 if images failed, 130 after Ctrl-C.
+        0 if all images have results, 1 if images failed, 130 after Ctrl-C, 143 after SIGTERM.
     """
     # Late imports, so that --help is fast.
+    from dcp_clip import __version__
     from dcp_clip.engine.checkpoint import shipped_weights
-    from dcp_clip.pipeline import plan_jobs, segment_files
+    from dcp_clip.pipeline import run_settings, segment_files
     from dcp_clip.predictor import Predictor
-    from dcp_clip.utils.image_io import atomic_write
+    from dcp_clip.utils.run_folder import RunFolder
+    from dcp_clip.utils.run_plan import find_images, plan_jobs, result_files
 
     output = Path(args.output)
-    jobs = plan_jobs([*args.input, *(find_samples() if args.samples else [])], output)
-    output.mkdir(parents=True, exist_ok=True)
-    # Open this file first, because an error about the folder should not come after the first image.
-    with atomic_write(output / "results.jsonl", "w") as results:
+    images = find_images([*args.input, *(find_samples() if args.samples else [])], output)
+    # Lock the folder first: an error about it should not come after a long download of weights.
+    with RunFolder(output) as folder:
         weights = args.weights
         if weights is None:
             weights = shipped_weights(args.config_file, args.opts)
@@ -91,15 +99,27 @@ def run(args: argparse.Namespace) -> int:
         names = predictor.vocabulary.display_names
         count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
         print(f"Vocabulary: {count}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}")
+        folder.open(run_settings(predictor, images, __version__), args.overwrite)
+        jobs = plan_jobs(images, output, folder.finished)
+        folder.begin(path for job in jobs for path in result_files(output, job.stem))
+        skipped = len(images) - len(jobs)
+        if skipped:
+            print(f"Skipping {skipped} of {len(images)} images, which have results in {output}.")
+        if folder.repeated:
+            print(
+                f"{folder.repeated} results in {output} were incomplete, or their image or "
+                "pictures changed; they are made again."
+            )
         start = time.perf_counter()
-        summary = segment_files(predictor, jobs, output, results)
+        summary = segment_files(predictor, jobs, output, folder.results, folder.failures)
     seconds = time.perf_counter() - start
     notes = [f"{summary.done} of {len(jobs)} images in {seconds:.1f} s"]
     notes += [f"{summary.done / seconds:.2f} images/s"] if summary.done else []
+    notes += [f"{skipped} skipped"] if skipped else []
     notes += [f"{len(summary.failed)} failed"] if summary.failed else []
     notes += ["interrupted"] if summary.interrupted else []
     print(f"{', '.join(notes)}; results in {output}")
-    return 130 if summary.interrupted else int(bool(summary.failed))
+    return 128 + summary.signal if summary.signal else int(bool(summary.failed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,6 @@
 """The demo: each image gets two pictures and one line in results.jsonl."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,72 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from dcp_clip import pipeline
-from dcp_clip.config import setup_cfg
 from dcp_clip.predictor import Predictor
-from dcp_clip.structures import SemSegProposals
 
 ROOT = Path(__file__).parents[2]
 
 
-class FakeModel(torch.nn.Module):
-    """Red, green and blue pixels are the categories 0, 1 and 2."""
-
-    interrupt_at = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def set_vocabulary(self, vocabulary) -> None:
-        self.count = len(vocabulary)
-
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        (x,) = batched_inputs
-        self.calls += 1
-        if self.calls == self.interrupt_at:
-            signal.raise_signal(signal.SIGINT)  # the same as Ctrl-C
-        logits = F.interpolate(x["image"][None].float(), (x["height"], x["width"]))[0]
-        ids = torch.arange(3)
-        proposals = {"ids": ids, "scores": ids / 10}
-        return [{"sem_seg": SemSegProposals(logits, ids, self.count), "proposals": proposals}]
-
-
-@pytest.fixture(scope="module")
-def demo(load_program):
-    return load_program("demo/demo.py")
-
-
-@pytest.fixture
-def fake_model(monkeypatch, tmp_path) -> FakeModel:
-    """Replace the model of the demo by one without weights, and change to an empty folder."""
-    model = FakeModel()
-
-    def from_config_file(config_file, weights, opts, vocabulary):
-        cfg = setup_cfg(opts=["INPUT.MIN_SIZE_TEST", "32", *opts])
-        return Predictor(cfg, vocabulary or "red; green; blue", model=model)
-
-    monkeypatch.setattr(Predictor, "from_config_file", from_config_file)
-    monkeypatch.chdir(tmp_path)
-    return model
-
-
-def save(path: str, color="red", size=(30, 20), **options) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path, **options)
-
-
-def read_results(output: str) -> list[dict]:
-    return [json.loads(line) for line in Path(output, "results.jsonl").read_text().splitlines()]
-
-
-def files_in(folder: str) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()}
-
-
-def test_every_image_gets_two_pictures_and_a_line(demo, fake_model, capsys):
+def test_every_image_gets_two_pictures_and_a_line(
+    demo, fake_model, capsys, save, read_results, files_in
+):
     save("photos/1.jpg", "blue")
     save("photos/sub folder/straße 图.png", "red")
     assert demo.main(["--input", "photos", "--output", "out", "--vocabulary", "r; g; b"]) == 0
@@ -99,7 +41,7 @@ def test_every_image_gets_two_pictures_and_a_line(demo, fake_model, capsys):
     assert "2 of 2 images" in printed[-1]
 
 
-def test_bad_files_are_reported_and_skipped(demo, fake_model, capsys):
+def test_bad_files_are_reported_and_skipped(demo, fake_model, capsys, save, read_results, files_in):
     save("in/good.png")
     save("in/zgood.jpg")
     content = Path("in/zgood.jpg").read_bytes()
@@ -108,7 +50,7 @@ def test_bad_files_are_reported_and_skipped(demo, fake_model, capsys):
     Path("in/truncated.jpg").write_bytes(content[: len(content) - 100])
     assert demo.main(["--input", "in", "--output", "out"]) == 1
     assert [Path(line["file"]).name for line in read_results("out")] == ["good.png", "zgood.jpg"]
-    assert len(files_in("out")) == 5
+    assert len(files_in("out")) == 6
     captured = capsys.readouterr()
     for name in ("empty.jpg", "not an image.jpg", "truncated.jpg"):
         assert sum(name in line for line in captured.err.splitlines()) == 1
@@ -116,7 +58,7 @@ def test_bad_files_are_reported_and_skipped(demo, fake_model, capsys):
     assert "2 of 5 images" in captured.out and "3 failed" in captured.out
 
 
-def test_all_formats_of_images(demo, fake_model):
+def test_all_formats_of_images(demo, fake_model, save, read_results):
     exif = Image.Exif()
     exif[0x0112] = 6
     save("in/rotated.jpg", exif=exif)
@@ -134,7 +76,7 @@ def test_all_formats_of_images(demo, fake_model):
     assert set(sizes.values()) == {(30, 20)} and len(sizes) == 7
 
 
-def test_label_map_of_a_large_image_has_its_size(demo, fake_model):
+def test_label_map_of_a_large_image_has_its_size(demo, fake_model, save, read_results):
     save("huge.jpg", size=(5000, 4000))  # larger than max_input_pixels
     assert demo.main(["--input", "huge.jpg", "--output", "out"]) == 0
     (line,) = read_results("out")
@@ -145,19 +87,23 @@ def test_label_map_of_a_large_image_has_its_size(demo, fake_model):
         assert max(overlay.size) <= 3000
 
 
+@pytest.mark.parametrize("status", [130, 143])  # 143: SIGTERM, which Slurm and docker send
 @pytest.mark.parametrize("writing_takes", [0.0, 0.3])  # with 0.3 s, images wait in the queue
-def test_ctrl_c_keeps_finished_images(demo, fake_model, capsys, monkeypatch, writing_takes):
-    write_results = pipeline._write_results
+def test_ctrl_c_keeps_finished_images(
+    demo, fake_model, capsys, monkeypatch, writing_takes, status, save, read_results, files_in
+):
+    write_pictures = pipeline._write_pictures
 
     def write_slowly(*args):
         time.sleep(writing_takes)
-        return write_results(*args)
+        return write_pictures(*args)
 
-    monkeypatch.setattr(pipeline, "_write_results", write_slowly)
+    monkeypatch.setattr(pipeline, "_write_pictures", write_slowly)
+    fake_model.interrupt_with = status - 128
     for i in range(6):
         save(f"in/{i}.png")
     fake_model.interrupt_at = 4
-    assert demo.main(["--input", "in", "--output", "out"]) == 130
+    assert demo.main(["--input", "in", "--output", "out"]) == status
     lines = read_results("out")
     assert [Path(line["file"]).stem for line in lines] == ["0", "1", "2"][: len(lines)]
     assert len(lines) > 0
@@ -168,7 +114,9 @@ def test_ctrl_c_keeps_finished_images(demo, fake_model, capsys, monkeypatch, wri
     assert "interrupted" in capsys.readouterr().out
 
 
-def test_error_in_the_model_skips_one_image(demo, fake_model, monkeypatch, capsys):
+def test_error_in_the_model_skips_one_image(
+    demo, fake_model, monkeypatch, capsys, save, read_results
+):
     for i in range(3):
         save(f"in/{i}.png")
     forward = fake_model.forward
@@ -185,7 +133,7 @@ def test_error_in_the_model_skips_one_image(demo, fake_model, monkeypatch, capsy
     assert f"{Path('in', '1.png')}: RuntimeError: out of memory" in capsys.readouterr().err
 
 
-def test_results_of_an_earlier_run_are_not_segmented(demo, fake_model):
+def test_results_of_an_earlier_run_are_not_segmented(demo, fake_model, save, read_results):
     save("in/x.jpg")
     for _ in range(2):
         assert demo.main(["--input", "in", "--output", "in/out"]) == 0
@@ -205,7 +153,7 @@ def test_results_of_an_earlier_run_are_not_segmented(demo, fake_model):
         (["--input", "in", "--opts", "MODEL.WIEGHTS", "x"], "MODEL.WIEGHTS"),
     ],
 )
-def test_error_of_the_user_is_one_sentence(demo, fake_model, capsys, arguments, message):
+def test_error_of_the_user_is_one_sentence(demo, fake_model, capsys, arguments, message, save):
     save("in/x.jpg")
     Path("empty").mkdir()
     with pytest.raises(SystemExit) as exit:
@@ -238,14 +186,14 @@ def test_samples_are_image_files(demo):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write to any folder")
-def test_read_only_output_folder(demo, fake_model, capsys):
+def test_read_only_output_folder(demo, fake_model, capsys, save):
     save("in/x.jpg")
     Path("out").mkdir(mode=0o555)
     with pytest.raises(SystemExit, match="out"):
         demo.main(["--input", "in", "--output", "out"])
 
 
-def test_shipped_weights_of_the_configs(demo, fake_model, monkeypatch):
+def test_shipped_weights_of_the_configs(demo, fake_model, monkeypatch, save):
     save("in/x.jpg")
     given = []
     build = Predictor.from_config_file
@@ -269,7 +217,7 @@ def test_shipped_weights_of_the_configs(demo, fake_model, monkeypatch):
     assert given == [*shipped, "mine.pth", None, None]
 
 
-def test_end_to_end_with_the_tiny_model(tmp_path):
+def test_end_to_end_with_the_tiny_model(tmp_path, save, read_results):
     config, opts = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml", ["MODEL.DEVICE", "cpu"]
     opts += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
     model = Predictor.from_config_file(config, "", opts, allow_random_weights=True).model

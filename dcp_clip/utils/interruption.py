@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM at a moment that is safe for the results."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interruption"]
+
+
+class Interruption:
+    """Handles SIGINT (Ctrl-C) and SIGTERM (kill, Slurm, docker) in the same way while it is open.
+
+    Inside `allowed` a signal raises KeyboardInterrupt at once. Elsewhere it is kept until the next
+    `allowed`, so it cannot part the files of a result from each other. A second Ctrl-C raises
+    KeyboardInterrupt anywhere. A signal that the program ignored before stays ignored, and outside
+    the main thread, where Python does not handle signals, nothing changes.
+
+    Attributes:
+        signal: number of the first signal that was received, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._raise_at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # None is a handler that was not installed by Python and cannot be put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Let signals raise KeyboardInterrupt in the block, also one that was received before."""
+        self._raise_at_once = True
+        try:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raise_at_once = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        second_ctrl_c = self.signal is not None and number == signal.SIGINT
+        if self.signal is None:
+            self.signal = number
+        if self._raise_at_once or second_ctrl_c:
+            raise KeyboardInterrupt

@@ -1,0 +1,273 @@
+"""The output folder of a run over many images that can be stopped at any moment and continued.
+
+| file | content |
+| --- | --- |
+| run.json | the settings of the run, written before the first result |
+| results.jsonl | one line for each finished image, appended after its pictures are in place |
+| failures.jsonl | file and error of each image that failed; these images are tried again |
+| .lock | locked while a run writes to the folder |
+| .unfinished | pictures that are not complete; removed at the next start |
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.line_file import LineFile, file_state
+
+__all__ = [
+    "LABELS_SUFFIX",
+    "OVERLAY_SUFFIX",
+    "RunFolder",
+    "RunFolderError",
+    "is_inside",
+    "unfinished_folder",
+    "writing",
+]
+
+OVERLAY_SUFFIX, LABELS_SUFFIX = "_overlay.png", "_labels.png"
+_MAX_DIFFERENCES = 3  # settings that an error message names
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot be used; the message is one sentence that names the folder or file."""
+
+
+def unfinished_folder(folder: Path) -> Path:
+    """Return the sub-folder for files that are not complete."""
+    return folder / ".unfinished"
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Return whether a file in a folder is still in it when all links are followed."""
+    return path.parent.resolve().is_relative_to(folder.resolve())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError in the block into a `RunFolderError` that names `path`.
+
+    Raises:
+        RunFolderError: if the block raises an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror or error}; finished images are kept, so run the "
+            "same command again when the folder can be written to"
+        ) from error
+
+
+class RunFolder:
+    """The output folder of a run, locked while it is open.
+
+    Call `open`, then `begin`, then append lines to `results` and `failures`.
+
+    Args:
+        folder: the folder; it is created.
+
+    Attributes:
+        finished: absolute path of each image with results, and the path of its results relative to
+            the folder, without suffix.
+        repeated: number of images whose results are not usable: the last line was incomplete, a
+            picture is missing, or the image has changed.
+        results, failures: files for lines of JSON.
+
+    Raises:
+        RunFolderError: on entering, if the folder cannot be written to or another run uses it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.finished: dict[str, Path] = {}
+        self.repeated = 0
+        self.results = LineFile(folder / "results.jsonl")
+        self.failures = LineFile(folder / "failures.jsonl")
+        self._manifest = folder / "run.json"
+        self._is_new = True
+        self._settings: dict[str, Any] = {}
+        self._lock = filelock.FileLock(folder / ".lock")
+
+    def __enter__(self) -> "RunFolder":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunFolderError(
+                f"another run is writing to {self.folder}; wait until it ends, or choose another "
+                "output folder"
+            ) from None
+        except NotImplementedError as error:
+            raise RunFolderError(
+                f"the file system of {self.folder} cannot lock files, so two runs could overwrite "
+                "each other; choose an output folder on another file system"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot use {self.folder} as the output folder: {error.strerror or error}; choose "
+                "another one"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.results.close()
+        self.failures.close()
+        self._lock.release()
+
+    def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Compare the settings with those of the results in the folder, and repair the results.
+
+        Args:
+            settings: everything that the results depend on, as values for JSON.
+            overwrite: remove the results of a run with other settings.
+
+        Raises:
+            RunFolderError: if the folder holds the results of a run with other settings and
+                `overwrite` is not set, or if a file cannot be read or written.
+        """
+        self._settings = json.loads(json.dumps(settings))
+        difference = self._difference()
+        if difference and not overwrite:
+            raise RunFolderError(
+                f"{self.folder} holds results of a run with other settings ({difference}); choose "
+                "another output folder, or replace the results with --overwrite"
+            )
+        with writing(self.folder):
+            if unfinished_folder(self.folder).exists():
+                shutil.rmtree(unfinished_folder(self.folder))
+            if difference:
+                self._remove_results()
+            self._is_new = not self._manifest.exists()
+            if not self._is_new:
+                self._read_results()
+            self.failures.path.unlink(missing_ok=True)
+
+    def begin(self, pictures: Iterable[Path]) -> None:
+        """Write the manifest of a new run.
+
+        Args:
+            pictures: the files that the run will write.
+
+        Raises:
+            RunFolderError: if the run is new and one of the files exists, because it would be
+                overwritten; or if the manifest cannot be written.
+        """
+        if self._is_new:
+            for path in pictures:
+                if os.path.lexists(path):
+                    raise RunFolderError(
+                        f"{path} exists and is not from a run in {self.folder}; choose another "
+                        "output folder, or move the file"
+                    )
+            with writing(self._manifest), self._replace(self._manifest) as file:
+                file.write(json.dumps(self._settings, indent=1).encode() + b"\n")
+        with writing(self.results.path):
+            self.results.write("")
+
+    def _difference(self) -> str:
+        """Return how the settings of the results in the folder differ; "" if they are equal."""
+        try:
+            before = json.loads(self._manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            has_results = self.results.path.exists() or self.failures.path.exists()
+            return "run.json is missing" if has_results else ""
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"cannot read {self._manifest}: {error}; choose another output folder"
+            ) from error
+        return _describe_difference(before, self._settings)
+
+    @contextmanager
+    def _replace(self, path: Path) -> Iterator[Any]:
+        """Open a file that replaces `path` when it is complete."""
+        aside = unfinished_folder(self.folder)
+        aside.mkdir(exist_ok=True)
+        with atomic_write(aside / path.name) as file:
+            yield file
+        os.replace(aside / path.name, path)
+        aside.rmdir()
+
+    def _lines(self) -> Iterator[tuple[bytes, dict | None]]:
+        """Yield the lines of the results; None stands for the content of a damaged line."""
+        if not self.results.path.exists():
+            return
+        with open(self.results.path, "rb") as file:
+            for line in file:
+                yield line, _parse(line)
+
+    def _pictures(self, record: Mapping[str, str]) -> list[Path]:
+        """Return the paths of the pictures in a line."""
+        return [self.folder / record[key] for key in ("overlay", "labels")]
+
+    def _read_results(self) -> None:
+        """Find the finished images, and remove the lines of others from the results."""
+        usable: dict[str, int] = {}  # absolute path of an image: number of its line
+        count = 0
+        for record in (record for _, record in self._lines()):
+            count += 1
+            if record is None or not all(map(os.path.isfile, self._pictures(record))):
+                continue
+            state = file_state(record["file"])
+            # An image that does not exist any more keeps its results.
+            if state["bytes"] is None or state.items() <= record.items():
+                path = os.path.abspath(record["file"])
+                usable[path] = count
+                self.finished[path] = Path(record["overlay"].removesuffix(OVERLAY_SUFFIX))
+        self.repeated = count - len(usable)
+        if self.repeated:
+            numbers = set(usable.values())
+            with self._replace(self.results.path) as file:
+                for number, (line, _) in enumerate(self._lines(), 1):
+                    if number in numbers:
+                        file.write(line)
+
+    def _remove_results(self) -> None:
+        """Remove the results of a run, its settings last, so that a kill leaves a valid run."""
+        for record in (record for _, record in self._lines()):
+            for path in self._pictures(record) if record else ():
+                if is_inside(self.folder, path):
+                    path.unlink(missing_ok=True)
+        for path in (self.failures.path, self.results.path, self._manifest):
+            path.unlink(missing_ok=True)
+
+
+def _parse(line: bytes) -> dict | None:
+    """Return the content of a line of results, or None if the line is incomplete or damaged."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    pictures = [record.get("overlay"), record.get("labels")]
+    for path, suffix in zip(pictures, (OVERLAY_SUFFIX, LABELS_SUFFIX)):
+        # Pictures are removed with --overwrite, so they must be in the folder.
+        if not isinstance(path, str) or not path.endswith(suffix):
+            return None
+        if os.path.isabs(path) or ".." in Path(path).parts:
+            return None
+    return record if isinstance(record.get("file"), str) else None
+
+
+def _describe_difference(before: Any, now: Mapping[str, Any]) -> str:
+    if not isinstance(before, dict):
+        return "run.json has another format"
+    texts = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            texts += [_describe_difference(old, new)]
+        elif old != new:
+            short = max(len(str(old)), len(str(new))) <= 40
+            texts.append(f"{key} was {old} and is {new}" if short else f"{key} differs")
+    texts = [text for text in texts if text]
+    more = len(texts) - _MAX_DIFFERENCES
+    return ", ".join(texts[:_MAX_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")

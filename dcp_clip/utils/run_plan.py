@@ -1,0 +1,114 @@
+"""The images of a run, and a different path for the results of each one."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcp_clip.utils.image_io import ImageReadError
+from dcp_clip.utils.image_listing import list_images_by_input, search_root
+from dcp_clip.utils.run_folder import LABELS_SUFFIX, OVERLAY_SUFFIX, is_inside
+
+__all__ = ["Job", "find_images", "plan_jobs", "result_files"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image file, and the path of its results relative to the output folder, without suffix."""
+
+    image: Path
+    stem: Path
+
+
+def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
+    """Find the image files and the wanted path of the results of each one.
+
+    Results of images in folders and patterns keep their sub-folders.
+
+    Args:
+        inputs: files, folders and glob patterns, see `list_images_by_input`.
+        output: folder for the results. Images in it are skipped, unless they are given as files.
+
+    Returns:
+        For each image, a path relative to `output`, without suffix. Images can have the same one.
+
+    Raises:
+        ImageReadError: if an input matches no image, or is in the output folder.
+    """
+    output = output.resolve()
+    folders = {}  # input that is no file: its folder
+    for given in inputs:
+        if Path(given).is_file():
+            continue
+        folders[given] = root = search_root(given)
+        if root.resolve().is_relative_to(output):
+            raise ImageReadError(
+                f"the input {given} is in the output folder {output}, where results and images "
+                "would be mixed; choose another --output"
+            )
+    stems = {}
+    for image, given in list_images_by_input(inputs).items():
+        if given not in folders:
+            stems[image] = Path(image.name).with_suffix("")
+        # If the output folder is in the input folder, it can contain results of an earlier run.
+        elif output not in image.resolve().parents:
+            root = folders[given]
+            parts = image.relative_to(root).with_suffix("").parts
+            if ".." in parts:  # of a pattern such as */../../photos: results stay in the folder
+                parts = parts[len(parts) - parts[::-1].index("..") :]
+            stems[image] = Path(root.resolve().name if len(folders) > 1 else "", *parts)
+    if not stems:
+        raise ImageReadError(f"no images in {', '.join(inputs)} outside the output folder")
+    return stems
+
+
+def plan_jobs(
+    images: Mapping[Path, Path], output: Path, finished: Mapping[str, Path] | None = None
+) -> list[Job]:
+    """Select a different path for the results of each image that is not finished.
+
+    If several images have the same name (x.jpg and x.png, or x.jpg in two folders), a number is
+    appended to the later ones. An image gets the same path when a run is continued.
+
+    Args:
+        images: see `find_images`.
+        output: folder for the results.
+        finished: absolute path of each image that has results, and their path.
+
+    Raises:
+        ImageReadError: if results would be written outside `output`, through a link in it.
+    """
+    finished = finished or {}
+    # Some file systems ignore case.
+    used = {str(path.resolve()).casefold() for path in images}
+    for stem in finished.values():
+        used |= _comparable_files(output, stem)
+    jobs = []
+    for image, wanted in images.items():
+        if os.path.abspath(image) in finished:
+            continue
+        for i in itertools.count(1):
+            stem = wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}")
+            files = _comparable_files(output, stem)
+            if not files & used:
+                break
+        used |= files
+        jobs.append(Job(image, stem))
+    for folder in {job.stem.parent for job in jobs}:
+        if not is_inside(output, output / folder / "x"):
+            raise ImageReadError(
+                f"{output / folder} leads out of the output folder through a link; remove the link "
+                "or choose another --output"
+            )
+    return jobs
+
+
+def result_files(output: Path, stem: Path) -> tuple[Path, Path]:
+    """Return the paths of the overlay and of the label map of an image."""
+    path = output / stem
+    return path.with_name(path.name + OVERLAY_SUFFIX), path.with_name(path.name + LABELS_SUFFIX)
+
+
+def _comparable_files(output: Path, stem: Path) -> set[str]:
+    return {str(path).casefold() for path in result_files(output.resolve(), stem)}

@@ -1,0 +1,115 @@
+"""Run the demo many times in forked processes, and disturb each run at a given moment.
+
+Reads one request per line of standard input, and answers each with a line: both are JSON. The slow
+imports happen once. `test_resume.py` describes the requests.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import dcp_clip.pipeline
+import dcp_clip.predictor  # noqa: F401
+
+PROGRAM = Path(__file__).parents[2] / "demo" / "demo.py"
+ERRORS = {"enospc": 28, "eacces": 13}
+
+
+class Disturbance:
+    """Counts what a process does to the files in a folder, and acts at one of the moments.
+
+    Attributes:
+        action: "kill", "term" (the signals), a name of `ERRORS`, or "none".
+        at: number of the moment, from 1.
+        count: number of moments until now.
+    """
+
+    def __init__(self, folder: str, action: str, at: int) -> None:
+        self.folder, self.action, self.at, self.count = folder, action, at, 0
+        self.write, self.fsync = os.write, os.fsync
+        os.write, os.fsync = self.disturbed_write, self.disturbed_fsync
+        sys.addaudithook(self.audit)
+
+    def disturbed_write(self, fd: int, data: bytes) -> int:
+        """Write a line; if the disturbance comes now, only a part of it."""
+        if self.count + 1 == self.at and self.action in ("kill", *ERRORS):
+            self.write(fd, data[: len(data) // 2])
+        self.moment("write")
+        return self.write(fd, data)
+
+    def disturbed_fsync(self, fd: int) -> None:
+        self.moment("fsync")
+        self.fsync(fd)
+
+    def audit(self, event: str, arguments: tuple) -> None:
+        if event == "open":
+            if not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            return
+        path = arguments[0]
+        if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(self.folder):
+            self.moment(event)
+
+    def moment(self, event: str) -> None:
+        self.count += 1
+        if self.action in ERRORS:
+            # A full disk stays full, but files can be removed.
+            lasting = event in ("open", "os.mkdir", "write", "fsync")
+            if self.count == self.at or (self.count > self.at > 0 and lasting):
+                number = ERRORS[self.action]
+                raise OSError(number, os.strerror(number))
+        elif self.count == self.at and self.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.count == self.at and self.action == "term":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_demo(arguments: list[str], action: str, at: int, counter: str) -> int:
+    """Run the demo in this process, write the number of moments, and return the exit status."""
+    disturbance = Disturbance(arguments[arguments.index("--output") + 1], action, at)
+    spec = importlib.util.spec_from_file_location("demo", PROGRAM)
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    try:
+        status = demo.main(arguments)
+    except SystemExit as error:  # as Python itself reports it
+        sys.stderr.write(f"{error.code}\n")
+        status = 1
+    Path(counter).write_text(str(disturbance.count))
+    return status
+
+
+def answer(request: dict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        counter = Path(folder, "moments")
+        names = [Path(folder, "out"), Path(folder, "err")]
+        child = os.fork()
+        if child == 0:
+            for fd, name in enumerate(names, 1):
+                os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), fd)
+            status = 70  # an exception that the demo does not handle
+            try:
+                status = run_demo(
+                    request["arguments"], request["action"], request["at"], str(counter)
+                )
+                sys.stdout.flush()
+            finally:
+                if status == 70:
+                    sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out, err = (name.read_text() for name in names)
+        moments = int(counter.read_text()) if counter.exists() else 0
+    return {"status": status, "out": out, "err": err, "moments": moments}
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+        sys.stdout.flush()
