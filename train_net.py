@@ -28,7 +28,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config file")
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="config file, or the name of a shipped one",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
