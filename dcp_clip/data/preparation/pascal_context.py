@@ -217,7 +217,7 @@ def read_mat_label_map(path: Path) -> np.ndarray:
     """
     try:
         labels = loadmat(path, variable_names=["LabelMap"]).get("LabelMap")
-    except (MatReadError, zlib.error, OSError, EOFError, ValueError, TypeError, KeyError) as e:
+    except (MatReadError, zlib.error, OSError, EOFError, ValueError, TypeError, LookupError) as e:
         raise DatasetError(f"The label map {path} cannot be read: {e}.") from e
     if labels is None or labels.ndim != 2 or labels.dtype.kind not in "uif" or not labels.size:
         raise DatasetError(f"{path} is no label map: it has no matrix LabelMap of numbers.")
