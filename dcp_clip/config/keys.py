@@ -1,21 +1,8 @@
-"""The config: every key of DCP-CLIP with its meaning, and how a config is read."""
+"""Every config key of DCP-CLIP with its meaning and default."""
 
-from __future__ import annotations
-
-import re
-from collections.abc import Sequence
-from pathlib import Path
-
-import torch
-import yaml
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg as detectron2_cfg
 
-from dcp_clip import data
-from dcp_clip.utils.arguments import format_error
-from dcp_clip.utils.shipped_files import find_config
-
-__all__ = ["add_dcp_clip_config", "get_cfg", "setup_cfg"]
+__all__ = ["add_dcp_clip_config"]
 
 
 def add_dcp_clip_config(cfg: CN) -> None:
@@ -39,7 +26,8 @@ def _add_clip(cfg: CN) -> None:
     # How the dense features of a ViT are read, by the attention of its last block: "maskclip",
     # "clearclip", "sclip", "naclip" (the methods of these names) or "clip" (as it was trained).
     cfg.MODEL.CLIP.DENSE = "maskclip"
-    # Keep the residual connection and the feed-forward part of that block, as MaskCLIP and SCLIP do.
+    # Keep the residual connection and the feed-forward part of that block, as MaskCLIP and SCLIP
+    # do.
     cfg.MODEL.CLIP.DENSE_RESIDUAL = False
     # Standard deviation of the Gaussian of "naclip", in patches.
     cfg.MODEL.CLIP.NACLIP_STD = 5.0
@@ -176,7 +164,8 @@ def _add_baselines(cfg: CN) -> None:
     # and for others. The query's own probability has 1 minus this.
     cfg.MODEL.BASELINES.MASK_QUERIES.SEEN_EXPONENT = 0.4
     cfg.MODEL.BASELINES.MASK_QUERIES.UNSEEN_EXPONENT = 0.8
-    # Factor from the cosine similarity of mask-pooled CLIP features to logits; CLIP's is at most 100.
+    # Factor from the cosine similarity of mask-pooled CLIP features to logits; CLIP's is at most
+    # 100.
     cfg.MODEL.BASELINES.MASK_QUERIES.CLIP_SCALE = 50.0
 
 
@@ -220,8 +209,8 @@ def _add_training(cfg: CN) -> None:
     # Decay of the exponential moving average of the weights, which is what evaluation uses, from
     # every checkpoint; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
-    # Fraction of the original CLIP weights mixed back into the image tower after training (WiSE-FT);
-    # 0.0 disables it. Training that continues from the result starts from the mixture.
+    # Fraction of the original CLIP weights mixed back into the image tower after training
+    # (WiSE-FT); 0.0 disables it. Training that continues from the result starts from the mixture.
     cfg.SOLVER.WISE_FT_ALPHA = 0.0
 
 
@@ -232,95 +221,3 @@ def _add_evaluation(cfg: CN) -> None:
     # Write every prediction to OUTPUT_DIR/inference/<data set>/sem_seg_predictions.json as COCO
     # RLE; slow, and the file is large.
     cfg.TEST.SAVE_PREDICTIONS = False
-
-
-# Keys of earlier versions; None where the key is gone.
-_OLD_KEYS = {
-    "MODEL.CLIP.NEIGHBOUR_STD": "MODEL.CLIP.NACLIP_STD",
-    "MODEL.CLIP.WINDOW": "MODEL.CLIP.ENCODER_WINDOW",
-    "MODEL.CLIP.WINDOW_STRIDE": "MODEL.CLIP.ENCODER_WINDOW_STRIDE",
-    "MODEL.CLIP.RESAMPLE": None,
-    "MODEL.DCP_CLIP.COMPILE": None,
-    "MODEL.DCP_CLIP.VOCABULARY.SYNONYMS": "MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING",
-    "MODEL.DCP_CLIP.VOCABULARY.CHUNK_SIZE": None,
-    "MODEL.DCP_CLIP.PROPOSAL.SHARPNESS": "MODEL.DCP_CLIP.PROPOSAL.LSE_SHARPNESS",
-    "MODEL.DCP_CLIP.PROPOSAL.NUM_POSITIONS": None,
-    "MODEL.DCP_CLIP.PROPOSAL.RANDOM_RATIO": None,
-    "MODEL.DCP_CLIP.CLASS_REFINEMENT.HIDDEN_DIM": None,
-    "MODEL.DCP_CLIP.LOSS.BALANCE": "MODEL.DCP_CLIP.LOSS.CLASS_BALANCE",
-    "MODEL.DCP_CLIP.LOSS.STRIDE": None,
-    "MODEL.REFERENCE": "MODEL.BASELINES",
-    "MODEL.FPN_BASELINE": "MODEL.BASELINES.FPN",
-    "SOLVER.MUON_LR_FACTOR": "SOLVER.MUON_LR_MULTIPLIER",
-    "SOLVER.LR_FACTOR_IMAGE": "SOLVER.IMAGE_LR_MULTIPLIER",
-    "SOLVER.LR_FACTOR_TEXT": "SOLVER.TEXT_LR_MULTIPLIER",
-    "SOLVER.CLIP_SHARE_IMAGE": "SOLVER.WISE_FT_ALPHA",
-    "SOLVER.FREEZE_IMAGE_ITERS": None,
-    "SOLVER.POLY_LR_POWER": None,
-    "SOLVER.POLY_LR_CONSTANT_ENDING": None,
-    "TEST.BOUNDARY_IOU": None,
-    "TEST.TRUE_MASKS": "TEST.ORACLE_MASKS",
-}
-
-
-def get_cfg() -> CN:
-    """Return Detectron2's default config with the keys of DCP-CLIP."""
-    cfg = detectron2_cfg()
-    add_dcp_clip_config(cfg)
-    return cfg
-
-
-def setup_cfg(config_file: str | Path = "", opts: Sequence[str] = (), cfg: CN | None = None) -> CN:
-    """Read a config file and command-line overrides.
-
-    Args:
-        config_file: path of a yaml file, or the name of a shipped config, such as
-            "camvid/dcp_clip_tiny.yaml"; "" for the defaults.
-        opts: KEY VALUE KEY VALUE ...
-        cfg: the config to merge into, for keys of your own; default: :func:`get_cfg`. It is changed.
-
-    Returns:
-        The config. MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" if there is no CUDA
-        device. The data sets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names
-        in DATASETS.TRAIN and DATASETS.TEST are replaced by ours (dcp_clip/data/aliases.py).
-
-    Raises:
-        FileNotFoundError: if the config file does not exist.
-        KeyError: for a key that does not exist; the message names its new name if it was renamed.
-        ValueError: if the file is not YAML, INPUT.FORMAT is not "RGB", or an entry of
-            DATASETS.SEM_SEG_FOLDERS is wrong.
-    """
-    cfg = get_cfg() if cfg is None else cfg
-    try:
-        if config_file:
-            cfg.merge_from_file(str(find_config(config_file)), allow_unsafe=False)
-        cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError) as error:  # yacs asserts that the keys of `opts` exist
-        raise KeyError(
-            f"{_explain(format_error(error))} (in '{config_file}' or the options {list(opts)})"
-        ) from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config file '{config_file}' cannot be read as YAML: {reason}") from error
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    if cfg.INPUT.FORMAT != "RGB":
-        raise ValueError(
-            f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}', but CLIP's pixel statistics and filters are in "
-            "the order RGB: set it to 'RGB'."
-        )
-    data.register_config_folders(cfg)
-    cfg.DATASETS.TRAIN = data.resolve_dataset_names(cfg.DATASETS.TRAIN)
-    cfg.DATASETS.TEST = data.resolve_dataset_names(cfg.DATASETS.TEST)
-    return cfg
-
-
-def _explain(message: str) -> str:
-    """Add to yacs's message about an unknown key what became of a key of an earlier version."""
-    found = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
-    for old, new in _OLD_KEYS.items():
-        if found and f"{found[1]}.".startswith(f"{old}."):
-            if new is None:
-                return f"The config key {old} was removed: delete it"
-            return f"The config key {old} is called {new} now: rename it"
-    return message
