@@ -1,50 +1,154 @@
-"""Cache files for the text features of a vocabulary."""
+"""Cache files for the text features of vocabularies.
+
+A cache file only saves time. A file that cannot be used is ignored with a warning, and a file that
+cannot be written is a warning too. Several processes can share a folder: files get their name when
+they are complete, and a file that another process removed is encoded again.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
 import logging
+import os
+import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dcp_clip.structures import TextFeatures
 from dcp_clip.utils.image_io import atomic_write
 
-__all__ = ["read_features", "write_features"]
+__all__ = ["MAX_FOLDER_BYTES", "cache_file", "read_features", "write_features"]
 
 logger = logging.getLogger(__name__)
 
+# The features of 20,000 names take 60 MB. Beyond this size the files used least recently go.
+MAX_FOLDER_BYTES = 1 << 30
+_FILE_NAME = re.compile(r"[0-9a-f]{64}\.pt")
+_LEFTOVER = re.compile(r"\..*\.part")  # of a process that was killed while it wrote
+_LEFTOVER_SECONDS = 3600.0
 
-def read_features(path: Path, num_categories: int, device: torch.device) -> TextFeatures | None:
+
+def cache_file(folder: str, key: tuple[str, ...]) -> Path | None:
+    """Return the file of a cache key; None, with a warning, if "~" has no home directory."""
+    name = hashlib.sha256("\n".join(key).encode("utf-8", "surrogatepass")).hexdigest()
+    try:
+        return Path(folder).expanduser() / f"{name}.pt"
+    except RuntimeError as error:
+        _warn_once(f"Text features are not cached in '{folder}' ({error}).")
+        return None
+
+
+def read_features(
+    path: Path, rows: Tensor, width: int | None, device: torch.device
+) -> TextFeatures | None:
     """Read a file of :func:`write_features`.
+
+    Args:
+        path: the file; its time of modification becomes the time of its last use.
+        rows: (C, S) int64, the `category_rows` that the features must have.
+        width: D, the width of the features that the text tower computes; None if it is unknown.
+        device: where the features are needed.
 
     Returns:
         the features; None if the file does not exist, or, with a warning, if it cannot be read or
-        does not contain `num_categories` categories.
+        its content cannot be the features of this vocabulary.
     """
-    if not path.is_file():
-        return None
     try:
-        data = torch.load(path, map_location=device, weights_only=True)
+        data = torch.load(path, map_location="cpu", weights_only=True)
         features = TextFeatures(data["embeddings"], data["rows"])
-        num_rows = len(features.embeddings)
-        if (
-            len(features.category_rows) != num_categories
-            or features.category_rows.max() >= num_rows
-        ):
-            raise ValueError("its tensors do not fit each other")
-    except Exception as error:
-        logger.warning("Cannot read the text cache %s (%s); encoding the names again.", path, error)
+        if problem := _find_problem(features, rows, width):
+            raise ValueError(problem)
+        if data.get("sha256", _digest(features)) != _digest(features):
+            raise ValueError("its checksum is wrong")
+    except FileNotFoundError:
         return None
-    return features
+    except Exception as error:  # torch.load raises many types of errors for damaged files
+        logger.warning(
+            "The names are encoded again, because the text cache %s cannot be used (%s).",
+            path,
+            " ".join(str(error).split())[:200] or type(error).__name__,
+        )
+        return None
+    with suppress(OSError):  # a folder that this process may only read
+        os.utime(path)
+    return TextFeatures(features.embeddings.to(device), features.category_rows.to(device))
 
 
 def write_features(path: Path, features: TextFeatures) -> None:
-    """Write the features to a file, atomically; log a warning if that is not possible."""
-    data = {"embeddings": features.embeddings.cpu(), "rows": features.category_rows.cpu()}
+    """Write the features to a file, atomically, and keep the folder below `MAX_FOLDER_BYTES`.
+
+    If that is not possible, one warning for each folder says so. Features that
+    :func:`read_features` would refuse, for example those of weights with NaN, are not written.
+    """
+    features = TextFeatures(features.embeddings.cpu(), features.category_rows.cpu())
+    if not _is_normalised(features.embeddings):
+        return
+    data = {"embeddings": features.embeddings, "rows": features.category_rows}
+    # torch.save would turn the OSError of a full disk into a RuntimeError.
+    content = io.BytesIO()
+    torch.save({**data, "sha256": _digest(features)}, content)
+    if content.tell() > MAX_FOLDER_BYTES:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            torch.save(data, temporary)
+        with atomic_write(path) as file:
+            file.write(content.getbuffer())
+        _prune(path)
     except OSError as error:
-        logger.warning("Cannot cache text features in %s (%s).", path.parent, error)
+        reason = error.strerror or error
+        _warn_once(f"Text features cannot be cached in {path.parent} ({reason}).")
+
+
+def _find_problem(features: TextFeatures, rows: Tensor, width: int | None) -> str | None:
+    """Return why the tensors of a file cannot be the features of a vocabulary, or None."""
+    embeddings = features.embeddings
+    if not isinstance(embeddings, Tensor) or not isinstance(features.category_rows, Tensor):
+        return "it contains no tensors"
+    if features.category_rows.dtype != rows.dtype or not torch.equal(features.category_rows, rows):
+        return "it belongs to other names"
+    shape = (int(rows.max()) + 1, width or (embeddings.shape[-1] if embeddings.dim() else 0))
+    if tuple(embeddings.shape) != shape or embeddings.dtype != torch.float32:
+        found = f"{tuple(embeddings.shape)} {embeddings.dtype}"
+        return f"its features are {found} instead of {shape} {torch.float32}"
+    return None if _is_normalised(embeddings) else "its features do not have length 1"
+
+
+def _is_normalised(embeddings: Tensor) -> bool:
+    # A comparison with NaN is false.
+    return bool(((embeddings.norm(dim=-1) - 1).abs() < 1e-3).all())
+
+
+def _digest(features: TextFeatures) -> str:
+    data = features.embeddings.contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _prune(written: Path) -> None:
+    """Remove the files used least recently if the folder is too large, and old leftovers."""
+    files = []
+    with os.scandir(written.parent) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another process has removed it
+                stat = entry.stat(follow_symlinks=False)
+                if _FILE_NAME.fullmatch(entry.name) and entry.name != written.name:
+                    files.append((stat.st_mtime, stat.st_size, entry.path))
+                elif _LEFTOVER.fullmatch(entry.name):
+                    if time.time() - stat.st_mtime > _LEFTOVER_SECONDS:
+                        os.unlink(entry.path)
+    total = written.stat().st_size + sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= MAX_FOLDER_BYTES:
+            break
+        Path(path).unlink(missing_ok=True)
+        total -= size
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning(message)

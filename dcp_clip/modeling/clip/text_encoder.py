@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -14,10 +11,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from dcp_clip.modeling.clip.feature_memory import FeatureMemory
 from dcp_clip.modeling.clip.loading import load_clip
-from dcp_clip.modeling.clip.text_cache import read_features, write_features
+from dcp_clip.modeling.clip.text_cache import cache_file, read_features, write_features
 from dcp_clip.modeling.clip.text_tower import encode_tokens, needed_lengths, rounded_lengths
 from dcp_clip.modeling.clip.tokenizer import build_tokenizer, tokenize
+from dcp_clip.modeling.clip.weights_fingerprint import WeightsFingerprint
 from dcp_clip.structures import TextFeatures
 from dcp_clip.vocabulary import Vocabulary, load_templates
 
@@ -41,7 +40,11 @@ class TextEncoder(nn.Module):
 
     The features of a frozen tower are cached in memory and on disk. The cache key contains the name
     of the model, a fingerprint of the weights, the prompt templates, the synonym pooling and the
-    names. If the weights change, so does the key. Nothing is cached while the tower is trained.
+    names. If the weights change, so does the key. Nothing is cached while the tower is trained. A
+    tower that has been trained by this process leaves no files, as its weights change again.
+
+    Several threads can call :meth:`encode_vocabulary` at the same time, as long as no thread trains
+    the tower or changes its weights.
     """
 
     @configurable
@@ -83,10 +86,9 @@ class TextEncoder(nn.Module):
         self.synonym_pooling = synonym_pooling
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
         self._tokens: dict[str, list[tuple[Tensor, list[int]]]] = {}
-        self._cache: OrderedDict[tuple, TextFeatures] = OrderedDict()
-        self._fingerprint: tuple[list[tuple[int, int]], str] | None = None
-        # The dictionaries of the tower's modules that hold its tensors; None if not collected yet.
-        self._tensors: list[dict[str, Tensor | None]] | None = None
+        self._cache = FeatureMemory(_CACHED_VOCABULARIES)
+        self._has_trained = False
+        self._fingerprint = WeightsFingerprint()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -113,6 +115,7 @@ class TextEncoder(nn.Module):
     def train(self, mode: bool = True) -> TextEncoder:
         super().train(mode)
         if self.trains:
+            self._has_trained = True
             self.clear_cache()
         return self
 
@@ -123,7 +126,7 @@ class TextEncoder(nn.Module):
         tower was replaced by another module.
         """
         self._cache.clear()
-        self._fingerprint = self._tensors = None
+        self._fingerprint.clear()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """From token ids (N, context length) to text features (N, D), as CLIP's ``encode_text``."""
@@ -143,7 +146,7 @@ class TextEncoder(nn.Module):
         key = (
             "cut at the end of text",  # features of untruncated prompts differ in their last bits
             self.model_name,
-            self._weights_fingerprint(),
+            self._fingerprint.of(self.text),
             *self.templates,
             self.synonym_pooling,
             vocabulary.fingerprint(),
@@ -154,26 +157,26 @@ class TextEncoder(nn.Module):
             torch.no_grad(),
             torch.autocast(self.device.type, enabled=False),
         ):
-            features = self._cache.get(key)
-            if features is None:
-                features = self._read_or_encode(vocabulary, key)
-            elif features.embeddings.device != self.device:
+            features = self._cache.get_or_compute(
+                key, lambda: self._read_or_encode(vocabulary, key)
+            )
+            if features.embeddings.device != self.device:
                 features = TextFeatures(
                     features.embeddings.to(self.device), features.category_rows.to(self.device)
                 )
-        self._cache[key] = features
-        self._cache.move_to_end(key)
-        if len(self._cache) > _CACHED_VOCABULARIES:
-            self._cache.popitem(last=False)
+                self._cache.put(key, features)
         return features
 
     def _read_or_encode(self, vocabulary: Vocabulary, key: tuple[str, ...]) -> TextFeatures:
         """Read the features from the file of `key`; without a file, encode them and write it."""
-        if not self.cache_dir:
+        use_files = self.cache_dir and not self._has_trained
+        path = cache_file(self.cache_dir, key) if use_files else None
+        if path is None:
             return self._encode(vocabulary)
-        digest = hashlib.sha256("\n".join(key).encode()).hexdigest()
-        path = Path(self.cache_dir).expanduser() / f"{digest}.pt"
-        features = read_features(path, len(vocabulary), self.device)
+        counts = [len(names) for names in self.prompted_names(vocabulary)]
+        rows = _name_rows(counts if self.synonym_pooling == "max" else [1] * len(counts))
+        width = getattr(self.text, "output_dim", None)
+        features = read_features(path, rows, width, self.device)
         if features is None:
             features = self._encode(vocabulary)
             write_features(path, features)
@@ -225,20 +228,17 @@ class TextEncoder(nn.Module):
 
     def _group(self, embeddings: Tensor, counts: list[int]) -> TextFeatures:
         """Assign the embeddings (N, D) of all names to the categories, `counts` names each."""
-        starts = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
-        offsets = torch.arange(max(counts))[None]
-        counts_column = torch.tensor(counts)[:, None]
-        rows = (starts + offsets.where(offsets < counts_column, 0)).to(embeddings.device)
+        rows = _name_rows(counts).to(embeddings.device)
         if self.synonym_pooling == "max" or max(counts) == 1:
             return TextFeatures(embeddings, rows)
-        weight = (offsets < counts_column).to(embeddings)
+        counts_column = torch.tensor(counts)[:, None]
+        weight = (torch.arange(max(counts)) < counts_column).to(embeddings)
         mean = (embeddings[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
         # The feature of a single name is not normalised again, so that its last bits do not depend
         # on the synonyms of other categories.
         alone = (counts_column == 1).to(embeddings.device)
         mean = embeddings[rows[:, 0]].where(alone, F.normalize(mean, dim=-1))
-        own_row = torch.arange(len(counts), device=embeddings.device)[:, None]
-        return TextFeatures(mean, own_row)
+        return TextFeatures(mean, _name_rows([1] * len(counts)).to(embeddings.device))
 
     def tokenize_vocabulary(self, vocabulary: Vocabulary) -> Iterable[tuple[Tensor, list[int]]]:
         """Token ids of the prompts, in blocks of names.
@@ -254,39 +254,28 @@ class TextEncoder(nn.Module):
             ValueError: if a name does not fit CLIP's context; the message quotes it.
         """
         key = vocabulary.fingerprint()
-        if key in self._tokens:
-            return self._tokens[key]
+        if (kept := self._tokens.get(key)) is not None:
+            return kept
         names = [name for group in self.prompted_names(vocabulary) for name in group]
         size = max(_BLOCK_CHUNKS * self.chunk_size // len(self.templates), 1)
         blocks = (self._tokenize(names[i : i + size]) for i in range(0, len(names), size))
-        self._tokens = {key: list(blocks)} if self.trains else {}
-        return self._tokens.get(key, blocks)
+        if not self.trains:
+            self._tokens = {}
+            return blocks
+        self._tokens = {key: list(blocks)}
+        return self._tokens[key]
 
     def _tokenize(self, names: list[str]) -> tuple[Tensor, list[int]]:
         tokens = tokenize(self.tokenizer, names, self.templates)
         lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
         return tokens, lengths.tolist()
 
-    def _weights_fingerprint(self) -> str:
-        """Hash of the tower's weights. It is computed again only if a weight has changed."""
-        # Writing in place increases the version of a tensor, replacing it changes the address.
-        # A walk through the modules would take several times as long as a loop over their tensors.
-        if self._tensors is None:
-            modules = self.text.modules()
-            self._tensors = [d for m in modules for d in (m._parameters, m._buffers) if d]
-        versions = [
-            (tensor.data_ptr(), tensor._version)
-            for tensors in self._tensors
-            for tensor in tensors.values()
-            if tensor is not None
-        ]
-        if self._fingerprint is None or self._fingerprint[0] != versions:
-            digest = hashlib.sha256()
-            for name, tensor in self.text.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._fingerprint = (versions, digest.hexdigest())
-        return self._fingerprint[1]
+
+def _name_rows(counts: list[int]) -> Tensor:
+    """(C, S) the rows of each category's names; those with fewer names repeat their first row."""
+    starts = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
+    offsets = torch.arange(max(counts))[None]
+    return starts + offsets.where(offsets < torch.tensor(counts)[:, None], 0)
 
 
 def _padded(tokens: Tensor, length: int) -> Tensor:

@@ -1,0 +1,68 @@
+"""The text features in memory, which several threads can share."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from dcp_clip.structures import TextFeatures
+
+__all__ = ["FeatureMemory"]
+
+
+class FeatureMemory:
+    """Keeps the features of the vocabularies used last. All methods are safe for threads.
+
+    A copy, also one by `pickle`, starts empty.
+    """
+
+    def __init__(self, size: int) -> None:
+        """
+        Args:
+            size: number of vocabularies.
+        """
+        self.size = size
+        self._features: OrderedDict[tuple, TextFeatures] = OrderedDict()
+        self._lock = threading.Lock()  # held for moments only
+        self._computing = threading.Lock()
+
+    def get(self, key: tuple) -> TextFeatures | None:
+        """Return the features of a key, or None."""
+        with self._lock:
+            if key in self._features:
+                self._features.move_to_end(key)
+            return self._features.get(key)
+
+    def put(self, key: tuple, features: TextFeatures) -> None:
+        """Keep the features of a key, and forget those used least recently if there are many."""
+        with self._lock:
+            self._features[key] = features
+            self._features.move_to_end(key)
+            while len(self._features) > self.size:
+                self._features.popitem(last=False)
+
+    def get_or_compute(self, key: tuple, compute: Callable[[], TextFeatures]) -> TextFeatures:
+        """Return the features of a key, and compute them if there are none.
+
+        One thread computes at a time, which bounds the memory. The others can look up meanwhile.
+        """
+        if (features := self.get(key)) is not None:
+            return features
+        with self._computing:
+            features = self.get(key)  # another thread may just have computed them
+            if features is None:
+                features = compute()
+                self.put(key, features)
+        return features
+
+    def clear(self) -> None:
+        """Forget all features."""
+        with self._lock:
+            self._features.clear()
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __reduce__(self) -> tuple:
+        return FeatureMemory, (self.size,)  # locks cannot be copied

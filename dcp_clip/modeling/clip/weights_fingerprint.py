@@ -1,0 +1,49 @@
+"""A hash of the weights of a module, which is computed again only if a weight has changed."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["WeightsFingerprint"]
+
+
+class WeightsFingerprint:
+    """Computes the hash of a module's weights. Several threads can use it."""
+
+    def __init__(self) -> None:
+        # The dictionaries of the modules that hold the tensors; None if not collected yet.
+        self._tensors: list[dict[str, Tensor | None]] | None = None
+        self._known: tuple[list[tuple[int, int]], str] | None = None
+
+    def clear(self) -> None:
+        """Forget the module; needed only after a module inside it was replaced by another one."""
+        self._tensors = self._known = None
+
+    def __reduce__(self) -> tuple:
+        return WeightsFingerprint, ()  # a copy of the module has other tensors
+
+    def of(self, module: nn.Module) -> str:
+        """Return the SHA-256 (hex) of the weights of the module; always call it with the same."""
+        # Writing in place increases the version of a tensor, replacing it changes the address.
+        # A walk through the modules would take several times as long as a loop over their tensors.
+        # Each attribute is read once, because other threads may set it.
+        collected, known = self._tensors, self._known
+        if collected is None:
+            collected = [d for m in module.modules() for d in (m._parameters, m._buffers) if d]
+            self._tensors = collected
+        versions = [
+            (tensor.data_ptr(), tensor._version)
+            for tensors in collected
+            for tensor in tensors.values()
+            if tensor is not None
+        ]
+        if known is None or known[0] != versions:
+            digest = hashlib.sha256()
+            for name, tensor in module.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            known = self._known = (versions, digest.hexdigest())
+        return known[1]

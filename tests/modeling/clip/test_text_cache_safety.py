@@ -1,0 +1,251 @@
+"""Text features on disk: wrong files are never used, and the disk never ends a run."""
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcp_clip.modeling.clip import text_cache
+from dcp_clip.modeling.clip.text_cache import read_features, write_features
+from dcp_clip.structures import TextFeatures
+from dcp_clip.utils import image_io
+from dcp_clip.vocabulary import Vocabulary
+
+NAMES = Vocabulary(["sky", "tall tree", ["car", "automobile", "motor car"], "Straße"])
+
+
+@pytest.fixture(autouse=True)
+def warn_again():
+    """The warnings of an earlier test do not hide those of this one."""
+    text_cache._warn_once.cache_clear()
+
+
+def _flipped_bit(data):
+    embeddings = data["embeddings"].clone()
+    embeddings[0, 0] += 1e-5  # still of length 1, within rounding
+    return {**data, "embeddings": embeddings}
+
+
+CHANGES = {
+    "nan": lambda data: {**data, "embeddings": data["embeddings"] * torch.nan},
+    "infinite": lambda data: {**data, "embeddings": data["embeddings"] / 0},
+    "one nan": lambda data: {
+        **data,
+        "embeddings": data["embeddings"].index_fill(0, torch.tensor([2]), torch.nan),
+    },
+    "zeros": lambda data: {**data, "embeddings": data["embeddings"] * 0},
+    "not normalised": lambda data: {**data, "embeddings": data["embeddings"] * 3},
+    "narrow": lambda data: {
+        **data,
+        "embeddings": torch.nn.functional.normalize(data["embeddings"][:, :8], dim=-1),
+    },
+    "double": lambda data: {**data, "embeddings": data["embeddings"].double()},
+    "half": lambda data: {**data, "embeddings": data["embeddings"].half()},
+    "integers": lambda data: {**data, "embeddings": data["embeddings"].long()},
+    "one dimension": lambda data: {**data, "embeddings": data["embeddings"][0]},
+    "no dimension": lambda data: {**data, "embeddings": torch.tensor(1.0)},
+    "more rows": lambda data: {**data, "embeddings": data["embeddings"].repeat(2, 1)},
+    "rows in another order": lambda data: {**data, "rows": data["rows"].flip(0)},
+    "negative rows": lambda data: {**data, "rows": data["rows"] - 1},
+    "rows as floats": lambda data: {**data, "rows": data["rows"].float()},
+    "lists": lambda data: {key: [1.0] for key in data},
+    "flipped bit": _flipped_bit,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_well_formed_file_with_wrong_content_is_replaced(
+    make_encoder, tmp_path, caplog, change, checksum
+):
+    if change == "flipped bit" and not checksum:
+        pytest.skip("files of earlier versions have no checksum")
+    expected = make_encoder().encode_vocabulary(NAMES)
+    (path,) = (tmp_path / "text").iterdir()
+    data = torch.load(path, weights_only=True)
+    if not checksum:
+        del data["sha256"]
+    torch.save(CHANGES[change](data), path)
+    with caplog.at_level(logging.WARNING):
+        features = make_encoder().encode_vocabulary(NAMES)
+    assert torch.equal(features.embeddings, expected.embeddings)
+    assert torch.equal(features.category_rows, expected.category_rows)
+    assert str(path) in caplog.text and caplog.text.count("\n") == 1
+    caplog.clear()
+    make_encoder().encode_vocabulary(NAMES)
+    assert not caplog.text  # the file was replaced
+
+
+def test_the_rows_of_synonyms_are_checked(make_encoder, tmp_path, caplog):
+    opts = {"MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING": "max"}
+    expected = make_encoder(opts=opts).encode_vocabulary(NAMES)
+    make_encoder(opts=opts).encode_vocabulary(NAMES)
+    assert not caplog.text
+    (path,) = (tmp_path / "text").iterdir()
+    data = torch.load(path, weights_only=True)
+    data["rows"][2] = data["rows"][3]
+    torch.save(data, path)
+    features = make_encoder(opts=opts).encode_vocabulary(NAMES)
+    assert torch.equal(features.category_rows, expected.category_rows)
+    assert "other names" in caplog.text
+
+
+def _full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_full_disk_is_one_warning(make_encoder, tmp_path, caplog, monkeypatch, function):
+    monkeypatch.setattr(image_io.os, function, _full_disk)
+    encoder = make_encoder()
+    for i in range(3):
+        assert len(encoder.encode_vocabulary(Vocabulary([f"name {i}"])).embeddings) == 1
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "No space left on device" in caplog.text and str(tmp_path / "text") in caplog.text
+    assert not list((tmp_path / "text").iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_disk_that_fills_while_the_file_is_written(make_encoder, caplog, monkeypatch):
+    """torch.save into such a file is a RuntimeError."""
+    monkeypatch.setattr(
+        image_io, "open", lambda *args, **kwargs: open("/dev/full", "wb"), raising=False
+    )
+    assert len(make_encoder().encode_vocabulary(NAMES).embeddings) == 4
+    assert "No space left on device" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_a_warning(make_encoder, caplog, monkeypatch):
+    def fail(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(text_cache.torch, "load", fail)
+    assert len(make_encoder().encode_vocabulary(NAMES).embeddings) == 4
+    assert "Permission denied" in caplog.text
+
+
+def test_without_a_home_directory_nothing_is_cached(make_encoder, caplog, monkeypatch):
+    def fail(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(text_cache.Path, "expanduser", fail)
+    assert len(make_encoder().encode_vocabulary(NAMES).embeddings) == 4
+    assert "home directory" in caplog.text
+
+
+def _features(seed, count=4, width=64):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(count, width, generator=generator)
+    rows = torch.arange(count)[:, None]
+    return TextFeatures(torch.nn.functional.normalize(embeddings, dim=-1), rows)
+
+
+def _read(path):
+    return read_features(path, torch.arange(4)[:, None], 64, torch.device("cpu"))
+
+
+def test_the_files_used_least_recently_are_removed(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i:064x}.pt" for i in range(6)]
+    write_features(paths[0], _features(0))
+    monkeypatch.setattr(text_cache, "MAX_FOLDER_BYTES", 4 * paths[0].stat().st_size)
+    other = tmp_path / "model.pt"
+    other.write_bytes(b"a file of the user" * 10_000)
+    for i in range(6):
+        write_features(paths[i], _features(i))
+        for age, path in enumerate(reversed(paths[: i + 1])):
+            if path.exists():
+                os.utime(path, (time.time() - 60 * (age + 1),) * 2)
+        assert torch.equal(_read(paths[0]).embeddings, _features(0).embeddings)  # used again
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        path.name for path in (other, paths[0], *paths[3:])
+    )
+
+
+def test_features_larger_than_the_folder_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_cache, "MAX_FOLDER_BYTES", 100)
+    write_features(tmp_path / f"{0:064x}.pt", _features(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    old, new = tmp_path / f".{1:032x}.part", tmp_path / f".{2:032x}.part"
+    for path in (old, new):
+        path.write_bytes(b"half a file")
+    os.utime(old, (time.time() - 7200,) * 2)
+    write_features(tmp_path / f"{0:064x}.pt", _features(0))
+    assert not old.exists() and new.exists()  # another process may be writing the new one
+
+
+def test_features_with_nan_are_not_written(make_encoder, tmp_path):
+    encoder = make_encoder()
+    with torch.no_grad():
+        next(encoder.text.parameters()).fill_(torch.nan)
+    encoder.encode_vocabulary(NAMES)
+    assert not (tmp_path / "text").exists()
+
+
+def test_a_tower_that_is_trained_leaves_no_files(make_encoder, tmp_path):
+    encoder = make_encoder().requires_grad_(True)
+    for _ in range(3):
+        encoder.train()
+        with torch.no_grad():
+            next(encoder.text.parameters()).mul_(1.01)
+        encoder.eval()  # an evaluation during the training
+        assert not encoder.encode_vocabulary(NAMES).embeddings.requires_grad
+    assert not (tmp_path / "text").exists()
+
+
+def test_a_trained_tower_is_cached_by_other_programs(make_encoder, tmp_path):
+    make_encoder().requires_grad_(True).eval().encode_vocabulary(NAMES)
+    assert len(list((tmp_path / "text").iterdir())) == 1
+
+
+_PROCESS = """
+import sys
+from pathlib import Path
+import torch
+from dcp_clip.modeling.clip import text_cache
+from dcp_clip.structures import TextFeatures
+
+def features(seed):
+    embeddings = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed))
+    embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
+    return TextFeatures(embeddings, torch.arange(4)[:, None])
+
+folder, start = Path(sys.argv[1]), int(sys.argv[2])
+text_cache.MAX_FOLDER_BYTES = 10_000  # a few files, so that the processes remove each other's
+read = 0
+for step in range(300):
+    seed = (start + step) % 7
+    path, expected = folder / f"{seed:064x}.pt", features(seed)
+    found = text_cache.read_features(path, expected.category_rows, 64, torch.device("cpu"))
+    if found is None:
+        text_cache.write_features(path, expected)
+    else:
+        read += 1
+        assert torch.equal(found.embeddings, expected.embeddings)
+print(read)
+"""
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, tmp_path, str(start)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for start in (0, 3)
+    ]
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0 and "cannot be" not in err, err
+        assert int(out.split()[-1]) > 0
+    assert not list(tmp_path.glob(".*"))
