@@ -112,15 +112,16 @@ class OpenVocabularySegmentor(nn.Module, ABC):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
         """Segment into these categories from now on, unless an input has a vocabulary of its own.
 
-        The names are encoded here, once; every forward pass looks their features up.
+        The names are encoded here, once; every forward pass looks their features up. With None every
+        input needs a vocabulary.
 
         Raises:
             ValueError: if a name is too long for CLIP; the message quotes it.
         """
-        if self.text_encoder is not None:
+        if self.text_encoder is not None and vocabulary is not None:
             self.text_encoder.encode_vocabulary(vocabulary)
         self.vocabulary = vocabulary
 
