@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -19,11 +19,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
-from dcp_clip.data.sampler import skip_images
+from dcp_clip.data.train_loader import (
+    ResumableLoader,
+    build_train_loader,
+    preserve_random_state,
+)
 from dcp_clip.data.vocabularies import dataset_vocabulary
-from dcp_clip.engine.checkpoint import Checkpointer, load_weights
+from dcp_clip.engine.checkpoint import load_weights
 from dcp_clip.engine.ema import EMAHook
 from dcp_clip.engine.optimizer import build_optimizer
+from dcp_clip.engine.resume import ResumeHook
+from dcp_clip.engine.safe_checkpointer import SafeCheckpointer
+from dcp_clip.engine.training_folder import training_record
 from dcp_clip.engine.weight_interpolation import WeightInterpolationHook
 from dcp_clip.evaluation import (
     EvaluationReport,
@@ -70,22 +77,28 @@ class Trainer(DefaultTrainer):
             model, loader, optimizer
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = SafeCheckpointer(
+            model, cfg.OUTPUT_DIR, record=training_record(cfg), trainer=weakref.proxy(self)
+        )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume the training in OUTPUT_DIR, or load MODEL.WEIGHTS.
 
-        Resumed training continues with the images that the interrupted one would have seen next.
+        Resumed training continues with the images and the random numbers that the interrupted one
+        would have used next, see :class:`ResumeHook`.
 
         Raises:
             WeightsError: if MODEL.WEIGHTS do not fit, see :func:`load_weights`.
         """
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
-            seen = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-            skip_images(self._trainer.data_loader, seen)
+            loader = self._trainer.data_loader
+            if isinstance(loader, ResumableLoader) and not self._resume_hook.has_loaded:
+                # A checkpoint of an earlier version, without the state of the loader.
+                images = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+                loader.skip(images // comm.get_world_size())
         else:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
@@ -97,7 +110,14 @@ class Trainer(DefaultTrainer):
         model, decay = _without_ddp(self.model), self.cfg.SOLVER.EMA_DECAY
         self._ema = EMAHook(model, decay) if decay else None
         average = self._ema.average if self._ema else None
-        own_hooks = [self._ema, WeightInterpolationHook.from_config(self.cfg, model, average)]
+        loader = self._trainer.data_loader
+        loader = loader if isinstance(loader, ResumableLoader) else None
+        self._resume_hook = ResumeHook(loader, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        own_hooks = [
+            self._ema,
+            WeightInterpolationHook.from_config(self.cfg, model, average),
+            self._resume_hook,
+        ]
         result = [
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_during_training)
             if isinstance(hook, hooks.EvalHook)
@@ -114,7 +134,9 @@ class Trainer(DefaultTrainer):
         # The report shows this instead of the file that the training started from.
         iteration = min(self.iter + 1, self.max_iter)
         cfg.MODEL.WEIGHTS = f"those of this training after {iteration} iterations"
-        with self._ema.averaged() if self._ema else contextlib.nullcontext():
+        averaged = self._ema.averaged() if self._ema else contextlib.nullcontext()
+        # Training goes on with the same random numbers, with or without this evaluation.
+        with averaged, preserve_random_state():
             self._last_eval_results = self.test(cfg, self.model)
         return self._last_eval_results
 
@@ -198,8 +220,7 @@ class Trainer(DefaultTrainer):
                 "DATASETS.TRAIN must name one or more data sets of the same categories, but is "
                 f"{cfg.DATASETS.TRAIN}."
             )
-        mapper = SemSegDatasetMapper(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

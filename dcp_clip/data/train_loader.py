@@ -1,0 +1,143 @@
+"""The training loader: Detectron2's, with a stream of images that a resumed training continues."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
+from detectron2.data.common import AspectRatioGroupedDataset, ToIterableDataset
+from detectron2.utils import comm
+from torch.utils.data import Dataset, Sampler
+
+from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
+
+__all__ = ["ResumableLoader", "build_train_loader", "preserve_random_state"]
+
+_POSITION = "_position"  # of a record in the stream; removed before the model sees the record
+
+
+class ResumableLoader:
+    """Batches of a training that can be interrupted at any iteration without changing the result.
+
+    Each image has a position in an endless stream, which the sampler defines. The random numbers of
+    its augmentation depend on the seed, the process and this position only, not on earlier images
+    or on the number of loader workers. :meth:`state_dict` tells which images were used and which
+    wait for others of a similar aspect ratio, so a new loader continues with the same batches.
+    Loading does not use the global random number generators.
+    """
+
+    def __init__(self, loader, seed: int | None = None):
+        """
+        Args:
+            loader: from ``build_detection_train_loader``, before its first batch.
+            seed: seed of the augmentation; None to draw one, the same in all processes.
+        """
+        self._loader = loader
+        self._groups = loader if isinstance(loader, AspectRatioGroupedDataset) else None
+        stream = loader
+        while not isinstance(stream, ToIterableDataset):
+            stream = stream.dataset  # The depth of nesting depends on the config.
+        if self._groups is not None:
+            # Workers take turns image by image, so that images arrive in the order of the stream.
+            stream.shard_chunk_size = 1
+        seed = comm.shared_random_seed() if seed is None else seed
+        self._images = stream.dataset = _SeededImages(stream.dataset, seed, comm.get_rank())
+        self._sampler = stream.sampler = _StreamSampler(stream.sampler)
+        self._used = 0  # images that were taken from the stream
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        batches = iter(self._loader)
+        while True:
+            with preserve_random_state():
+                batch = next(batches)
+            waiting = self._waiting()
+            positions = [record.pop(_POSITION) for record in batch]
+            self._used = max(self._used, *(p + 1 for p in [*positions, *waiting]))
+            yield batch
+
+    def _waiting(self) -> list[int]:
+        """The positions of the images that wait for others of a similar aspect ratio."""
+        if self._groups is None:
+            return []
+        return [record[_POSITION] for group in self._groups._buckets for record in group]
+
+    def state_dict(self) -> dict:
+        """What a new loader needs in order to continue after the last batch."""
+        return {
+            "seed": self._images.seed,
+            "sampler_seed": getattr(self._sampler.sampler, "_seed", None),
+            "used": self._used,
+            "waiting": sorted(self._waiting()),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue after the last batch of another loader; before the first batch of this one."""
+        self._images.seed = state["seed"]
+        if state["sampler_seed"] is not None:
+            self._sampler.sampler._seed = state["sampler_seed"]
+        self._used = state["used"]
+        self._sampler.start, self._sampler.waiting = state["used"], frozenset(state["waiting"])
+
+    def skip(self, count: int) -> None:
+        """Start after the first `count` images of the stream; before the first batch."""
+        self._used = self._sampler.start = count
+
+
+class _StreamSampler(Sampler):
+    """Pairs of position and index, from a position on, after those that still wait for a batch."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+        self.start = 0
+        self.waiting: frozenset[int] = frozenset()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for position, index in enumerate(self.sampler):
+            if position >= self.start or position in self.waiting:
+                yield position, index
+
+
+class _SeededImages(Dataset):
+    """Images whose augmentation depends on the seed, the process and the position only."""
+
+    def __init__(self, images: Dataset, seed: int, rank: int):
+        self.images, self.seed, self.rank = images, seed, rank
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        position, index = key
+        numbers = np.random.SeedSequence([self.seed, self.rank, position]).generate_state(3)
+        with preserve_random_state():
+            random.seed(int(numbers[0]))
+            np.random.seed(int(numbers[1]))
+            torch.default_generator.manual_seed(int(numbers[2]))  # not those of GPUs
+            return {**self.images[index], _POSITION: position}
+
+
+@contextlib.contextmanager
+def preserve_random_state() -> Iterator[None]:
+    """Leave the global random number generators of the CPU as they were before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def build_train_loader(cfg: CfgNode) -> ResumableLoader:
+    """Build the loader of the images and labels of DATASETS.TRAIN.
+
+    Args:
+        cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED.
+    """
+    loader = build_detection_train_loader(cfg, mapper=SemSegDatasetMapper(cfg))
+    return ResumableLoader(loader, cfg.SEED if cfg.SEED >= 0 else None)

@@ -1,0 +1,167 @@
+"""Resumed training equals undisturbed training to the last bit."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from dcp_clip.data.catalog import register_sem_seg
+from dcp_clip.data.train_loader import build_train_loader
+from dcp_clip.engine import Trainer
+
+NAME = "test_resume_sem_seg"
+OPTIONS = {
+    "DATASETS.TRAIN": (NAME,),
+    "DATASETS.TEST": (NAME,),
+    "TEST.EVAL_PERIOD": 3,
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TRAIN": (32, 40),
+    "INPUT.MIN_SIZE_TEST": 32,
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.CROP.SIZE": (32, 32),
+    "INPUT.COLOR_AUG_SSD": True,
+    "SOLVER.IMS_PER_BATCH": 3,
+    "SOLVER.MAX_ITER": 7,
+    "SOLVER.CHECKPOINT_PERIOD": 2,
+    "SOLVER.EMA_DECAY": 0.9,
+    "SOLVER.OPTIMIZER": "MUON",
+    "MODEL.CLIP.TRAIN_IMAGE": "all",
+    # More categories than proposals, so that stage 1 draws random ranks.
+    "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS": 2,
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Seven images, portrait and landscape, so that batches wait for similar aspect ratios."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for i in range(7):
+        size = (40, 56) if i % 3 else (56, 40)
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        labels = rng.integers(0, 4, size, np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{i}.png")
+    names = ["sky", "tree", "car", "road"]
+    register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", names)
+    yield NAME
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.pop(NAME)
+
+
+@pytest.fixture
+def make_config(make_cfg, dataset, tmp_path):
+    def make(folder, **opts):
+        # This ConvNeXt has stochastic depth, which uses the global random numbers.
+        cfg = make_cfg("test-convnext", {**OPTIONS, **opts})
+        cfg.SEED = opts.get("SEED", 3)
+        cfg.OUTPUT_DIR = str(tmp_path / folder)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return cfg
+
+    return make
+
+
+class Interrupted(Trainer):
+    stop_at = None
+
+    def run_step(self):
+        if self.iter == self.stop_at:
+            raise KeyboardInterrupt
+        super().run_step()
+
+
+def train(cfg, stop_at=None, resume=False, seed=0):
+    """Train in what stands for a new process: with other global random numbers each time."""
+    torch.manual_seed(seed if not resume else 1000 + seed)
+    np.random.seed(seed if not resume else 1000 + seed)
+    trainer = Interrupted(cfg)
+    trainer.stop_at = stop_at
+    trainer.resume_or_load(resume)
+    if stop_at is None:
+        trainer.train()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return trainer
+
+
+def assert_same_state(a, b):
+    for name, value in a.model.state_dict().items():
+        assert torch.equal(value, b.model.state_dict()[name]), name
+
+
+def test_interrupted_training_equals_undisturbed_training(make_config):
+    expected = train(make_config("undisturbed"))
+    cfg = make_config("interrupted")
+    train(cfg, stop_at=3)  # the last checkpoint is after 2 iterations
+    train(cfg, stop_at=5, resume=True, seed=1)
+    resumed = train(cfg, resume=True, seed=2)
+    assert_same_state(expected, resumed)
+
+
+def test_another_seed_gives_another_training(make_config):
+    a = train(make_config("a"))
+    b = train(make_config("b", SEED=4))
+    assert any(
+        not torch.equal(value, b.model.state_dict()[name])
+        for name, value in a.model.state_dict().items()
+    )
+
+
+def batches(loader, count):
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_same_batches(a, b):
+    for left, right in zip(a, b, strict=True):
+        assert [x["file_name"] for x in left] == [x["file_name"] for x in right]
+        for x, y in zip(left, right, strict=True):
+            assert torch.equal(x["image"], y["image"])
+            assert torch.equal(x["sem_seg"], y["sem_seg"])
+            assert x.keys() == y.keys()
+            assert not any(key.startswith("_") for key in x)
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_new_loader_continues_with_the_same_batches(make_config, grouping, workers):
+    opts = {"DATALOADER.ASPECT_RATIO_GROUPING": grouping}
+    np.random.seed(3)  # as default_setup does; the sampler draws its seed
+    expected = batches(build_train_loader(make_config("a", **opts)), 6)
+    opts["DATALOADER.NUM_WORKERS"] = workers
+    cfg = make_config("b", **opts)
+    np.random.seed(3)
+    first = build_train_loader(cfg)
+    iterator = iter(first)
+    start = [next(iterator) for _ in range(3)]
+    state = first.state_dict()
+    second = build_train_loader(cfg)
+    second.load_state_dict(state)
+    assert_same_batches(start + batches(second, 3), expected)
+
+
+def test_loading_does_not_use_the_global_random_numbers(make_config):
+    loader = build_train_loader(make_config("a"))
+    torch.manual_seed(5)
+    np.random.seed(5)
+    batches(loader, 3)
+    drawn = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert torch.equal(drawn[0], torch.rand(3))
+    assert np.array_equal(drawn[1], np.random.rand(3))
+
+
+def test_random_seed_is_kept(make_config):
+    """With SEED -1 the seed is drawn, and a resumed training has the one of the first start."""
+    cfg = make_config("a", SEED=-1)
+    first = build_train_loader(cfg)
+    expected = batches(first, 2)
+    second = build_train_loader(cfg)
+    second.load_state_dict({**first.state_dict(), "used": 0, "waiting": []})
+    assert_same_batches(batches(second, 2), expected)
