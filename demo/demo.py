@@ -106,9 +106,10 @@ def run(args: argparse.Namespace) -> int:
         if skipped:
             print(f"Skipping {skipped} of {len(images)} images, which have results in {output}.")
         if folder.repeated:
+            count = "1 result" if folder.repeated == 1 else f"{folder.repeated} results"
             print(
-                f"{folder.repeated} results in {output} were incomplete, or their image or "
-                "pictures changed; they are made again."
+                f"Removed {count} in {output}, because the line is incomplete, a picture is "
+                "missing, or the image has changed."
             )
         start = time.perf_counter()
         summary = segment_files(predictor, jobs, output, folder.results, folder.failures)

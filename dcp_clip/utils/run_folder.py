@@ -92,7 +92,7 @@ class RunFolder:
         self.results = LineFile(folder / "results.jsonl")
         self.failures = LineFile(folder / "failures.jsonl")
         self._manifest = folder / "run.json"
-        self._is_new = True
+        self._is_new, self._may_replace = True, False
         self._settings: dict[str, Any] = {}
         self._lock = filelock.FileLock(folder / ".lock")
 
@@ -127,7 +127,8 @@ class RunFolder:
 
         Args:
             settings: everything that the results depend on, as values for JSON.
-            overwrite: remove the results of a run with other settings.
+            overwrite: remove the results of a run with other settings. The results of a run with
+                these settings stay, so that the same command continues it.
 
         Raises:
             RunFolderError: if the folder holds the results of a run with other settings and
@@ -146,6 +147,7 @@ class RunFolder:
             if difference:
                 self._remove_results()
             self._is_new = not self._manifest.exists()
+            self._may_replace = overwrite
             if not self._is_new:
                 self._read_results()
             self.failures.path.unlink(missing_ok=True)
@@ -157,15 +159,15 @@ class RunFolder:
             pictures: the files that the run will write.
 
         Raises:
-            RunFolderError: if the run is new and one of the files exists, because it would be
-                overwritten; or if the manifest cannot be written.
+            RunFolderError: if the run is new and one of the files exists, without `overwrite`; or
+                if the manifest cannot be written.
         """
         if self._is_new:
-            for path in pictures:
+            for path in () if self._may_replace else pictures:
                 if os.path.lexists(path):
                     raise RunFolderError(
                         f"{path} exists and is not from a run in {self.folder}; choose another "
-                        "output folder, or move the file"
+                        "output folder, or replace the file with --overwrite"
                     )
             with writing(self._manifest), self._replace(self._manifest) as file:
                 file.write(json.dumps(self._settings, indent=1).encode() + b"\n")

@@ -7,6 +7,7 @@ imports happen once. `test_resume.py` describes the requests.
 import importlib.util
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -23,8 +24,8 @@ class Disturbance:
     """Counts what a process does to the files in a folder, and acts at one of the moments.
 
     Attributes:
-        action: "kill", "term" (the signals), a name of `ERRORS`, or "none".
-        at: number of the moment, from 1.
+        action: "kill", "term" (the signals), a name of `ERRORS`, "size" or "none".
+        at: number of the moment, from 1; for "size", the largest size of a file in bytes.
         count: number of moments until now.
     """
 
@@ -33,6 +34,8 @@ class Disturbance:
         self.write, self.fsync = os.write, os.fsync
         os.write, os.fsync = self.disturbed_write, self.disturbed_fsync
         sys.addaudithook(self.audit)
+        if action == "size":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))
 
     def disturbed_write(self, fd: int, data: bytes) -> int:
         """Write a line; if the disturbance comes now, only a part of it."""

@@ -1,5 +1,6 @@
 """The demo: each image gets two pictures and one line in results.jsonl."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dcp_clip import pipeline
 from dcp_clip.predictor import Predictor
+from dcp_clip.utils.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +133,63 @@ def test_error_in_the_model_skips_one_image(
     assert demo.main(["--input", "in", "--output", "out"]) == 1
     assert len(read_results("out")) == 2
     assert f"{Path('in', '1.png')}: RuntimeError: out of memory" in capsys.readouterr().err
+
+
+def test_the_same_command_continues(demo, fake_model, capsys, save, read_results, files_in):
+    for name in ("b.png", "c.png"):
+        save(f"in/{name}")
+    Path("in/bad.png").touch()
+    command = ["--input", "in", "--output", "out"]
+    assert demo.main(command) == 1
+    (failure,) = [json.loads(line) for line in Path("out/failures.jsonl").open()]
+    assert failure == {
+        "file": str(Path("in/bad.png")),
+        "error": f"cannot read {Path('in/bad.png')}: the file is empty",
+    }
+    save("in/bad.png")  # repaired
+    save("in/c.jpg")  # new; in the order of names it comes before c.png
+    capsys.readouterr()
+    assert demo.main(command) == 0
+    assert fake_model.calls == 4
+    assert "Skipping 2 of 4 images, which have results in out." in capsys.readouterr().out
+    lines = read_results("out")
+    names = ["b.png", "c.png", "bad.png", "c.jpg"]
+    assert [Path(line["file"]).name for line in lines] == names
+    assert [line["labels"].removesuffix("_labels.png") for line in lines] == [
+        "b",
+        "c",
+        "bad",
+        "c-2",
+    ]
+    pictures = {line[key] for line in lines for key in ("overlay", "labels")}
+    assert files_in("out") == pictures | {"results.jsonl"}
+    save("in/b.png", "blue")  # another photograph
+    assert demo.main(command) == 0
+    assert fake_model.calls == 5
+    assert read_results("out")[-1]["categories"][0]["name"] == "blue"
+    assert "Removed 1 result in out, because" in capsys.readouterr().out
+
+
+def test_other_settings(demo, fake_model, save, read_results, files_in):
+    save("in/a.png")
+    save("other/b.png")
+    command = ["--input", "in", "--output", "out"]
+    assert demo.main(command) == 0
+    for change in (["--vocabulary", "a; b; c"], ["--opts", "INPUT.MIN_SIZE_TEST", "33"]):
+        with pytest.raises(SystemExit, match="error: out holds results of .* --overwrite"):
+            demo.main([*command, *change])
+    # Other images with the same settings are added.
+    assert demo.main(["--input", "other", "--output", "out"]) == 0
+    assert [line["file"] for line in read_results("out")] == ["in/a.png", "other/b.png"]
+    assert demo.main([*command, "--overwrite", "--vocabulary", "a; b; c"]) == 0
+    assert [line["categories"][0]["name"] for line in read_results("out")] == ["a"]
+    assert files_in("out") == {"a_overlay.png", "a_labels.png", "results.jsonl"}
+
+
+def test_output_folder_that_is_in_use(demo, fake_model, save):
+    save("in/a.png")
+    with RunFolder(Path("out")), pytest.raises(SystemExit, match="another run is writing to out"):
+        demo.main(["--input", "in", "--output", "out"])
 
 
 def test_results_of_an_earlier_run_are_not_segmented(demo, fake_model, save, read_results):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dcp_clip.predictor import Predictor
+from dcp_clip.utils.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
@@ -139,7 +140,7 @@ def test_kill_9_and_start_again(start, undisturbed, tmp_path):
 
 def test_sigterm_and_start_again(start, undisturbed, tmp_path):
     files, count = undisturbed
-    for at in moments(count, seed=1):
+    for at in moments(count, seed=1, number=5):
         output = tmp_path / str(at)
         # Before the first image there is nothing to save, so the signal ends the process itself.
         assert start(output, "term", at)["status"] in (143, -15)
@@ -153,7 +154,7 @@ def test_sigterm_and_start_again(start, undisturbed, tmp_path):
 def test_disk_that_takes_no_more(start, undisturbed, tmp_path, action):
     files, count = undisturbed
     reason = {"enospc": "No space left on device", "eacces": "Permission denied"}[action]
-    for at in moments(count, seed=2, number=5):
+    for at in moments(count, seed=2, number=4):
         output = tmp_path / str(at)
         answer = start(output, action, at)
         last = answer["err"].splitlines()[-1]
@@ -162,3 +163,25 @@ def test_disk_that_takes_no_more(start, undisturbed, tmp_path, action):
             assert answer["err"].count(reason) == 1  # the other images were not tried
         assert start(output)["status"] == 1
         assert contents(output) == files, at
+
+
+def test_file_that_cannot_grow(start, undisturbed, tmp_path):
+    """A real error of the operating system while a picture is written, not an injected one."""
+    files, _ = undisturbed
+    largest = max(len(content) for name, content in files.items() if name.endswith(".png"))
+    answer = start(tmp_path, "size", largest - 1)
+    last = answer["err"].splitlines()[-1]
+    assert answer["status"] == 1 and last.startswith(f"error: cannot write {tmp_path}")
+    check_whole(tmp_path)
+    assert start(tmp_path)["status"] == 1
+    assert contents(tmp_path) == files
+
+
+def test_second_run_into_the_folder_is_refused(start, undisturbed, tmp_path):
+    files, _ = undisturbed
+    with RunFolder(tmp_path):
+        answer = start(tmp_path)
+    assert answer["status"] == 1 and not (tmp_path / "results.jsonl").exists()
+    assert f"error: another run is writing to {tmp_path}" in answer["err"]
+    assert start(tmp_path)["status"] == 1
+    assert contents(tmp_path) == files

@@ -1,0 +1,205 @@
+"""The output folder of a run: settings, lines, lock and repairs."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dcp_clip.utils import line_file
+from dcp_clip.utils.line_file import LineFile
+from dcp_clip.utils.run_folder import RunFolder, RunFolderError
+
+SETTINGS = {"weights fingerprint": "1f", "config": {"INPUT.MIN_SIZE_TEST": "32"}}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def finish(folder: RunFolder, name: str) -> None:
+    """Write the results of an image as a run does."""
+    record = {"file": name, **line_file.file_state(name)}
+    for kind in ("overlay", "labels"):
+        record[kind] = f"{Path(name).stem}_{kind}.png"
+        (folder.folder / record[kind]).write_text(kind)
+    folder.results.write(json.dumps(record) + "\n")
+
+
+def run(images: list[str], settings=SETTINGS, overwrite=False) -> dict[str, Path]:
+    """Run over images that are not finished; returns those that were finished before."""
+    with RunFolder(Path("out")) as folder:
+        folder.open(settings, overwrite)
+        finished = {os.path.relpath(path): stem for path, stem in folder.finished.items()}
+        folder.begin([])
+        for name in images:
+            if not Path(name).exists():
+                Path(name).touch()
+            if name not in finished:
+                finish(folder, name)
+    return finished
+
+
+def lines() -> list[str]:
+    return [json.loads(line)["file"] for line in Path("out/results.jsonl").open()]
+
+
+def test_finished_images_are_known():
+    assert run(["a.jpg", "b.jpg"]) == {}
+    assert run(["a.jpg", "b.jpg", "c.jpg"]) == {"a.jpg": Path("a"), "b.jpg": Path("b")}
+    assert lines() == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("rest", [*range(0, 150, 7)])
+def test_truncated_last_line_is_removed(rest):
+    run(["a.jpg", "b.jpg"])
+    path = Path("out/results.jsonl")
+    first, second = path.read_bytes().splitlines(keepends=True)
+    whole = first + second
+    path.write_bytes(first + second[:rest])
+    known = run(["a.jpg", "b.jpg"])
+    assert list(known) == (["a.jpg", "b.jpg"] if rest >= len(second) else ["a.jpg"])
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "{}", "null", "\udcff", "{", '{"file": "a.jpg", "overlay": 1, "labels": 2}', ""]
+)
+def test_damaged_lines_are_removed(line):
+    run(["a.jpg"])
+    path = Path("out/results.jsonl")
+    good = path.read_bytes()
+    path.write_bytes(line.encode("utf-8", "surrogateescape") + b"\n" + good)
+    assert list(run(["a.jpg"])) == ["a.jpg"]
+    assert path.read_bytes() == good
+
+
+def test_image_without_a_picture_or_that_has_changed_is_repeated():
+    run(["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    Path("out/a_labels.png").unlink()
+    Path("b.jpg").write_text("another photograph")
+    Path("d.jpg").unlink()  # keeps its results
+    with RunFolder(Path("out")) as folder:
+        folder.open(SETTINGS)
+        assert [Path(path).name for path in folder.finished] == ["c.jpg", "d.jpg"]
+        assert folder.repeated == 2
+    run(["a.jpg", "b.jpg", "c.jpg"])
+    assert lines() == ["c.jpg", "d.jpg", "a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "settings, difference",
+    [
+        (SETTINGS | {"weights fingerprint": "2e"}, "weights fingerprint was 1f and is 2e"),
+        (SETTINGS | {"config": {"INPUT.MIN_SIZE_TEST": "64"}}, "TEST was 32 and is 64"),
+        (SETTINGS | {"config": {}}, "INPUT.MIN_SIZE_TEST was 32 and is None"),
+        (SETTINGS | {"weights fingerprint": "3" * 50}, "weights fingerprint differs"),
+        (SETTINGS | dict.fromkeys("abcde", 1), "a was None and is 1, .* and 2 more"),
+    ],
+)
+def test_results_of_other_settings_are_kept_unless_overwritten(settings, difference):
+    run(["a.jpg", "b.jpg"])
+    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+    with pytest.raises(RunFolderError, match=f"{difference}.*--overwrite") as error:
+        run(["a.jpg"], settings)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
+    assert run(["a.jpg"], settings, overwrite=True) == {}
+    assert lines() == ["a.jpg"] and not Path("out/b_labels.png").exists()
+    # The same command continues; it does not begin anew.
+    assert list(run(["a.jpg"], settings, overwrite=True)) == ["a.jpg"]
+
+
+def test_results_of_an_earlier_version_are_kept_unless_overwritten():
+    run(["a.jpg"])
+    Path("out/run.json").unlink()
+    with pytest.raises(RunFolderError, match="run.json is missing"):
+        run(["a.jpg"])
+    run(["b.jpg"], overwrite=True)
+    assert lines() == ["b.jpg"] and not Path("out/a_labels.png").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "\0"])
+def test_manifest_that_cannot_be_read(content):
+    run(["a.jpg"])
+    Path("out/run.json").write_text(content)
+    with pytest.raises(RunFolderError, match="cannot read out/run.json"):
+        run(["a.jpg"], overwrite=True)
+
+
+@pytest.mark.parametrize("overlay", ["../mine_overlay.png", "sub/mine_overlay.png", "/mine.png"])
+def test_overwriting_removes_no_file_outside_the_folder(tmp_path, overlay):
+    run(["a.jpg"])
+    Path("elsewhere").mkdir()
+    os.symlink("../elsewhere", "out/sub")
+    mine = [Path("mine_overlay.png"), Path("elsewhere/mine_overlay.png")]
+    for path in mine:
+        path.touch()
+    record = {"file": "x.jpg", "overlay": overlay, "labels": "x_labels.png"}
+    with open("out/results.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+    run(["b.jpg"], {}, overwrite=True)
+    assert all(path.exists() for path in mine)
+
+
+def test_files_of_others_are_not_overwritten():
+    Path("out").mkdir()
+    picture = Path("out/a_overlay.png")
+    picture.write_text("mine")
+    for _ in range(2):
+        with RunFolder(Path("out")) as folder:
+            folder.open(SETTINGS)
+            with pytest.raises(RunFolderError, match="out/a_overlay.png exists"):
+                folder.begin([picture])
+    assert picture.read_text() == "mine" and not Path("out/run.json").exists()
+    with RunFolder(Path("out")) as folder:
+        folder.open(SETTINGS, overwrite=True)
+        folder.begin([picture])
+
+
+def test_second_run_into_the_folder():
+    with RunFolder(Path("out")):
+        with pytest.raises(RunFolderError, match="another run is writing to out"):
+            RunFolder(Path("out")).__enter__()
+    with RunFolder(Path("out")):
+        pass
+
+
+def test_leftovers_are_removed():
+    run(["a.jpg"])
+    for name in ("1.part", "run.json", "sub/x"):
+        path = Path("out/.unfinished", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    run(["a.jpg"])
+    assert not Path("out/.unfinished").exists()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/out", "/proc/out", "x" * 300])
+def test_folder_that_cannot_be_used(folder):
+    Path("file").touch()
+    with pytest.raises(RunFolderError, match=f"cannot use {folder} .* choose another one"):
+        RunFolder(Path(folder)).__enter__()
+
+
+def test_full_disk_leaves_whole_lines(monkeypatch, tmp_path):
+    """The operating system takes a part of the line, then the disk is full."""
+    file = LineFile(tmp_path / "lines")
+    file.write("first\n")
+    parts, write = [3, 2], os.write
+
+    def write_part(fd, data):
+        if not parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[: parts.pop()])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(line_file.os, "write", write_part)
+        with pytest.raises(OSError, match="No space"):
+            file.write("second\n")
+    assert file.path.read_text() == "first\n"
+    file.write("third\n")
+    file.close()
+    assert file.path.read_text() == "first\nthird\n"
