@@ -13,6 +13,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from dcp_clip.modeling.clip.text_encoder import TextEncoder
+from dcp_clip.modeling.finite import check_logits
 from dcp_clip.modeling.inference import SlidingWindow
 from dcp_clip.modeling.losses import VOID, SegmentationCriterion
 from dcp_clip.structures import Proposals, Refinement, SemSegProposals, output_size
@@ -115,8 +116,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
     def set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
         """Segment into these categories from now on, unless an input has a vocabulary of its own.
 
-        The names are encoded here, once; every forward pass looks their features up. With None every
-        input needs a vocabulary.
+        The names are encoded here, once; every forward pass looks their features up. With None,
+        every input needs a vocabulary.
 
         Raises:
             ValueError: if a name is too long for CLIP; the message quotes it.
@@ -148,6 +149,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         Raises:
             ValueError: without a vocabulary, with two different ones in a batch, or, in training,
                 without labels.
+            NonFiniteError: in evaluation, if logits are NaN or infinite.
         """
         vocabulary = self._vocabulary_of(batched_inputs)
         with self._autocast():
@@ -272,6 +274,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
                 f"{', '.join(stages)}; set it to 'last' or one of these."
             )
         logits = stages[output]
+        check_logits(logits[proposals.valid], proposals.scores[proposals.valid])
         covered = zip(images[0].shape[-2:], logits.shape[-2:], batch.tensor.shape[-2:])
         rows, columns = (side * cells / padded for side, cells, padded in covered)
         return logits, (rows, columns), proposals
