@@ -72,7 +72,6 @@ import dcp_clip
 # isort: split
 import torch
 import torch.multiprocessing as mp
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
@@ -83,12 +82,14 @@ from torch import nn
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.engine import Trainer
 from dcp_clip.engine.checkpoint import (
+    SafeCheckpointer,
     WeightsError,
     has_weights,
     load_weights,
     shipped_weights,
     warn_if_untrained,
 )
+from dcp_clip.engine.training_folder import prepare_training_folder
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 
@@ -114,6 +115,8 @@ def setup(args: Namespace) -> CfgNode:
         args.config_file = dcp_clip.model_zoo.get_config_file(args.config_file)
     cfg = dcp_clip.setup_cfg(args.config_file, args.opts)
     cfg.freeze()
+    if not args.eval_only:
+        prepare_training_folder(cfg, args.resume)
     # default_setup imports a module that warns about every machine without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     rank = comm.get_rank()
@@ -142,13 +145,13 @@ def weights_to_evaluate(cfg: CfgNode, args: Namespace) -> str:
         ValueError: if there is no such checkpoint, or the config names no weights.
     """
     if args.resume:
-        checkpointer = DetectionCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
-        if not checkpointer.has_checkpoint():
+        path = SafeCheckpointer(nn.Module(), cfg.OUTPUT_DIR).get_checkpoint_file()
+        if not path:
             raise ValueError(
                 f"--resume evaluates the last checkpoint in OUTPUT_DIR, but '{cfg.OUTPUT_DIR}' "
                 "has none: set MODEL.WEIGHTS instead."
             )
-        return checkpointer.get_checkpoint_file()
+        return path
     shipped = shipped_weights(args.config_file, args.opts)
     if shipped and not cfg.MODEL.WEIGHTS:
         logger.info(f"MODEL.WEIGHTS is empty: evaluating the shipped weights {shipped}.")

@@ -59,38 +59,19 @@ if __name__ == "__main__":
 import dcp_clip
 
 # isort: split
-import torch
 from detectron2.modeling import build_backbone
 from torch import Tensor
 
-from dcp_clip.engine.checkpoint import (
+from dcp_clip.engine.checkpoint_format import (
     half_precision,
     hook_state,
+    read_checkpoint,
     trained_weights,
-    upgrade_checkpoint,
 )
 from dcp_clip.engine.weight_interpolation import interpolate_weights
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
-from dcp_clip.utils.image_io import atomic_write
-
-
-def read_checkpoint(path: Path) -> dict:
-    """Read a checkpoint of ``train_net.py``.
-
-    Raises:
-        SystemExit: if the file is not such a checkpoint.
-    """
-    if not path.is_file():
-        sys.exit(f"{path} does not exist: give a checkpoint of train_net.py.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # other files raise many errors
-        sys.exit(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}")
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-        sys.exit(f"{path} has no 'model' entry: give a checkpoint of train_net.py.")
-    upgrade_checkpoint(checkpoint)
-    return checkpoint
+from dcp_clip.utils.tensor_files import TensorFileError, write_tensors
 
 
 def read_original_tower(config_file: str) -> dict[str, Tensor]:
@@ -114,7 +95,10 @@ def export(args: Namespace) -> None:
     Raises:
         SystemExit: if the checkpoint does not fit the other arguments.
     """
-    checkpoint = read_checkpoint(args.checkpoint)
+    try:
+        checkpoint = read_checkpoint(args.checkpoint, bare=False)
+    except TensorFileError as error:
+        sys.exit(str(error))
     weights = dict(trained_weights(checkpoint))
     if args.wise_ft_alpha is not None:
         if applied := hook_state(checkpoint, "WeightInterpolationHook").get("alpha"):
@@ -133,9 +117,11 @@ def export(args: Namespace) -> None:
             )
         interpolate_weights(tower, original, args.wise_ft_alpha)
     weights = half_precision(weights)
-    args.weights.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.weights) as file:
-        torch.save({"model": weights}, file)
+    try:
+        args.weights.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(args.weights, {"model": weights})
+    except OSError as error:
+        sys.exit(str(error))
     size = args.weights.stat().st_size / 2**20
     print(f"{args.weights}: {sum(v.numel() for v in weights.values()):,} values, {size:.1f} MiB")
 

@@ -32,20 +32,23 @@ def get_parser() -> argparse.ArgumentParser:
 
 def pretrain(args: argparse.Namespace) -> dict | None:
     """Pre-train, or evaluate and return the zero-shot accuracies."""
-    import torch
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
 
     from dcp_clip import model_zoo
     from dcp_clip.config import get_cfg, setup_cfg
     from dcp_clip.emoji_scenes.pretraining import CLIPTrainer, add_pretraining_config
-    from dcp_clip.engine.checkpoint import half_precision
+    from dcp_clip.engine.checkpoint_format import half_precision
+    from dcp_clip.engine.training_folder import prepare_training_folder
+    from dcp_clip.utils.tensor_files import write_tensors
 
     cfg = get_cfg()
     add_pretraining_config(cfg)
     args.config_file = model_zoo.get_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts, cfg)
     cfg.freeze()
+    if not args.eval_only:
+        prepare_training_folder(cfg, args.resume)
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, name="dcp_clip")
     trainer = CLIPTrainer(cfg)
@@ -54,7 +57,7 @@ def pretrain(args: argparse.Namespace) -> dict | None:
         return CLIPTrainer.test(cfg, trainer.model)
     trainer.train()
     path = Path(cfg.OUTPUT_DIR) / "clip.pth"
-    torch.save(half_precision(trainer.model.clip_state()), path)
+    write_tensors(path, half_precision(trainer.model.clip_state()))
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return None
 

@@ -13,13 +13,13 @@ from torch import nn
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.engine.checkpoint import (
-    Checkpointer,
+    SafeCheckpointer,
     WeightsError,
     load_weights,
     shipped_weights,
-    trained_weights,
     warn_if_untrained,
 )
+from dcp_clip.engine.checkpoint_format import trained_weights
 
 
 def small(width=3):
@@ -261,7 +261,7 @@ def test_old_names_of_hooks(tmp_path):
         "trainer": {"hooks": {"CLIPShareHook": {"share": 0.4}}},
     }
     torch.save(content, tmp_path / "old.pth")
-    checkpoint = Checkpointer(small()).load(str(tmp_path / "old.pth"))
+    checkpoint = SafeCheckpointer(small()).load(str(tmp_path / "old.pth"))
     assert checkpoint["trainer"]["hooks"] == {"WeightInterpolationHook": {"alpha": 0.4}}
 
 

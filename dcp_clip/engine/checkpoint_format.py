@@ -1,0 +1,152 @@
+"""The content of checkpoints: the weights in them, and the names of earlier versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dcp_clip.utils.tensor_files import TensorFileError, read_tensors
+
+__all__ = [
+    "half_precision",
+    "hook_state",
+    "read_checkpoint",
+    "trained_weights",
+    "upgrade_checkpoint",
+]
+
+# Names of earlier versions and their current names.
+_RENAMED_PARAMETERS = {  # prefixes
+    "refinement.judge.": "refinement.classifier.",
+    "head.words.": "head.text.",  # CostAggregationSegmentor
+    "head.name.": "head.embedding.",  # MaskQuerySegmentor
+}
+_RENAMED_HOOKS = {"CLIPShareHook": "WeightInterpolationHook"}
+_RENAMED_HOOK_STATE = {"share": "alpha"}
+# What DataParallel and torch.compile put before the names of all parameters.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def hook_state(checkpoint: Mapping[str, Any], hook: str) -> Mapping[str, Any]:
+    """Return the state of a trainer's hook in a checkpoint of ``train_net.py``.
+
+    Args:
+        checkpoint: the content of the file.
+        hook: name of the hook's class.
+
+    Returns:
+        The state, or an empty dict if the checkpoint has none.
+    """
+    state: Any = checkpoint
+    for key in ("trainer", "hooks", hook):
+        state = state.get(key) if isinstance(state, Mapping) else None
+    return state if isinstance(state, Mapping) else {}
+
+
+def trained_weights(checkpoint: Mapping[str, Any]) -> Any:
+    """Return the state dict to evaluate from a checkpoint of ``train_net.py``.
+
+    If the training used SOLVER.EMA_DECAY, this is the moving average, which evaluations during
+    training use as well. In ``model_final.pth`` the model itself holds the average; earlier
+    checkpoints contain both.
+
+    Raises:
+        KeyError: if the checkpoint has no "model".
+    """
+    average = hook_state(checkpoint, "EMAHook").get("average")
+    return checkpoint["model"] if average is None else average
+
+
+def _rename_parameters(state: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {}
+    wrapper = next((w for w in _WRAPPERS if state and all(k.startswith(w) for k in state)), "")
+    if wrapper:
+        return _rename_parameters({k.removeprefix(wrapper): v for k, v in state.items()})
+    for name, value in state.items():
+        for old, new in _RENAMED_PARAMETERS.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        renamed[name] = value
+    return renamed
+
+
+def upgrade_checkpoint(checkpoint: Any) -> None:
+    """Replace the names of earlier versions and of wrapped models in a checkpoint, in place.
+
+    Args:
+        checkpoint: the content of a file; anything but a checkpoint stays as it is.
+    """
+    if not isinstance(checkpoint, MutableMapping):
+        return
+    if _has_names(checkpoint.get("model")):
+        checkpoint["model"] = _rename_parameters(checkpoint["model"])
+    trainer = checkpoint.get("trainer")
+    hooks = trainer.get("hooks") if isinstance(trainer, Mapping) else None
+    if not isinstance(hooks, MutableMapping):
+        return
+    for old, new in _RENAMED_HOOKS.items():
+        if isinstance(hooks.get(old), Mapping):
+            state = hooks.pop(old)
+            hooks[new] = {_RENAMED_HOOK_STATE.get(k, k): v for k, v in state.items()}
+    ema = hook_state(checkpoint, "EMAHook")
+    if _has_names(ema.get("average")):
+        hooks["EMAHook"] = {**ema, "average": _rename_parameters(ema["average"])}
+
+
+def _has_names(state: Any) -> bool:
+    return isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+
+
+def read_checkpoint(path: str | Path, mmap: bool = False, bare: bool = True) -> dict[str, Any]:
+    """Read a checkpoint or a bare state dict, with the names of this version.
+
+    Args:
+        path: a local file of ``torch.save``, or a .safetensors file.
+        mmap: read the values of tensors only when they are used.
+        bare: accept a bare state dict.
+
+    Returns:
+        the content; "model" is the state dict.
+
+    Raises:
+        TensorFileError: if the file cannot be read, or does not contain a state dict.
+    """
+    content = read_tensors(path, mmap)
+    if not isinstance(content, Mapping) or not content:
+        raise TensorFileError(path, "contains no weights: give a checkpoint of train_net.py")
+    if "pytorch-lightning_version" in content:
+        raise TensorFileError(
+            path,
+            "is a checkpoint of Lightning, whose parameters have other names: save the state dict "
+            "of the model alone, with torch.save",
+        )
+    if "model" not in content and not bare:
+        raise TensorFileError(path, "has no 'model' entry: give a checkpoint of train_net.py")
+    checkpoint = dict(content) if "model" in content else {"model": content}
+    state = checkpoint["model"]
+    is_state = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+    wrong = [k for k, v in state.items() if not isinstance(v, Tensor)] if is_state else ["model"]
+    if wrong:
+        raise TensorFileError(
+            path,
+            f"is no checkpoint of train_net.py, because its entry '{wrong[0]}' is no tensor: give "
+            "another file",
+        )
+    upgrade_checkpoint(checkpoint)
+    return checkpoint
+
+
+def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a state dict for release: matrices and kernels become float16.
+
+    Vectors (norms, biases, statistics) keep their precision. Loading converts back to float32.
+    """
+    return {
+        name: (value.half() if value.is_floating_point() and value.dim() >= 2 else value)
+        .contiguous()
+        .clone()
+        for name, value in state.items()
+    }

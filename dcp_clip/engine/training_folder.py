@@ -1,0 +1,141 @@
+"""The output folder of a training: protect the checkpoints in it, and check what is resumed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from dcp_clip.data.vocabularies import dataset_vocabulary
+from dcp_clip.engine.checkpoint_format import read_checkpoint
+from dcp_clip.engine.safe_checkpointer import SafeCheckpointer
+
+__all__ = ["ResumeError", "prepare_training_folder", "training_record"]
+
+# Config keys, and groups of keys, that define what the model computes from its weights.
+_ARCHITECTURE = (
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.CLIP.NAME",
+    "MODEL.CLIP.DENSE",
+    "MODEL.CLIP.DENSE_RESIDUAL",
+    "MODEL.DCP_CLIP.DIM",
+    "MODEL.DCP_CLIP.NUM_HEADS",
+    "MODEL.DCP_CLIP.PROPOSAL",
+    "MODEL.DCP_CLIP.TEXT_GUIDANCE",
+    "MODEL.DCP_CLIP.COARSE_DECODER",
+    "MODEL.DCP_CLIP.FINE_DECODER",
+    "MODEL.DCP_CLIP.CLASS_REFINEMENT",
+    "MODEL.BASELINES",
+)
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")  # the files of atomic_write
+_MAX_NAMED = 3  # differences that an error message names
+
+
+class ResumeError(ValueError):
+    """A folder cannot be used for this training; the message is one sentence."""
+
+
+def training_record(cfg: CfgNode) -> dict[str, Any]:
+    """Return what a training must have in common with the one that it resumes, as plain values.
+
+    Returns:
+        "architecture": values by config key; "categories": the names and synonyms of each category
+        of DATASETS.TRAIN, in their order, or None if it names no data set.
+    """
+    names = None
+    if cfg.DATASETS.TRAIN:
+        names = [list(synonyms) for synonyms in dataset_vocabulary(cfg.DATASETS.TRAIN[0]).synonyms]
+    architecture: dict[str, Any] = {}
+    for key in _ARCHITECTURE:
+        value: Any = cfg
+        for part in key.split("."):
+            value = value[part]
+        _flatten(value, key, architecture)
+    return {"architecture": architecture, "categories": names}
+
+
+def _flatten(value: Any, key: str, target: dict[str, Any]) -> None:
+    if isinstance(value, CfgNode):
+        for name, child in value.items():
+            _flatten(child, f"{key}.{name}", target)
+    else:
+        target[key] = value
+
+
+def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
+    """Check that a training may write to OUTPUT_DIR, and remove temporary files of killed runs.
+
+    Call it before anything is written to the folder, because the log and ``config.yaml`` belong to
+    the training that made the checkpoints.
+
+    Args:
+        cfg: the whole config.
+        resume: whether the training continues from the last checkpoint in the folder.
+
+    Raises:
+        ResumeError: if the folder has checkpoints and `resume` is False, or they belong to a
+            training with another architecture or other names.
+        WeightsError: if the checkpoint to resume from cannot be read.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if folder.exists() and not folder.is_dir():
+        raise ResumeError(f"OUTPUT_DIR is '{folder}', which is a file: choose another folder.")
+    checkpoints = sorted(folder.glob("model_*.pth"))
+    if not resume and (checkpoints or (folder / "last_checkpoint").exists()):
+        found = checkpoints[-1].name if checkpoints else "last_checkpoint"
+        raise ResumeError(
+            f"OUTPUT_DIR '{folder}' has the checkpoints of another training ({found}): add "
+            "--resume to continue it or --eval-only --resume to evaluate it, or choose another "
+            "OUTPUT_DIR."
+        )
+    if resume:
+        path = SafeCheckpointer(nn.Module(), str(folder)).get_checkpoint_file()
+        if path:
+            _check_record(read_checkpoint(path, mmap=True).get("training"), cfg, path)
+    for path in folder.glob(".*.part") if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _check_record(record: Any, cfg: CfgNode, path: str) -> None:
+    """Raise ResumeError if a checkpoint belongs to another training.
+
+    Checkpoints of version 0.2 and earlier have no record; their weights must fit all the same.
+    """
+    if not isinstance(record, Mapping):
+        return
+    now, before = training_record(cfg), dict(record)
+    old = before.get("architecture") or {}
+    # A key that only one version of this package has says nothing about the model.
+    changed = [k for k, v in now["architecture"].items() if k in old and not _equal(old[k], v)]
+    differences = [f"{k} was {old[k]!r} and is {now['architecture'][k]!r}" for k in changed]
+    if before.get("categories") is not None and now["categories"] is not None:
+        differences += _name_differences(before["categories"], now["categories"])
+    if differences:
+        more = len(differences) - _MAX_NAMED
+        text = "; ".join(differences[:_MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        raise ResumeError(
+            f"'{path}' cannot be resumed, because it belongs to another training: {text}. Use its "
+            "config, or start a new training from it with MODEL.WEIGHTS in another OUTPUT_DIR."
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return list(a) == list(b) if isinstance(a, list | tuple) else a == b
+
+
+def _name_differences(old: Sequence, new: Sequence) -> list[str]:
+    """Describe how the categories of DATASETS.TRAIN differ."""
+    if list(map(list, old)) == list(map(list, new)):
+        return []
+    if len(old) != len(new):
+        return [f"DATASETS.TRAIN had {len(old)} categories and has {len(new)}"]
+    index = next(i for i in range(len(old)) if list(old[i]) != list(new[i]))
+    return [
+        f"category {index} of DATASETS.TRAIN was '{', '.join(old[index])}' and is "
+        f"'{', '.join(new[index])}'"
+    ]
