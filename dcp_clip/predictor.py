@@ -17,10 +17,11 @@ from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.engine.checkpoint import has_weights, load_weights, warn_if_untrained
+from dcp_clip.modeling.finite import check_weights
 from dcp_clip.utils.image_io import read_image_and_size
 from dcp_clip.utils.label_map import category_shares
 from dcp_clip.utils.visualization import draw_overlay
-from dcp_clip.vocabulary import Vocabulary, VocabularyError
+from dcp_clip.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +102,19 @@ class Predictor:
     in Detectron2's `DefaultPredictor`. The logits are upsampled to the image's size in bands of
     rows, so memory is bounded for images of any size.
 
+    Several threads can share a predictor: they can call it and `set_vocabulary` at the same time.
+    Each answer belongs to one vocabulary, `Prediction.vocabulary`: the one given with the call, or
+    the current one when the call began. If threads need different vocabularies, give each call its
+    own: a vocabulary that another thread sets is also the current one of this thread. Training the
+    model, loading weights or moving it to another device is not safe while another thread uses it.
+
     Example::
 
         predictor = Predictor.from_config_file("configs/camvid/dcp_clip_tiny.yaml", "weights.pth")
         predictor.set_vocabulary("sky; tree; car, automobile")
         prediction = predictor("street.jpg")
         print(prediction.shares)
+        prediction = predictor("cat.jpg", vocabulary="cat; sofa; wall")  # for this image only
     """
 
     def __init__(
@@ -131,11 +139,12 @@ class Predictor:
             ValueError: if the config sets neither `MODEL.WEIGHTS` nor `MODEL.CLIP.PRETRAINED`, or
                 there is neither a vocabulary nor a training set.
             WeightsError: if the weights cannot be read or belong to another model.
+            NonFiniteError: if a weight is NaN or infinite.
             VocabularyError: if the vocabulary is invalid.
         """
         self.cfg = cfg.clone()
         self.cfg.defrost()  # for MODEL.DEVICE
-        # Check the vocabulary before loading the weights, which may be a long download.
+        # Read the vocabulary before the weights, which may be a long download.
         if vocabulary is None:
             if not cfg.DATASETS.TRAIN:
                 raise ValueError(
@@ -143,8 +152,10 @@ class Predictor:
                     "vocabulary (--vocabulary in the demo)."
                 )
             vocabulary = dataset_vocabulary(cfg.DATASETS.TRAIN[0])
+        vocabulary = parse_vocabulary(vocabulary)
         if model is None:
             model = _load_model(self.cfg, allow_random_weights)
+        check_weights(model, self.cfg.MODEL.WEIGHTS)
         self.model = model.eval()
         self.max_input_pixels = max_input_pixels
         self._resizing = ResizeForTest(self.cfg)
@@ -191,26 +202,33 @@ class Predictor:
                 current vocabulary is then unchanged.
         """
         vocabulary = parse_vocabulary(vocabulary)
-        try:
-            self.model.set_vocabulary(vocabulary)
-        except ValueError as error:  # a name that is too long for CLIP
-            raise VocabularyError(str(error)) from error
+        self.model.set_vocabulary(vocabulary)
         self.vocabulary = vocabulary
 
     @torch.no_grad()
     def __call__(
-        self, image: str | os.PathLike | np.ndarray, size: tuple[int, int] | None = None
+        self,
+        image: str | os.PathLike | np.ndarray,
+        size: tuple[int, int] | None = None,
+        vocabulary: VocabularySpec | None = None,
     ) -> Prediction:
         """Segment an image.
 
         Args:
             image: an image file, or an (H, W, 3) uint8 RGB array.
             size: (height, width) of the label map; default: the size of the upright image.
+            vocabulary: the vocabulary for this image, see `set_vocabulary`; default: the current
+                one. The text features of the last vocabularies are kept, so a `Vocabulary` that is
+                used again costs nothing.
 
         Raises:
             ImageReadError: if the file cannot be read.
+            VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP.
             ValueError: if the array is not an (H, W, 3) uint8 array, or is empty.
+            NonFiniteError: if the model computes NaN or infinite logits.
         """
+        # The answer belongs to this vocabulary, also if another thread sets another one meanwhile.
+        vocabulary = self.vocabulary if vocabulary is None else parse_vocabulary(vocabulary)
         if isinstance(image, (str, os.PathLike)):
             image, file_size = read_image_and_size(image, self.max_input_pixels)
             size = size or file_size
@@ -218,7 +236,7 @@ class Predictor:
         start = time.perf_counter()
         size = size or image.shape[:2]
         inputs = {"image": self._resize(image), "height": size[0], "width": size[1]}
-        output = self.model([inputs])[0]
+        output = self.model([{**inputs, "vocabulary": vocabulary}])[0]
         sem_seg, proposals = output["sem_seg"], output["proposals"]
         label_map = sem_seg.label_map()
         milliseconds = 1000 * (time.perf_counter() - start)
@@ -226,10 +244,10 @@ class Predictor:
         ids = sem_seg.category_ids.tolist()
         return Prediction(
             label_map=label_map,
-            vocabulary=self.vocabulary,
+            vocabulary=vocabulary,
             category_ids=np.array(ids, np.int64),
             scores=np.array([scores[i] for i in ids], np.float32),
-            found=_found(label_map, self.vocabulary, scores),
+            found=_found(label_map, vocabulary, scores),
             milliseconds=milliseconds,
         )
 

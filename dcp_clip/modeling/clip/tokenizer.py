@@ -8,6 +8,7 @@ import open_clip
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from dcp_clip.vocabulary import VocabularyError
 from dcp_clip.vocabulary.prompts import build_prompts
 
 __all__ = ["PrefixTokenizer", "build_tokenizer", "tokenize"]
@@ -62,7 +63,7 @@ def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tenso
     """Token ids (N * T, L) of N names in T templates, in the order of :func:`build_prompts`.
 
     Raises:
-        ValueError: if a name does not fit the context; the message quotes it.
+        VocabularyError: if a name does not fit the context; the message quotes it.
     """
     prompts = build_prompts(names, templates)
     tokens = tokenizer(prompts)
@@ -75,7 +76,7 @@ def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tenso
         length = len(tokenizer.encode(prompts[i])) + 2
         if length > context:
             name = names[i // len(templates)]
-            raise ValueError(
+            raise VocabularyError(
                 f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} characters) "
                 f"needs {length} tokens in the prompt, but CLIP's context holds {context}; "
                 "shorten it."
