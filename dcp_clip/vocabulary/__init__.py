@@ -3,7 +3,8 @@
 This subpackage imports no other part of DCP-CLIP and needs neither torch nor Detectron2.
 """
 
-from dcp_clip.vocabulary.categories import Category, VocabularyError, load_names
+from dcp_clip.vocabulary.categories import load_names
+from dcp_clip.vocabulary.category import Category, VocabularyError
 from dcp_clip.vocabulary.colors import default_color
 from dcp_clip.vocabulary.prompts import build_prompts, load_templates
 from dcp_clip.vocabulary.vocabulary import Vocabulary

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip.vocabulary.categories import VocabularyError
+from dcp_clip.vocabulary.category import VocabularyError
 
 Color = tuple[int, int, int]
 

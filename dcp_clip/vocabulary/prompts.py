@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip.vocabulary.categories import VocabularyError
+from dcp_clip.vocabulary.category import VocabularyError
 
 _TEMPLATES_DIR = Path(__file__).parent / "templates"
 

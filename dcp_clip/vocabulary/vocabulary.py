@@ -7,22 +7,22 @@ is its position in this object. The model itself only sees ids and text features
 import difflib
 import hashlib
 import itertools
-import re
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Union
 
-from dcp_clip.vocabulary.categories import (
+from dcp_clip.vocabulary.categories import READERS, read_categories
+from dcp_clip.vocabulary.category import (
     Category,
     VocabularyError,
     check_distinct,
     clean_category,
     clean_name,
     distinct_titles,
-    read_categories,
-    split_names,
 )
 from dcp_clip.vocabulary.colors import Color, check_color, default_color
+from dcp_clip.vocabulary.strings import is_list_file, refuse_files, split_names
 
 __all__ = ["Vocabulary", "suggest"]
 
@@ -58,7 +58,7 @@ class Vocabulary:
             names: one entry for each category: a name, or a sequence of synonyms with the main name
                 first. Commas are part of a name; :meth:`from_string` splits at them.
             display_names: default: the main names, made unique by
-                :func:`dcp_clip.vocabulary.categories.distinct_titles`.
+                :func:`dcp_clip.vocabulary.category.distinct_titles`.
             colors: RGB triples. None, for all or for one category, selects :func:`default_color`.
             warn_shared: whether to warn about names that several categories share.
 
@@ -118,10 +118,12 @@ class Vocabulary:
         Semicolons and line breaks separate categories, commas separate synonyms. In a string
         without semicolons and line breaks, commas separate categories: ``"sky, tree, car"``. A
         single category with synonyms therefore ends with a semicolon: ``"car, automobile;"``.
-        Blank lines are skipped.
+        Blank lines are skipped. :func:`dcp_clip.vocabulary.strings.split_names` lists the other
+        separators that are accepted.
 
         Raises:
-            VocabularyError: under the same conditions as in the constructor.
+            VocabularyError: under the same conditions as in the constructor, and if the string is
+                ambiguous or contains a path.
         """
         if not isinstance(text, str):
             raise VocabularyError(f"Expected a string of names, got {type(text).__name__}.")
@@ -129,7 +131,7 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
-        """Create a vocabulary from a .txt or .json file.
+        """Create a vocabulary from a file.
 
         :func:`dcp_clip.vocabulary.categories.read_categories` describes the formats.
 
@@ -169,30 +171,31 @@ class Vocabulary:
         )
 
     @classmethod
-    def parse(cls, spec: Union["Vocabulary", str, Path, Sequence]) -> "Vocabulary":
+    def parse(cls, spec: Union["Vocabulary", str, os.PathLike, Sequence]) -> "Vocabulary":
         """Create a vocabulary from a list of names, a string or a file.
 
         :func:`dcp_clip.data.parse_vocabulary` also accepts the name of a data set. The first rule
         that applies is used:
 
         1. A ``Vocabulary`` is returned unchanged.
-        2. A ``Path``, or a string that ends in .txt or .json, is a file (:meth:`from_file`). A
-           file that does not exist is an error, not a category with this name.
+        2. A path object, or a string with the suffix of a list (.txt, .csv, .json, .yaml, ...), is
+           a file (:meth:`from_file`). A file that does not exist is an error, not a category with
+           this name.
         3. Any other string is read by :meth:`from_string`.
-        4. A list or tuple is passed to the constructor.
+        4. A list or tuple is passed to the constructor. Names of files in it are an error.
 
         Raises:
             VocabularyError: if the names or the file are invalid.
         """
         if isinstance(spec, cls):
             return spec
-        if isinstance(spec, Path):
-            return cls.from_file(spec)
+        if isinstance(spec, os.PathLike):
+            return cls.from_file(os.fspath(spec))
         if not isinstance(spec, str):
+            refuse_files(spec)
             return cls(spec)
-        text = spec.strip()
-        if re.fullmatch(r"[^;\n]+\.(txt|json)", text, flags=re.IGNORECASE):
-            return cls.from_file(text)
+        if is_list_file(spec, set(READERS)):
+            return cls.from_file(Path(spec.strip()).expanduser())
         return cls.from_string(spec)
 
     # ---- methods

@@ -26,6 +26,17 @@ def warn_again():
     text_cache._warn_once.cache_clear()
 
 
+def _features(seed, count=4, width=64):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(count, width, generator=generator)
+    rows = torch.arange(count)[:, None]
+    return TextFeatures(torch.nn.functional.normalize(embeddings, dim=-1), rows)
+
+
+def _read(path):
+    return read_features(path, torch.arange(4)[:, None], 64, torch.device("cpu"))
+
+
 def _flipped_bit(data):
     embeddings = data["embeddings"].clone()
     embeddings[0, 0] += 1e-5  # still of length 1, within rounding
@@ -61,25 +72,37 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("checksum", [True, False])
-def test_a_well_formed_file_with_wrong_content_is_replaced(
-    make_encoder, tmp_path, caplog, change, checksum
-):
+def test_a_well_formed_file_with_wrong_content_is_ignored(tmp_path, caplog, change, checksum):
     if change == "flipped bit" and not checksum:
         pytest.skip("files of earlier versions have no checksum")
-    expected = make_encoder().encode_vocabulary(NAMES)
-    (path,) = (tmp_path / "text").iterdir()
+    path = tmp_path / "file.pt"
+    write_features(path, _features(0))
     data = torch.load(path, weights_only=True)
     if not checksum:
         del data["sha256"]
+    torch.save(data, path)
+    assert torch.equal(_read(path).embeddings, _features(0).embeddings)
     torch.save(CHANGES[change](data), path)
+    assert _read(path) is None
+    assert str(path) in caplog.text and caplog.text.count("\n") == 1
+
+
+def test_a_file_with_nan_is_replaced(make_encoder, tmp_path, caplog):
+    expected = make_encoder().encode_vocabulary(NAMES)
+    (path,) = (tmp_path / "text").iterdir()
+    torch.save(CHANGES["one nan"](torch.load(path, weights_only=True)), path)
     with caplog.at_level(logging.WARNING):
         features = make_encoder().encode_vocabulary(NAMES)
     assert torch.equal(features.embeddings, expected.embeddings)
-    assert torch.equal(features.category_rows, expected.category_rows)
-    assert str(path) in caplog.text and caplog.text.count("\n") == 1
+    assert str(path) in caplog.text
     caplog.clear()
     make_encoder().encode_vocabulary(NAMES)
-    assert not caplog.text  # the file was replaced
+    assert not caplog.text
+
+
+def test_the_width_of_the_tower_is_known(make_encoder):
+    encoder = make_encoder(cache="")
+    assert encoder.text.output_dim == encoder.encode_vocabulary(NAMES).embeddings.shape[1]
 
 
 def test_the_rows_of_synonyms_are_checked(make_encoder, tmp_path, caplog):
@@ -137,17 +160,6 @@ def test_without_a_home_directory_nothing_is_cached(make_encoder, caplog, monkey
     monkeypatch.setattr(text_cache.Path, "expanduser", fail)
     assert len(make_encoder().encode_vocabulary(NAMES).embeddings) == 4
     assert "home directory" in caplog.text
-
-
-def _features(seed, count=4, width=64):
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(count, width, generator=generator)
-    rows = torch.arange(count)[:, None]
-    return TextFeatures(torch.nn.functional.normalize(embeddings, dim=-1), rows)
-
-
-def _read(path):
-    return read_features(path, torch.arange(4)[:, None], 64, torch.device("cpu"))
 
 
 def test_the_files_used_least_recently_are_removed(tmp_path, monkeypatch):

@@ -1,0 +1,185 @@
+"""Readers of category lists that are not JSON or YAML: lines, tables, XML and label maps."""
+
+import csv
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+
+from dcp_clip.vocabulary.category import Category, VocabularyError, shortened
+from dcp_clip.vocabulary.entries import categories_of, numbered, parse_color
+from dcp_clip.vocabulary.strings import FULL_WIDTH, has_file_suffix
+
+# A line of CVAT's labelmap.txt: label:color_rgb:parts:actions.
+_CVAT_LINE = re.compile(r"([^:]+):\s*((?:\d{1,3}\s*,\s*){2}\d{1,3})?\s*:[^:]*:[^:]*")
+_NUMBERED_LINE = re.compile(r"([0-9]{1,9})(\s*[:\t,;]\s*|\s+)(\S.*)")
+_NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]*)?|#[0-9a-fA-F]{6}")
+# Titles of columns, without spaces and underscores.
+_NAME = "name label class category classname labelname categoryname displayname".split()
+_NAME += ["names", "labels", "classes", "categories"]
+_ID = "id index idx classid labelid categoryid trainid value number".split()
+_SYNONYMS = ["synonyms", "synonym", "aliases", "alias"]
+_COLOR = ["color", "colour", "hex", "rgb", "colorrgb"]
+_CHANNELS = (["r", "red"], ["g", "green"], ["b", "blue"])
+
+
+def parse_lines(text: str, file: str) -> tuple[Category, ...]:
+    """Read a list with one category in each line; see
+    :func:`dcp_clip.vocabulary.categories.read_categories`.
+
+    Raises:
+        VocabularyError: if a line contains an empty name or a path, or if it is not clear whether
+            the names of the only line are categories or synonyms.
+    """
+    lines = []  # number and content
+    for number, line in enumerate(text.translate(FULL_WIDTH).splitlines(), start=1):
+        if line := re.sub(r"(^|\s)#.*", "", line).strip():
+            lines.append((number, line))
+    labels = [_CVAT_LINE.fullmatch(line) for _, line in lines]
+    if labels and all(labels):
+        entries = [
+            {"name": label[1], "color": label[2].split(",") if label[2] else None}
+            for label in labels
+        ]
+        return categories_of(entries, file)
+    numbers = _line_numbers([line for _, line in lines])
+    if numbers:
+        lines = [(n, _NUMBERED_LINE.fullmatch(line)[3]) for n, line in lines]
+    entries = []
+    for number, line in lines:
+        names = [name.strip() for name in re.split("[,;]", line)]
+        if not all(names):
+            raise VocabularyError(f"{file}, line {number}: '{line}' contains an empty name.")
+        if path := next(filter(has_file_suffix, names), None):
+            raise VocabularyError(
+                f"{file}, line {number}: '{shortened(path)}' looks like a file, not like a name."
+            )
+        entries.append(names)
+    if len(entries) == 1 and len(entries[0]) > 1:
+        raise VocabularyError(
+            f"{file} has only one line, so its names could be categories or synonyms. Write each "
+            "category in its own line."
+        )
+    categories = categories_of(entries, file) if entries else ()
+    return numbered(numbers, categories, file) if numbers else categories
+
+
+def _line_numbers(lines: list[str]) -> list[int] | None:
+    """Return the number at the start of each line; None if the numbers may be parts of names."""
+    matches = [_NUMBERED_LINE.fullmatch(line) for line in lines]
+    if len(lines) < 2 or not all(matches):
+        return None
+    numbers = [int(match[1]) for match in matches]
+    consecutive = numbers == list(range(numbers[0], numbers[0] + len(lines))) and numbers[0] <= 1
+    separated = all(not match[2].isspace() or "\t" in match[2] for match in matches)
+    return numbers if consecutive or separated else None
+
+
+def parse_table(text: str, file: str) -> tuple[Category, ...]:
+    """Read a table with one category in each row: its name, and then synonyms, or with a header.
+
+    The delimiter is the most frequent of comma, semicolon and tab in the first row, or, if it has
+    none, in the table. A column whose
+    title is not known is ignored.
+
+    Raises:
+        VocabularyError: if the table is damaged, or it is not clear which column has the names.
+    """
+    lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith("#")]
+    if not lines:
+        return ()
+    delimiter = max(",;\t", key=lambda c: (lines[0].count(c), text.count(c)))
+    try:
+        rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, strict=True))
+    except csv.Error as e:
+        raise VocabularyError(f"{file} is not a valid table: {e}.") from e
+    rows = [[cell.strip() for cell in row] for row in rows]
+    titles = [re.sub(r"[\s_]", "", cell.casefold()) for cell in rows[0]]
+    if any(title in _NAME for title in titles):
+        return _rows_with_titles(titles, rows[1:], file)
+    for i, row in enumerate(rows, start=1):
+        if cell := next((c for c in row if _NUMBER.fullmatch(c) or ";" in c), ""):
+            raise VocabularyError(
+                f"{file}, row {i}: '{shortened(cell)}' is not a name. Begin a table of other "
+                "columns than names with a header, for example id,name,synonyms,color."
+            )
+    entries = [[cell for cell in row if cell] or [""] for row in rows]
+    return categories_of(entries, file)
+
+
+def _rows_with_titles(titles: list[str], rows: list[list[str]], file: str) -> tuple:
+    def column(known: list[str]) -> int | None:
+        return next((titles.index(title) for title in known if title in titles), None)
+
+    name, number, others, color = map(column, (_NAME, _ID, _SYNONYMS, _COLOR))
+    channels = [column(known) for known in _CHANNELS]
+    entries = []
+    for i, row in enumerate(rows, start=1):
+        extra = row[len(titles) :]
+        if any(extra) and others != len(titles) - 1:
+            raise VocabularyError(
+                f"{file}, row {i} after the header has {len(row)} cells, but the header has "
+                f"{len(titles)}."
+            )
+        row = row + [""] * (len(titles) - len(row))
+        synonyms = [*re.split("[,;|]", row[others]), *extra] if others is not None else []
+        entry: dict = {"name": row[name], "synonyms": [s for s in map(str.strip, synonyms) if s]}
+        if number is not None:
+            entry["id"] = row[number]
+        if color is not None:
+            entry["color"] = row[color]
+        elif None not in channels:
+            entry["color"] = [row[channel] for channel in channels]
+        entries.append(entry)
+    return categories_of(entries, file) if entries else ()
+
+
+def parse_xml(text: str, file: str) -> tuple[Category, ...]:
+    """Read a labelling config of Label Studio, or CVAT's annotations in XML.
+
+    Raises:
+        VocabularyError: if the file is not XML, or has no labels.
+    """
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can expand to gigabytes
+        raise VocabularyError(f"{file} declares a document type, which no list of labels needs.")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, RecursionError) as e:
+        raise VocabularyError(f"{file} is not valid XML: {e}.") from e
+    entries = [
+        {"name": label.get("value", ""), "color": _xml_color(label.get("background"), file)}
+        for label in root.iter("Label")
+    ]
+    for label in () if entries else root.iterfind(".//labels/label"):
+        name, color = label.findtext("name", ""), label.findtext("color")
+        entries.append({"name": name, "color": _xml_color(color, file)})
+    if not entries:
+        raise VocabularyError(
+            f"{file} has no <Label value=...> of Label Studio and no <label> of CVAT."
+        )
+    return categories_of(entries, file)
+
+
+def _xml_color(value: str | None, file: str) -> list[int] | None:
+    """Read a colour of HTML; its names, such as "red", are not read."""
+    if not value or value.strip().isalpha():
+        return None
+    return list(parse_color(value, file) or ()) or None
+
+
+def parse_label_map(text: str, file: str) -> tuple[Category, ...]:
+    """Read a label map of TensorFlow's detection models: ``item { id: 1 name: "sky" }``.
+
+    Raises:
+        VocabularyError: if an item has no id or no name.
+    """
+    text = re.sub(r"(^|\s)#.*", "", text)
+    entries = []
+    for item in re.findall(r"item\s*:?\s*\{([^{}]*)\}", text):
+        fields = dict(re.findall(r"(\w+)\s*:\s*(\"[^\"\n]*\"|'[^'\n]*'|-?\d+)", item))
+        name = fields.get("display_name", fields.get("name"))
+        if name is None or "id" not in fields:
+            raise VocabularyError(
+                f"{file}: the item {shortened(' '.join(item.split()))!r} needs an id and a name."
+            )
+        entries.append({"name": name.strip("\"'"), "id": fields["id"]})
+    return categories_of(entries, file) if entries else ()
