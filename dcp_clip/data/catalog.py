@@ -9,6 +9,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dcp_clip.data.label_maps import read_labels
+from dcp_clip.data.label_statistics import LabelCheck
 from dcp_clip.data.pairing import DatasetError, pair_images_with_labels
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import IGNORE_LABEL
@@ -33,6 +34,7 @@ def register_sem_seg(
     label_ext: str | Sequence[str] = ".png",
     num_foreground: int | None = None,
     advice: str = "",
+    check_labels: bool = False,
     replace: bool = False,
 ) -> None:
     """Register a folder of images and a folder of label maps as a data set.
@@ -54,6 +56,8 @@ def register_sem_seg(
             background category, whose label is ``num_foreground`` (CAT-Seg's PAS-20b), and
             ``evaluator_type`` becomes "sem_seg_background". None if all categories are scored.
         advice: sentence appended to the loader's errors, such as the prepare command to run.
+        check_labels: whether to check the label maps when the data set is first used, and to log
+            how often each category occurs: see :class:`dcp_clip.data.label_statistics.LabelCheck`.
         replace: whether to replace an earlier registration of ``name``. Otherwise a name that is
             in use is an error of Detectron2.
 
@@ -81,6 +85,7 @@ def register_sem_seg(
             label_ext=label_ext,
             expected_count=expected_count,
             advice=advice,
+            check=LabelCheck(name, vocabulary, ignore_label) if check_labels else None,
         ),
     )
     metadata = MetadataCatalog.get(name)
@@ -105,8 +110,14 @@ def load_sem_seg(
     label_ext: str | Sequence[str] = ".png",
     expected_count: int | Callable[[], int] | None = None,
     advice: str = "",
+    check: Callable[[Sequence[Path]], None] | None = None,
 ) -> list[dict]:
     """List a data set in Detectron2's format, without reading the images.
+
+    Args:
+        image_dir, label_dir, image_ext, label_ext, expected_count, advice: see
+            :func:`register_sem_seg`.
+        check: called with the label maps; raises DatasetError. Default: reads the first one.
 
     Returns:
         Dicts with ``file_name``, ``sem_seg_file_name`` and ``image_id`` (the stem), sorted by
@@ -129,7 +140,11 @@ def load_sem_seg(
         expected_count=expected_count,
         advice=advice,
     )
-    read_labels(pairs[0][1])  # Fails early if label maps hold colours.
+    labels = [label for _, label in pairs]
+    if check is None:
+        read_labels(labels[0])  # Fails early if label maps hold colours.
+    else:
+        check(labels)
     logger.info("%d images with label maps in %s", len(pairs), image_dir)
     return [
         {"file_name": str(image), "sem_seg_file_name": str(label), "image_id": image.stem}

@@ -73,6 +73,7 @@ def register_sem_seg_folder(
         image_ext=_IMAGE_EXT,
         label_ext=_LABEL_EXT,
         advice=f"These are the folders of the data set '{name}' (see docs/custom_data.md).",
+        check_labels=True,
         replace=True,
     )
     _registered.add(name)

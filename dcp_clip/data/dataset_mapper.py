@@ -1,6 +1,7 @@
 """The dataset mapper: from a record of a data set to the input of a model."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from PIL import Image
 
 from dcp_clip.data.augmentation import ResizeForTest, build_sem_seg_augmentations
-from dcp_clip.data.label_maps import read_labels
+from dcp_clip.data.label_maps import label_size, read_labels
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.photographs import read_photograph
 from dcp_clip.data.vocabularies import dataset_vocabulary
-from dcp_clip.utils.image_io import read_image
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import IGNORE_LABEL
 
@@ -26,7 +26,9 @@ class SemSegDatasetMapper(DatasetMapper):
     It differs from ``DatasetMapper`` in what it reads:
 
     - ``DatasetMapper`` reads label maps as 8-bit grey values, so every label above 255 becomes 255
-      (ADE20K-847, PASCAL-Context-459). It also clips 16-bit photographs at 255.
+      (ADE20K-847, PASCAL-Context-459).
+    - Photographs are read as by ``Predictor``, see docs/image_formats.md. ``DatasetMapper`` clips
+      those of 16 bits at 255, and shows the hidden colours of transparent pixels.
     - Labels that the data set does not have are errors. Otherwise they would be ignored in training
       and would distort an evaluation without notice.
     - If a photograph has an EXIF rotation, it is rotated only if its label map is.
@@ -132,21 +134,8 @@ class SemSegDatasetMapper(DatasetMapper):
 
     def _read_image(self, path: str | Path, label_file: str | Path | None) -> np.ndarray:
         """The photograph in ``image_format``, (H, W, 3), oriented as its label map."""
-        try:
-            # From an open file: by its name, Pillow fails to rotate some TIFF files.
-            with open(path, "rb") as stream, Image.open(stream) as file:
-                if file.mode[0] not in "IF":
-                    file.load()  # rotates TIFF files, which then have no EXIF rotation left
-                    upright = utils._apply_exif_orientation(file)
-                    if upright.size != file.size and label_file is not None:
-                        with Image.open(label_file) as labels:
-                            if labels.size == file.size:
-                                upright = file
-                    return utils.convert_PIL_to_numpy(upright, self.image_format)
-            image = read_image(path)  # 16 or 32 bits
-        except Exception as e:  # Pillow's decoders raise many types, and do not name the file.
-            reason = " ".join((str(e) or type(e).__name__).split())
-            raise DatasetError(f"The photograph {path} cannot be read: {reason}") from e
+        size = None if label_file is None else partial(label_size, label_file)
+        image = read_photograph(path, size)
         return image[:, :, ::-1] if self.image_format == "BGR" else image
 
     def _read_codes(self, path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

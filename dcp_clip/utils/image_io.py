@@ -1,33 +1,46 @@
-"""Read image files of many formats, and write files atomically.
+"""Read photographs, and write files atomically.
 
-The demo and `Predictor` read all image files with `read_image_and_size`, so damaged files cause the
-same errors everywhere. Results are written with `atomic_write`, so a file is never incomplete.
+Training, evaluation, `Predictor` and the demo read all photographs with this module, so that the
+same file gives the same pixels everywhere. docs/image_formats.md has the rules. Results are written
+with `atomic_write`, so a file is never incomplete.
 """
 
 import os
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-# These formats are recognised by content. Pillow also reads formats without a reliable signature
-# (any file can look like TGA), and EPS, which starts another program.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# The largest cameras have about 200 megapixels. Pillow's own limit (89) would reject their images.
-_MAX_FILE_PIXELS = 300_000_000
-# Pillow can resize images in these modes. Images in other modes are first converted to RGB(A).
-_RESIZABLE = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "I;16", "F")
-_open_lock = threading.Lock()
+from dcp_clip.utils.image_files import ImageReadError, open_image
+from dcp_clip.utils.image_modes import load_rgb
 
+__all__ = [
+    "ImageReadError",
+    "as_stored",
+    "atomic_write",
+    "read_image",
+    "read_image_and_orientation",
+    "read_image_and_size",
+    "reduced_size",
+    "write_png",
+]
 
-class ImageReadError(ValueError):
-    """A file cannot be read as an image; the message is one sentence and contains the path."""
+# How an image of each EXIF orientation becomes upright, and the inverse.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STORED = _UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 def read_image(path: str | os.PathLike, max_pixels: int | None = None) -> np.ndarray:
@@ -40,12 +53,13 @@ def read_image_and_size(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image file as an RGB array, and reduce very large images.
 
-    - The image is rotated according to its EXIF orientation.
+    - The image is rotated according to its EXIF orientation, in every format.
     - Greyscale, palette and CMYK images are converted to RGB.
     - Transparent pixels are blended with white.
-    - 16-bit values are scaled from their full range. The range of 32-bit integer and float images
-      is unknown, so they are scaled from their minimum and maximum.
-    - The first frame of animations and of files with several pages is read.
+    - Of 16-bit values, the upper 8 bits are used. If no value is above 4095, the image is read as
+      12 bits. The range of 32-bit integers and of floats is guessed from the values. A notice is
+      logged if a range is guessed.
+    - The first frame of animations and of files with several pages is read, with a notice.
 
     Args:
         path: an image file; its format is recognised by content, not by name.
@@ -59,68 +73,45 @@ def read_image_and_size(
         ImageReadError: if the file does not exist, is empty, damaged, truncated or not an image,
             or has more than 300 million pixels.
     """
+    image, size, _ = _read(path, max_pixels)
+    return image, size
+
+
+def read_image_and_orientation(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Read an image like `read_image`, and its EXIF orientation, 1 to 8; see `as_stored`.
+
+    Raises:
+        ImageReadError: see `read_image_and_size`.
+    """
+    image, _, orientation = _read(path, None)
+    return image, orientation
+
+
+def as_stored(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the rotation of an upright image (H, W, 3) with this EXIF orientation."""
+    if orientation not in _STORED:
+        return image
+    return np.array(Image.fromarray(image).transpose(_STORED[orientation]))
+
+
+def _read(
+    path: str | os.PathLike, max_pixels: int | None
+) -> tuple[np.ndarray, tuple[int, int], int]:
+    """Return the upright image, its (height, width) before the reduction, and its orientation."""
     path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise ImageReadError(f"cannot read {path}: it is a folder or device, not an image file")
-        if path.stat().st_size == 0:
-            raise ImageReadError(f"cannot read {path}: the file is empty")
-        with _open(path) as image:
-            return _decode(image, path, max_pixels)
-    except ImageReadError:
-        raise
-    except UnidentifiedImageError as e:
-        reason = "it is not an image, or its header is damaged"
-        if path.suffix.lower() in (".heic", ".heif"):
-            reason = "the HEIC format is not supported; convert it to JPEG"
-        raise ImageReadError(f"cannot read {path}: {reason}") from e
-    except Exception as e:  # Pillow's decoders raise many types of exceptions for damaged files
-        reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
-        raise ImageReadError(f"cannot read {path}: {' '.join(reason.split())}") from e
-
-
-def _open(path: Path) -> Image.Image:
-    """Open an image without Pillow's limit on the pixels; `_decode` has a higher limit."""
-    # Pillow reads the limit from a global variable while it parses the header.
-    with _open_lock:
-        Image.init()  # Image.open knows only common formats before this call
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(path, formats=_FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _decode(
-    image: Image.Image, path: Path, max_pixels: int | None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    width, height = image.size
-    if width * height > _MAX_FILE_PIXELS:
-        raise ImageReadError(
-            f"cannot read {path}: {width} x {height} pixels are more than the limit of "
-            f"{_MAX_FILE_PIXELS // 10**6} megapixels; reduce the image"
-        )
-    target = reduced_size(image.size, max_pixels)
-    # This tells the JPEG decoder to decode at 1/2, 1/4 or 1/8 size. It must precede load().
-    image.draft(None, (2 * target[0], 2 * target[1]))
-    image.load()
-    info = {k: v for k, v in image.info.items() if k != "transparency"}
-    rotated = False
-    with suppress(Exception):  # a damaged EXIF block does not matter
-        # Pillow itself rotates TIFF images in load(), and removes their orientation.
-        rotated = image.getexif().get(0x0112) in (5, 6, 7, 8)
-    if image.mode.startswith("I;16"):  # both byte orders
-        image = Image.fromarray(np.asarray(image).astype(np.uint16))
-    if image.mode not in _RESIZABLE or "transparency" in image.info:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        # Pillow's bilinear filter averages over the source area. Bicubic would overshoot at edges.
-        image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    image = _to_rgb(image)
-    image.info = info
-    with suppress(Exception):
-        image = ImageOps.exif_transpose(image)
-    return np.array(image), (width, height) if rotated else (height, width)
+    with open_image(path) as file:
+        width, height = file.size
+        target = reduced_size(file.size, max_pixels)
+        image, orientation, upright = load_rgb(file, path, (2 * target[0], 2 * target[1]))
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            # Pillow's bilinear filter averages over the source area. Bicubic would overshoot at
+            # edges.
+            image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        if not upright and orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+            if orientation >= 5:
+                width, height = height, width
+        return np.array(image), (height, width), orientation
 
 
 def reduced_size(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
@@ -132,22 +123,6 @@ def reduced_size(size: tuple[int, int], max_pixels: int | None) -> tuple[int, in
     # The long side is computed from the rounded short side, so that narrow images meet the limit.
     long = min(max_pixels // short, max(1, round(short * max(size) / min(size))))
     return (long, short) if size[0] >= size[1] else (short, long)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of one of the `_RESIZABLE` modes to RGB."""
-    if image.mode in ("I", "I;16", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        low, high = float(values.min()), float(values.max())
-        if image.mode == "I;16" or (image.mode == "I" and low >= 0 and high <= 65535):
-            low, high = 0.0, 65535.0
-        values = (values - low) * (255.0 / max(high - low, 1e-12))
-        image = Image.fromarray(values.astype(np.uint8))
-    if image.mode in ("LA", "RGBA"):
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image.convert("RGB"), mask=image.getchannel("A"))
-        return white
-    return image.convert("RGB")
 
 
 @contextmanager

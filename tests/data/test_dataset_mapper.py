@@ -277,10 +277,3 @@ def test_a_damaged_file_is_named(tmp_path, damaged):
     (tmp_path / damaged).write_bytes(content[: len(content) // 2])
     with pytest.raises(DatasetError, match=f"{damaged} cannot be read"):
         make_mapper()(record)
-
-
-def test_a_label_map_of_one_bit_is_named(tmp_path):
-    record = write_pair(tmp_path, np.zeros((4, 4), np.uint8))
-    Image.new("1", (4, 4)).save(tmp_path / "label.png")
-    with pytest.raises(DatasetError, match="label.png is no label map"):
-        make_mapper()(record)

@@ -57,15 +57,15 @@ def test_every_pixel(case, tmp_path, workers, contents):
 def test_interrupted_and_repeated_runs(case, tmp_path, contents, monkeypatch):
     case.run(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
-    read, calls = dcp_clip.data.preparation.convert._read_photograph, []
+    read, calls = dcp_clip.data.preparation.convert.read_photograph, []
 
-    def stop_at_second(path):
+    def stop_at_second(path, label_size):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return read(path)
+        return read(path, label_size)
 
-    monkeypatch.setattr(dcp_clip.data.preparation.convert, "_read_photograph", stop_at_second)
+    monkeypatch.setattr(dcp_clip.data.preparation.convert, "read_photograph", stop_at_second)
     assert run_program(case.run, root=tmp_path / "out", workers=1) == 130
     stopped = {p: (tmp_path / "out" / p).stat().st_mtime_ns for p in contents(tmp_path / "out")}
     assert {p for p in stopped if p.suffix == case.suffix} and len(stopped) < len(whole)
@@ -81,7 +81,7 @@ def test_interrupted_and_repeated_runs(case, tmp_path, contents, monkeypatch):
 def test_report_lists_shares_and_present_categories(case, tmp_path, caplog):
     caplog.set_level("INFO")
     case.run(tmp_path / "out")
-    report = caplog.text.replace("\n", " ")
+    report = " ".join(caplog.text.split())
     assert "val: 2 images in" in report and "(2 written, 0 existed)" in report
     folder, labels = next(iter(case.expected.items()))
     ignored = 65535 if case.suffix == ".tif" else 255

@@ -20,9 +20,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dcp_clip.data.label_maps import read_labels
+from dcp_clip.data.label_maps import read_palette
+from dcp_clip.data.label_statistics import check_palettes, count_labels
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.preparation.label_encoding import LabelEncoding
+from dcp_clip.data.photographs import read_photograph
+from dcp_clip.data.preparation.label_encoding import LabelEncoding, read_indices
 from dcp_clip.utils.image_io import atomic_write, write_png
 
 # An image file, and a label map: a file, or any other object that the encoding decodes.
@@ -58,9 +60,9 @@ def prepare_split(
         The number of pairs that were written, not skipped.
 
     Raises:
-        DatasetError: if a file is unreadable, image and label map differ in size, a label must not
-            occur, or an output folder holds files of another input. All other pairs are written
-            nevertheless.
+        DatasetError: if a file is unreadable, image and label map differ in size, or a label must
+            not occur; all other pairs are written nevertheless. Also if two palettes contradict
+            each other, or an output folder holds files of another input; then nothing is written.
     """
     convert = partial(
         _convert_pair,
@@ -84,6 +86,12 @@ def prepare_split(
                 f"{folder / unexpected[0]} is not made from this input ({len(unexpected)} such "
                 f"files): remove {folder} and start again."
             )
+    if encoding.decode is read_indices:
+        labels = [label for _, label in pairs]
+        palettes = run_parallel(
+            _palette_of, labels, workers=workers, description=f"{description} palettes"
+        )
+        check_palettes(labels, palettes, read=read_indices)
     return sum(run_parallel(convert, pairs, workers=workers, description=description))
 
 
@@ -129,7 +137,9 @@ def count_pixels(label_dir: Path, encoding: LabelEncoding, *, workers: int = 1) 
         DatasetError: if a label map holds a value that is neither a train id nor ignored.
     """
     files = sorted(label_dir.glob(f"[!.]*{encoding.suffix}"))  # without macOS's "._*"
-    count = partial(_histogram, num_categories=len(encoding.names), ignore=encoding.ignore_label)
+    count = partial(
+        count_labels, num_categories=len(encoding.names), ignore_label=encoding.ignore_label
+    )
     histograms = run_parallel(count, files, workers=workers, description="count pixels")
     return np.sum(histograms, axis=0, dtype=np.int64)
 
@@ -143,6 +153,13 @@ def _attempt(function: Callable[[Any], Any], item: Any) -> tuple[str | None, Any
         return None, function(item)
     except (DatasetError, OSError) as e:
         return str(e), None
+
+
+def _palette_of(label: Path) -> np.ndarray:
+    try:
+        return read_palette(label)
+    except DatasetError:  # the conversion reports it
+        return np.empty((0, 3), np.uint8)
 
 
 def _output_names(
@@ -168,10 +185,11 @@ def _convert_pair(
         if max_short_side is not None or image_out.stat().st_size == image.stat().st_size:
             return False
     train_ids = encoding.train_ids(label)
-    photograph = _read_photograph(image)
-    if photograph.size != train_ids.shape[::-1]:
+    # As the mapper will read it; damaged files are errors here.
+    photograph = read_photograph(image, lambda: train_ids.shape)
+    if photograph.shape[:2] != train_ids.shape:
         raise DatasetError(
-            f"{image} is {photograph.width} x {photograph.height} pixels, but its label map "
+            f"{image} is {photograph.shape[1]} x {photograph.shape[0]} pixels, but its label map "
             f"{label} is {train_ids.shape[1]} x {train_ids.shape[0]}."
         )
     if max_short_side is None:
@@ -179,7 +197,7 @@ def _convert_pair(
     else:
         photograph, train_ids = _shrink(photograph, train_ids, max_short_side)
         with atomic_write(image_out) as f:
-            photograph.save(f, format="JPEG")
+            Image.fromarray(photograph).save(f, format="JPEG")
     if encoding.suffix == ".png":
         write_png(label_out, train_ids)
     else:
@@ -188,26 +206,17 @@ def _convert_pair(
     return True
 
 
-def _read_photograph(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()  # detects truncated files
-            return image
-    except (OSError, SyntaxError) as e:
-        raise DatasetError(f"The image {path} cannot be read: {e}.") from e
-
-
 def _shrink(
-    photograph: Image.Image, labels: np.ndarray, max_short_side: int
-) -> tuple[Image.Image, np.ndarray]:
-    photograph = photograph.convert("RGB")
-    short, long = sorted(photograph.size)
+    photograph: np.ndarray, labels: np.ndarray, max_short_side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    height, width = labels.shape
+    short, long = sorted((height, width))
     if short <= max_short_side:
         return photograph, labels
     sides = {short: max_short_side, long: round(long / short * max_short_side)}
-    size = (sides[photograph.width], sides[photograph.height])
-    pixels = cv2.resize(np.asarray(photograph), size, interpolation=cv2.INTER_LINEAR)
-    return Image.fromarray(pixels), cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    size = (sides[width], sides[height])
+    pixels = cv2.resize(photograph, size, interpolation=cv2.INTER_LINEAR)
+    return pixels, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -217,15 +226,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except OSError:  # another file system, or one without hard links
         with open(source, "rb") as reader, atomic_write(target) as writer:
             shutil.copyfileobj(reader, writer)
-
-
-def _histogram(label: Path, *, num_categories: int, ignore: int) -> np.ndarray:
-    counts = np.bincount(read_labels(label).ravel(), minlength=ignore + 1)
-    labels = np.flatnonzero(counts)
-    unexpected = labels[(labels >= num_categories) & (labels != ignore)]
-    if unexpected.size:
-        raise DatasetError(
-            f"{label} holds the label {unexpected[0]}, but there are {num_categories} categories: "
-            "remove it and start again."
-        )
-    return np.append(counts[:num_categories], counts[ignore])

@@ -3,14 +3,12 @@
 import json
 import logging
 import os
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dcp_clip.data.catalog import datasets_root
+from dcp_clip.data.label_statistics import report_pixels
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.convert import Pair, count_pixels, prepare_split
 from dcp_clip.data.preparation.label_encoding import LabelEncoding
@@ -77,7 +75,8 @@ def prepare_dataset(
             of different choices are never mixed. None if the data set has no choices.
 
     Raises:
-        DatasetError: as :func:`prepare_split` does, or if ``output`` has other settings.
+        DatasetError: as :func:`prepare_split` does, if ``output`` has other settings, or if a split
+            has only ignored pixels or black-and-white masks.
     """
     if settings is not None:
         _keep_settings(output, dict(settings))
@@ -101,7 +100,7 @@ def prepare_dataset(
             len(pairs) - written,
         )
         pixels = count_pixels(label_dir, encoding, workers=workers)
-        logger.info("%s", _describe_shares(split, pixels, encoding.names))
+        report_pixels(split, pixels, encoding.names, encoding.ignore_label)
 
 
 def _keep_settings(output: Path, settings: dict[str, str]) -> None:
@@ -126,11 +125,3 @@ def _keep_settings(output: Path, settings: dict[str, str]) -> None:
 
 def _describe(settings: Mapping[str, str]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in settings.items())
-
-
-def _describe_shares(split: str, pixels: np.ndarray, names: Sequence[str]) -> str:
-    percent = 100 * pixels / max(1, pixels.sum())
-    shares = [f"{name} {p:.2f}" for name, p in zip((*names, "(ignored)"), percent, strict=True)]
-    present = np.count_nonzero(pixels[:-1])
-    text = f"{split}: {present} of {len(names)} categories occur; % of pixels: {', '.join(shares)}"
-    return textwrap.fill(text, 100, subsequent_indent="  ", break_long_words=False)
