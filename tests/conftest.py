@@ -193,3 +193,11 @@ def segment():
         return model([inputs])[0]
 
     return run
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-regression",
+        action="store_true",
+        help="store the outputs of the shipped weights instead of comparing them",
+    )
