@@ -172,7 +172,7 @@ def _describe(value: Any) -> str:
 def _require_known(cfg: CfgNode, unknown: Sequence[str], where: str) -> None:
     if not unknown:
         return
-    keys = _leaves(cfg)
+    keys = _names(cfg)
     noun = "key does" if len(unknown) == 1 else "keys do"
     text = "; ".join(_explain(key, keys) for key in unknown)
     raise KeyError(f"{where}: {len(unknown)} config {noun} not exist: {text}.")
@@ -202,9 +202,11 @@ def _similar(key: str, keys: Sequence[str]) -> list[str]:
     return sorted(close, key=lambda k: -ratio(key, k))[:3]
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> list[str]:
+def _names(node: CfgNode, prefix: str = "") -> list[str]:
+    """The names of all keys and groups of keys."""
     found = []
     for key, value in node.items():
-        name = f"{prefix}{key}"
-        found += _leaves(value, f"{name}.") if isinstance(value, CfgNode) else [name]
+        found.append(f"{prefix}{key}")
+        if isinstance(value, CfgNode):
+            found += _names(value, f"{prefix}{key}.")
     return found

@@ -134,6 +134,8 @@ def _visible_problem(path: Path) -> str:
         return "is empty: write or copy it again"
     if head.startswith(_LFS_HEADER):
         return "is a Git LFS pointer, not the file itself: run `git lfs pull`, or download the file"
+    if head.startswith(b"PK") and _has_entry(path, "/constants.pkl"):
+        return "is a TorchScript program, not a file of weights: save the model's state dict"
     if path.suffix == ".safetensors":
         return ""  # it starts with a length, which can look like text
     if head.lstrip()[:1] == b"<":
@@ -164,9 +166,15 @@ def _explain(path: Path, error: Exception) -> str:
             f"contains the Python object {found[1] or found[2]}, and Python objects can run code "
             "when they are read: save the state dict of the model alone, with torch.save"
         )
-    if "TorchScript" in str(error):
-        return "is a TorchScript program, not a file of weights: save the model's state dict"
     return f"is no readable file of PyTorch ({type(error).__name__}): {_GIVE}"
+
+
+def _has_entry(path: Path, suffix: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name.endswith(suffix) for name in file.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _is_lightning(path: Path) -> bool:

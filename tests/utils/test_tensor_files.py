@@ -62,8 +62,8 @@ WRONG = {
     "Python object .*Options": lambda path: torch.save({"a": Options()}, path),
     "truncated": truncated,
     "no regular file": os.mkfifo,
-    "no readable file of PyTorch": lambda path: path.write_bytes(bytes(range(128, 256)) * 9),
-    "TorchScript|no readable file|truncated or damaged": torchscript,
+    "no readable file of PyTorch": lambda path: path.write_bytes(b"\x00\x01\xff" * 99),
+    "a TorchScript program": torchscript,
 }
 
 
