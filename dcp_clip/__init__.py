@@ -14,7 +14,11 @@ from dcp_clip import data, emoji_scenes, model_zoo, modeling  # noqa: E402
 from dcp_clip.config import add_dcp_clip_config, get_cfg, setup_cfg  # noqa: E402
 from dcp_clip.predictor import Prediction, Predictor  # noqa: E402
 from dcp_clip.structures import SemSegProposals  # noqa: E402
+from dcp_clip.utils.arguments import escape_unprintable_output  # noqa: E402
 from dcp_clip.vocabulary import Vocabulary  # noqa: E402
+
+# Every program, and every process that it starts, imports the package before it prints a name.
+escape_unprintable_output()
 
 __all__ = [
     "Prediction",

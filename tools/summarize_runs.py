@@ -220,6 +220,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    if hasattr(sys.stdout, "reconfigure"):  # for terminals without "±"
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = get_parser().parse_args(argv)
     metrics = _unique([*(args.metric or ["mIoU_things"]), *[MILLISECONDS] * args.milliseconds])
     try:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-__all__ = ["format_error", "require_folders"]
+__all__ = ["escape_unprintable_output", "format_error", "require_folders"]
 
 
 def format_error(error: BaseException) -> str:
@@ -22,3 +22,15 @@ def require_folders(files: dict[str, str | Path | None]) -> None:
     for option, path in files.items():
         if path and not Path(path).parent.is_dir():
             sys.exit(f"{option}: the folder {Path(path).parent} does not exist.")
+
+
+def escape_unprintable_output() -> None:
+    """Let standard output and error escape characters that the terminal's encoding does not have.
+
+    Python does so for standard error only. Without UTF-8, a name such as "天空" would end a program
+    with a UnicodeEncodeError; it is printed as the numbers of its characters instead.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Notebooks and tests replace the streams by objects that have no encoding.
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

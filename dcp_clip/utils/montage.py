@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dcp_clip.utils.fonts import font_for
 from dcp_clip.utils.image_io import ImageReadError, read_image
-from dcp_clip.utils.visualization import drawing_size, font_for
+from dcp_clip.utils.visualization import drawing_size
 
 GAP = 10  # pixels around a pair of pictures
 MIN_SHARE = 0.006  # regions with a smaller share of the area would be covered by their names

@@ -7,23 +7,17 @@ instead of 0.07 s for 1920 x 1281 pixels), draws no boundary around a region wit
 names of small regions onto other regions.
 """
 
-import functools
-import logging
 import math
 import os
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from dcp_clip.utils.fonts import font_for
 from dcp_clip.utils.image_io import write_png
 from dcp_clip.utils.label_map import category_shares
 from dcp_clip.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 # Long side of an overlay in pixels: larger images are reduced, smaller ones are enlarged.
 MAX_SIDE, MIN_SIDE = 2048, 480
@@ -33,8 +27,6 @@ MAX_PALETTE_CATEGORIES = 255
 MAX_ENTRIES, MAX_CHARACTERS = 20, 24
 
 _TEXT, _FAINT_TEXT, _OTHER = (32, 33, 36), (112, 117, 122), (190, 190, 190)
-# Matplotlib ships this font, so it is always installed.
-_DEFAULT_FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 LegendEntry = tuple[str, tuple[int, int, int], float]  # name, RGB colour, share of the area
 
@@ -117,11 +109,6 @@ def drawing_size(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Return a font of `size` pixels that has all characters of the text, if one is installed."""
-    return _load_font(_find_font(text), size)
-
-
 def _paint_regions(
     photo: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, alpha: float
 ) -> np.ndarray:
@@ -177,35 +164,3 @@ def _draw_legend(entries: list[LegendEntry], width: int) -> Image.Image:
         percent = f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
         draw.text((x + column, y), percent, _FAINT_TEXT, font_for(percent, em), anchor="rm")
     return panel
-
-
-@functools.lru_cache(maxsize=64)
-def _load_font(file: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size)
-
-
-@functools.lru_cache(maxsize=4096)
-def _find_font(text: str) -> str:
-    """Return the file of the default font, or of another font if it lacks characters."""
-    if _has_characters(_DEFAULT_FONT, text):
-        return _DEFAULT_FONT
-    from matplotlib import font_manager  # late, because this import searches for installed fonts
-
-    for font in font_manager.fontManager.ttflist:
-        # "Last Resort" claims to have all characters, but it shows boxes.
-        if not font.name.startswith("Last Resort") and _has_characters(font.fname, text):
-            return font.fname
-    logger.warning("No installed font has all characters of %r, so some appear as boxes.", text)
-    return _DEFAULT_FONT
-
-
-def _has_characters(file: str, text: str) -> bool:
-    try:
-        return set(map(ord, text)) <= _charmap(file)
-    except (OSError, RuntimeError):  # FreeType cannot read this font
-        return False
-
-
-@functools.lru_cache(maxsize=8)
-def _charmap(file: str) -> frozenset[int]:
-    return frozenset(FT2Font(file).get_charmap())

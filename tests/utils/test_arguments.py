@@ -1,8 +1,18 @@
 """Helpers for the arguments and errors of programs."""
 
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from dcp_clip.utils.arguments import format_error, require_folders
+from dcp_clip.utils.arguments import escape_unprintable_output, format_error, require_folders
+
+ROOT = Path(__file__).parents[2]
+# A terminal without UTF-8.
+ASCII = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
 
 
 def test_folders_of_output_files_must_exist(tmp_path):
@@ -18,3 +28,48 @@ def test_messages_of_errors(tmp_path):
         (tmp_path / "absent").open()
     assert "No such file or directory" in format_error(error.value)
     assert str(tmp_path / "absent") in format_error(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_any_name_can_be_printed(monkeypatch, encoding):
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding=encoding))
+    escape_unprintable_output()
+    sys.stdout.write("Straße, 天空\n")
+    sys.stdout.flush()
+    escaped = "Straße, 天空".encode(encoding, "backslashreplace")
+    assert content.getvalue().strip() == escaped
+
+
+def test_streams_without_an_encoding_are_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)  # as in programs without a console
+    escape_unprintable_output()
+    sys.stdout.write("天空\n")
+    assert sys.stdout.getvalue() == "天空\n"
+
+
+def test_every_process_that_imports_the_package_can_print_any_name():
+    code = "import dcp_clip; print('天空'); print(dcp_clip.Vocabulary(['天空']))"
+    run = subprocess.run([sys.executable, "-c", code], env=ASCII, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("\\u5929\\u7a7a") == 2
+
+
+PROGRAMS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("demo", "tools", "datasets", ".")
+    for path in (ROOT / folder).glob("*.py")
+    if path.name != "setup.py"
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_can_be_printed(program):
+    """The help is printed before the package is imported."""
+    source = (ROOT / program).read_text(encoding="utf-8")
+    if source.isascii():
+        return
+    command = [sys.executable, ROOT / program, "--help"]
+    run = subprocess.run(command, env=ASCII, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

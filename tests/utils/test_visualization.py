@@ -9,7 +9,6 @@ from dcp_clip.utils.visualization import (
     MAX_SIDE,
     MIN_SIDE,
     draw_overlay,
-    font_for,
     save_label_map,
 )
 from dcp_clip.vocabulary import Vocabulary
@@ -98,14 +97,6 @@ def test_many_categories_and_unusual_names():
     overlay = draw_overlay(np.zeros((480, 640, 3), np.uint8), labels, vocabulary)
     assert overlay.shape[1] == 640
     assert 480 < overlay.shape[0] < 1000  # the legend combines most categories as "other"
-
-
-def test_fonts_with_the_characters_of_a_name(caplog):
-    assert font_for("Straße, дерево", 20).getname()[0] == "DejaVu Sans"
-    assert not caplog.records
-    name = "\U000f0000"  # no font has a glyph for a private character
-    assert font_for(name, 20).getname()[0] == "DejaVu Sans"
-    assert "No installed font" in caplog.text
 
 
 def test_small_categories_are_combined():

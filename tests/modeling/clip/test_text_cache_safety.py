@@ -219,6 +219,7 @@ def test_a_trained_tower_is_cached_by_other_programs(make_encoder, tmp_path):
 
 
 _PROCESS = """
+import random
 import sys
 from pathlib import Path
 import torch
@@ -230,11 +231,11 @@ def features(seed):
     embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
     return TextFeatures(embeddings, torch.arange(4)[:, None])
 
-folder, start = Path(sys.argv[1]), int(sys.argv[2])
+folder, generator = Path(sys.argv[1]), random.Random(sys.argv[2])
 text_cache.MAX_FOLDER_BYTES = 10_000  # a few files, so that the processes remove each other's
 read = 0
 for step in range(300):
-    seed = (start + step) % 7
+    seed = generator.randrange(7)
     path, expected = folder / f"{seed:064x}.pt", features(seed)
     found = text_cache.read_features(path, expected.category_rows, 64, torch.device("cpu"))
     if found is None:
@@ -249,12 +250,12 @@ print(read)
 def test_two_processes_share_a_folder(tmp_path):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, tmp_path, str(start)],
+            [sys.executable, "-c", _PROCESS, tmp_path, seed],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for start in (0, 3)
+        for seed in ("a", "b")
     ]
     for process in processes:
         out, err = process.communicate()
