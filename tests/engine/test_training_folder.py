@@ -1,0 +1,136 @@
+"""The output folder of a training: what may be overwritten, resumed and removed."""
+
+import re
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from dcp_clip.data.catalog import register_sem_seg
+from dcp_clip.engine.safe_checkpointer import SafeCheckpointer
+from dcp_clip.engine.training_folder import ResumeError, prepare_training_folder, training_record
+
+NAMES = [["sky"], ["tree", "bush"], ["car"]]
+
+
+@pytest.fixture
+def register(tmp_path):
+    """``register(names)``: the name of a data set with these names."""
+    made = []
+
+    def register(names):
+        made.append(f"test_training_folder_{len(made)}")
+        register_sem_seg(made[-1], tmp_path, tmp_path, names)
+        return made[-1]
+
+    yield register
+    for name in made:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+
+
+@pytest.fixture
+def config(make_cfg, register, tmp_path):
+    """``config(**opts)``: a config whose OUTPUT_DIR is the folder "out"."""
+    data = register(NAMES)
+
+    def config(**opts):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        opts = {"DATASETS.TRAIN": (data,), "OUTPUT_DIR": str(tmp_path / "out"), **opts}
+        return make_cfg("test-convnext", opts)
+
+    return config
+
+
+@pytest.fixture
+def trained(config):
+    """The folder of a training with one checkpoint."""
+    cfg = config()
+    checkpointer = SafeCheckpointer(
+        torch.nn.Linear(1, 1), cfg.OUTPUT_DIR, record=training_record(cfg)
+    )
+    checkpointer.save("model_0000003", iteration=3)
+    return cfg.OUTPUT_DIR
+
+
+def test_checkpoints_are_not_overwritten(config, trained):
+    with pytest.raises(ResumeError, match=re.escape(trained)) as raised:
+        prepare_training_folder(config(), resume=False)
+    message = str(raised.value)
+    for hint in ("model_0000003.pth", "--resume", "--eval-only --resume", "another OUTPUT_DIR"):
+        assert hint in message
+    assert "\n" not in message
+
+
+def test_new_and_resumed_folders_are_accepted(config, trained, tmp_path):
+    prepare_training_folder(config(), resume=True)
+    for folder in ("absent", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        for resume in (False, True):
+            prepare_training_folder(config(OUTPUT_DIR=str(tmp_path / folder)), resume=resume)
+
+
+def test_a_file_is_no_folder(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResumeError, match="file', which is a file"):
+        prepare_training_folder(config(OUTPUT_DIR=str(tmp_path / "file")), resume=False)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.CLIP.NAME", "test-vit-16"),
+        ("MODEL.META_ARCHITECTURE", "PixelTextSegmentor"),
+        ("MODEL.DCP_CLIP.FINE_DECODER.NAME", "BilinearDecoder"),
+        ("MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", 5),  # the weights would fit
+        ("MODEL.CLIP.DENSE", "naclip"),
+    ],
+)
+def test_another_architecture_is_not_resumed(config, trained, key, value):
+    before = config()
+    for part in key.split("."):
+        before = before[part]
+    with pytest.raises(ResumeError) as raised:
+        prepare_training_folder(config(**{key: value}), resume=True)
+    message = str(raised.value)
+    assert f"{key} was {before!r} and is {value!r}" in message
+    assert "model_0000003.pth' cannot be resumed" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "names, difference",
+    [
+        ([["sky"], ["tree", "bush"]], "had 3 categories and has 2"),
+        (
+            [["sky"], ["tree"], ["car"]],
+            "category 1 of DATASETS.TRAIN was 'tree, bush' and is 'tree'",
+        ),
+        ([["car"], ["tree", "bush"], ["sky"]], "category 0 .* was 'sky' and is 'car'"),
+    ],
+)
+def test_other_names_are_not_resumed(config, trained, register, names, difference):
+    with pytest.raises(ResumeError, match=difference):
+        prepare_training_folder(config(**{"DATASETS.TRAIN": (register(names),)}), resume=True)
+
+
+def test_the_schedule_and_the_device_may_change(config, trained, register):
+    data = register(NAMES)  # the same names
+    options = {"SOLVER.MAX_ITER": 9, "SOLVER.BASE_LR": 1.0, "MODEL.WEIGHTS": "x"}
+    options |= {"DATASETS.TRAIN": (data,), "MODEL.DCP_CLIP.BF16": True}
+    prepare_training_folder(config(**options), resume=True)
+
+
+def test_checkpoints_without_a_record_are_accepted(config):
+    """Those of earlier versions. The parameters must fit all the same."""
+    cfg = config()
+    SafeCheckpointer(torch.nn.Linear(1, 1), cfg.OUTPUT_DIR).save("model_0000003", iteration=3)
+    prepare_training_folder(config(**{"MODEL.CLIP.NAME": "test-vit-16"}), resume=True)
+
+
+def test_temporary_files_of_killed_runs_are_removed(config, trained, tmp_path):
+    out = tmp_path / "out"
+    (out / f".{'0a' * 16}.part").write_bytes(b"half a checkpoint")
+    (out / "mine.part").touch()
+    prepare_training_folder(config(), resume=True)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"last_checkpoint", "mine.part", "model_0000003.pth"}
