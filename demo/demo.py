@@ -39,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--vocabulary",
         help="a string such as 'sky; tree; car, automobile' (semicolons between categories, commas "
-        "between synonyms; without semicolons, commas separate categories), a .txt or .json file, "
+        "between synonyms; without semicolons, commas separate categories), a file of names, "
         "or the name of a data set; default: the categories of the training set",
     )
     add("--output", default="output/demo", help="folder for the results (default: %(default)s)")
