@@ -1,9 +1,6 @@
 """Reading images of many formats, and writing files atomically."""
 
 import os
-import struct
-import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +8,6 @@ import pytest
 from PIL import Image
 
 from dcp_clip.utils.image_io import (
-    ImageReadError,
     atomic_write,
     read_image,
     read_image_and_size,
@@ -39,52 +35,6 @@ def test_formats_and_unicode_names(tmp_path, name):
     assert _close(image, _photo())
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "I;16", "I;16B", "I", "F"])
-def test_modes_are_converted_to_rgb(tmp_path, mode):
-    photo = Image.fromarray(_photo())
-    grey = np.asarray(photo.convert("L"))
-    if mode in ("I;16", "I;16B", "I"):
-        kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
-        photo = Image.fromarray((grey.astype(np.int32) * 257).astype(kind))
-        assert photo.mode == mode
-    elif mode == "F":
-        photo = Image.fromarray(grey.astype(np.float32) / 100 - 1)
-        low, high = grey.min(), grey.max()
-        grey = (grey - float(low)) * 255 / (high - low)
-    else:
-        photo = photo.convert(mode)
-    path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.tif")
-    photo.save(path)
-    image = read_image(path)
-    if mode in ("P", "CMYK", "YCbCr"):
-        expected = _photo()
-    else:
-        expected = np.repeat(grey[..., None], 3, axis=-1)
-    assert _close(image, expected, tolerance={"1": 130, "P": 30}.get(mode, 12))
-
-
-def test_16_bit_colour(tmp_path):
-    deep = _photo().astype(np.uint16) * 257
-    cv2.imwrite(str(tmp_path / "a.png"), deep[..., ::-1])
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), _photo())
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_pixels_become_white(tmp_path, mode):
-    if mode == "P":
-        image = Image.fromarray(np.array([[0, 1]], np.uint8))
-        image.putpalette([0, 0, 0, 10, 20, 30])
-        image.save(tmp_path / "a.png", transparency=0)
-        second = [10, 20, 30]
-    else:
-        image = Image.fromarray(np.array([[[9, 9, 9, 0], [10, 20, 30, 255]]], np.uint8), "RGBA")
-        image.convert(mode).save(tmp_path / "a.png")
-        second = [10, 20, 30] if mode == "RGBA" else [19, 19, 19]
-    pixels = read_image(tmp_path / "a.png")[0]
-    assert pixels[0].tolist() == [255, 255, 255]
-    np.testing.assert_allclose(pixels[1], second, atol=1)
-
-
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("max_pixels", [None, 600])
@@ -105,10 +55,12 @@ def test_exif_orientation(tmp_path, suffix, orientation, max_pixels):
         assert _close(image, _photo(20, 30), tolerance=8)
 
 
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert read_image(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+def test_a_large_grey_image_of_sixteen_bits_is_reduced(tmp_path):
+    y, x = np.mgrid[:1200, :1600]
+    Image.fromarray((x * 40).astype(np.uint16)).save(tmp_path / "a.png", compress_level=1)
+    image, size = read_image_and_size(tmp_path / "a.png", max_pixels=3000)
+    assert size == (1200, 1600) and image.shape == (47, 63, 3)
+    assert _close(image[..., 0], np.linspace(2, 248, 63)[None].repeat(47, 0), tolerance=2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
@@ -145,63 +97,6 @@ def test_large_image_is_read_in_bounded_memory(tmp_path):
     assert size == (9000, 12000)
     assert 900_000 < image.shape[0] * image.shape[1] <= 1_000_000
     assert Image.MAX_IMAGE_PIXELS == limit
-
-
-def test_too_large_image_is_rejected_before_decoding(tmp_path):
-    path = tmp_path / "bomb.png"
-    Image.new("L", (1, 1)).save(path)
-    content = bytearray(path.read_bytes())
-    content[16:24] = struct.pack(">II", 30_000, 30_000)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    path.write_bytes(content)
-    with pytest.raises(ImageReadError, match=r"bomb\.png: 30000 x 30000 pixels .* 300 megapixels"):
-        read_image(path)
-
-
-def _bad_files(folder: Path) -> dict[str, Path]:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
-        folder / "good.png"
-    )
-    Image.open(folder / "good.png").save(folder / "good.jpg")
-    png, jpg = (folder / "good.png").read_bytes(), (folder / "good.jpg").read_bytes()
-    contents = {
-        "empty.jpg": b"",
-        "text.jpg": b"not an image at all\n" * 20,
-        "zeros.png": bytes(1000),
-        "truncated.jpg": jpg[: len(jpg) // 2],
-        "truncated.png": png[: len(png) // 2],
-        "header only.png": png[:20],
-        "corrupt.png": png[:200] + bytes(50) + png[250:],
-        "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    (folder / "folder.jpg").mkdir()
-    return {name: folder / name for name in [*contents, "folder.jpg", "absent.jpg"]}
-
-
-BAD_NAMES = (
-    "empty.jpg text.jpg zeros.png truncated.jpg truncated.png corrupt.png eps.png "
-    "folder.jpg absent.jpg"
-).split()
-
-
-@pytest.mark.parametrize("name", [*BAD_NAMES, "header only.png"])
-def test_error_of_a_bad_file_is_one_sentence_with_its_path(tmp_path, name):
-    path = _bad_files(tmp_path)[name]
-    with pytest.raises(ImageReadError) as error:
-        read_image(path)
-    message = str(error.value)
-    assert str(path) in message
-    assert "\n" not in message
-    assert len(message) < len(str(path)) + 120
-
-
-def test_damaged_exif_does_not_matter(tmp_path):
-    Image.fromarray(_photo()).save(
-        tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage"
-    )
-    assert _close(read_image(tmp_path / "a.jpg"), _photo())
 
 
 def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
@@ -246,11 +141,3 @@ def test_quick_png_stores_all_pixels(tmp_path):
             np.testing.assert_array_equal(np.asarray(image), array)
     with pytest.raises(ValueError, match="palette"):
         write_png(tmp_path / "bad.png", colour[:, :, 0], palette=[(0, 0, 0)] * 256, quick=True)
-
-
-@pytest.mark.parametrize("suffix", [".heic", ".HEIF"])
-def test_heic_is_not_supported(tmp_path, suffix):
-    path = tmp_path / f"photo{suffix}"
-    path.write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64))
-    with pytest.raises(ImageReadError, match=f"photo{suffix}: the HEIC .* convert it to JPEG"):
-        read_image(path)
