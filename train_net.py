@@ -77,14 +77,13 @@ from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch import nn
 
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.engine import Trainer
 from dcp_clip.engine.checkpoint import (
-    SafeCheckpointer,
     WeightsError,
     has_weights,
+    last_checkpoint,
     load_weights,
     shipped_weights,
     warn_if_untrained,
@@ -142,16 +141,11 @@ def weights_to_evaluate(cfg: CfgNode, args: Namespace) -> str:
     """Return the file to evaluate; with ``--resume`` the last checkpoint in OUTPUT_DIR.
 
     Raises:
-        ValueError: if there is no such checkpoint, or the config names no weights.
+        ValueError: if the config names no weights.
+        WeightsError: if there is no such checkpoint.
     """
     if args.resume:
-        path = SafeCheckpointer(nn.Module(), cfg.OUTPUT_DIR).get_checkpoint_file()
-        if not path:
-            raise ValueError(
-                f"--resume evaluates the last checkpoint in OUTPUT_DIR, but '{cfg.OUTPUT_DIR}' "
-                "has none: set MODEL.WEIGHTS instead."
-            )
-        return path
+        return last_checkpoint(cfg.OUTPUT_DIR)
     shipped = shipped_weights(args.config_file, args.opts)
     if shipped and not cfg.MODEL.WEIGHTS:
         logger.info(f"MODEL.WEIGHTS is empty: evaluating the shipped weights {shipped}.")

@@ -24,7 +24,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", default="configs/emoji_scenes/clip_tiny.yaml", metavar="YAML")
-    add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
+    resume_help = "continue from the last checkpoint in OUTPUT_DIR; with --eval-only, evaluate it"
+    add("--resume", action="store_true", help=resume_help)
     add("--eval-only", action="store_true", help="only measure the zero-shot accuracy")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     return parser
@@ -38,6 +39,7 @@ def pretrain(args: argparse.Namespace) -> dict | None:
     from dcp_clip import model_zoo
     from dcp_clip.config import get_cfg, setup_cfg
     from dcp_clip.emoji_scenes.pretraining import CLIPTrainer, add_pretraining_config
+    from dcp_clip.engine.checkpoint import has_weights, last_checkpoint, load_weights
     from dcp_clip.engine.checkpoint_format import half_precision
     from dcp_clip.engine.training_folder import prepare_training_folder
     from dcp_clip.utils.tensor_files import write_tensors
@@ -51,10 +53,17 @@ def pretrain(args: argparse.Namespace) -> dict | None:
         prepare_training_folder(cfg, args.resume)
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, name="dcp_clip")
+    if args.eval_only:
+        if not (args.resume or has_weights(cfg)):
+            raise ValueError(
+                "The config names no weights to evaluate: set MODEL.WEIGHTS, or give --resume for "
+                "the last checkpoint in OUTPUT_DIR."
+            )
+        model = CLIPTrainer.build_model(cfg)
+        load_weights(model, last_checkpoint(cfg.OUTPUT_DIR) if args.resume else cfg.MODEL.WEIGHTS)
+        return CLIPTrainer.test(cfg, model)
     trainer = CLIPTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    if args.eval_only:
-        return CLIPTrainer.test(cfg, trainer.model)
     trainer.train()
     path = Path(cfg.OUTPUT_DIR) / "clip.pth"
     write_tensors(path, half_precision(trainer.model.clip_state()))

@@ -18,6 +18,7 @@ __all__ = [
     "SafeCheckpointer",
     "WeightsError",
     "has_weights",
+    "last_checkpoint",
     "load_weights",
     "shipped_weights",
     "warn_if_untrained",
@@ -32,6 +33,21 @@ class _WeightsReader(SafeCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = super()._load_file(filename)
         return {**checkpoint, "model": trained_weights(checkpoint)}
+
+
+def last_checkpoint(folder: str) -> str:
+    """Return the last complete checkpoint in OUTPUT_DIR, for ``--eval-only --resume``.
+
+    Raises:
+        WeightsError: if there is none.
+    """
+    path = SafeCheckpointer(nn.Module(), folder).get_checkpoint_file()
+    if not path:
+        raise WeightsError(
+            f"--resume evaluates the last checkpoint in OUTPUT_DIR, but '{folder}' has none: set "
+            "MODEL.WEIGHTS instead."
+        )
+    return path
 
 
 def has_weights(cfg: CfgNode) -> bool:

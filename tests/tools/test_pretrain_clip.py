@@ -13,6 +13,8 @@ from dcp_clip.emoji_scenes.art import SEEN_ART, UNSEEN_ART
 from dcp_clip.emoji_scenes.names import load_name_list
 from dcp_clip.emoji_scenes.register import FOLDER
 from dcp_clip.emoji_scenes.sprites import save_sprites
+from dcp_clip.engine.safe_checkpointer import WeightsError
+from dcp_clip.engine.training_folder import ResumeError
 from dcp_clip.modeling.clip.loading import load_clip
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,29 @@ def test_resumed_training_equals_uninterrupted_training(run, tmp_path):
     )
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_uses_the_last_complete_checkpoint(run, program, tmp_path, capsys):
+    run()
+    expected = run("--eval-only", **{"MODEL.WEIGHTS": tmp_path / "out" / "model_0000001.pth"})
+    for name in ("model_final.pth", "model_0000003.pth"):
+        (tmp_path / "out" / name).write_bytes(b"")
+    assert run("--eval-only", "--resume") == expected
+
+
+def test_evaluation_without_weights_is_an_error(run):
+    with pytest.raises(ValueError, match="names no weights to evaluate"):
+        run("--eval-only")
+    with pytest.raises(WeightsError, match="out' has none"):
+        run("--eval-only", "--resume")
+
+
+def test_checkpoints_are_not_overwritten(run, tmp_path):
+    run()
+    before = (tmp_path / "out" / "model_final.pth").read_bytes()
+    with pytest.raises(ResumeError, match="out' has the checkpoints of another training"):
+        run()
+    assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
 
 
 def test_missing_sprites_end_in_one_sentence(program, run, tmp_path, capsys):
