@@ -98,15 +98,36 @@ def make_scenes(
     Raises:
         DatasetError: see :func:`dcp_clip.emoji_scenes.prepare.prepare_emoji_scenes`.
     """
+    from dcp_clip.data.label_statistics import report_pixels
     from dcp_clip.data.pairing import DatasetError
+    from dcp_clip.data.preparation.convert import count_folder
     from dcp_clip.emoji_scenes.contact_sheet import draw_contact_sheet
     from dcp_clip.emoji_scenes.prepare import Settings, prepare_emoji_scenes, scene_source
-    from dcp_clip.emoji_scenes.subsets import subset_name
+    from dcp_clip.emoji_scenes.subsets import get_subset, subset_name
 
     settings = Settings(root=root, only=styles, **settings)
     names = [subset_name(plain, split) for plain in subsets]
     if contact_sheet is None:
         prepare_emoji_scenes(settings, names, scenes=scenes, workers=workers)
+        for name in names:
+            if (settings.folder / "labels" / name).is_dir():
+                subset = get_subset(settings.names, name)
+                categories = [settings.names.entries[i].name for i in subset.vocabulary]
+                pixels = count_folder(
+                    settings.folder / "labels" / name,
+                    ".png",
+                    len(categories),
+                    subset.ignore_label,
+                    workers=workers,
+                )
+                # Categories of the training vocabulary must occur. A few scenes do not have all.
+                report_pixels(
+                    name,
+                    pixels,
+                    categories,
+                    subset.ignore_label,
+                    complete=scenes is None and not styles,
+                )
         return
     prepare_emoji_scenes(settings, (), workers=workers)
     sources = [scene_source(settings, name) for name in names]

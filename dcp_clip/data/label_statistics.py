@@ -85,7 +85,14 @@ def count_labels(path: str | Path, num_categories: int, ignore_label: int) -> np
     return np.append(counts[:num_categories], ignored)
 
 
-def report_pixels(where: str, pixels: np.ndarray, names: Sequence[str], ignore_label: int) -> None:
+def report_pixels(
+    where: str,
+    pixels: np.ndarray,
+    names: Sequence[str],
+    ignore_label: int,
+    *,
+    complete: bool = True,
+) -> None:
     """Log how many pixels each category has, and warn of categories without pixels.
 
     Args:
@@ -93,6 +100,7 @@ def report_pixels(where: str, pixels: np.ndarray, names: Sequence[str], ignore_l
         pixels: (C + 1,) from :func:`count_labels`.
         names: the C categories.
         ignore_label: value of the ignored pixels.
+        complete: whether every category should occur. Otherwise there is no warning.
 
     Raises:
         DatasetError: if all pixels are ignored, or the label maps are masks of 0 and 255.
@@ -111,7 +119,7 @@ def report_pixels(where: str, pixels: np.ndarray, names: Sequence[str], ignore_l
     if fault := describe_fault(pixels, names, ignore_label):
         raise DatasetError(f"{where}: {fault}")
     absent = [name for name, n in zip(names, pixels[:-1].tolist()) if n == 0]
-    if absent:
+    if absent and complete:
         more = f" and {len(absent) - _MAX_NAMES} more" if len(absent) > _MAX_NAMES else ""
         logger.warning(
             "WARNING: %s: %d of %d categories have no pixel, so they cannot be learnt or scored "

@@ -48,7 +48,7 @@ def render_svg(svg: str, size: int) -> np.ndarray:
         png = renderer.svg_to_bytes(svg_string=svg, width=2 * size, skip_system_fonts=True)
     except (ValueError, RuntimeError) as e:
         raise DatasetError(f"An SVG document cannot be rendered: {e}.") from e
-    with Image.open(io.BytesIO(bytes(png))) as image:
+    with Image.open(io.BytesIO(bytes(png)), formats=["PNG"]) as image:
         return fit_sprite(np.array(image.convert("RGBA")), size)
 
 

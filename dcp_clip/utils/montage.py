@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dcp_clip.utils.fonts import font_for
+from dcp_clip.utils.image_files import open_image
 from dcp_clip.utils.image_io import ImageReadError, read_image
 from dcp_clip.utils.visualization import drawing_size
 
@@ -131,7 +132,7 @@ def place_names(
 def _read_result(folder: Path, line: dict) -> Result:
     size = drawing_size(line["width"], line["height"])
     overlay = read_image(folder / line["overlay"])
-    with Image.open(folder / line["labels"]) as file:
+    with open_image(folder / line["labels"], ["PNG"]) as file:
         labels = np.array(file)
     image = Image.fromarray(read_image(line["file"])).resize(size, Image.Resampling.BICUBIC)
     found = [(c["id"], c["name"], c["share"]) for c in line["categories"]]

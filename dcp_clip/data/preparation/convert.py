@@ -136,10 +136,17 @@ def count_pixels(label_dir: Path, encoding: LabelEncoding, *, workers: int = 1) 
     Raises:
         DatasetError: if a label map holds a value that is neither a train id nor ignored.
     """
-    files = sorted(label_dir.glob(f"[!.]*{encoding.suffix}"))  # without macOS's "._*"
-    count = partial(
-        count_labels, num_categories=len(encoding.names), ignore_label=encoding.ignore_label
+    return count_folder(
+        label_dir, encoding.suffix, len(encoding.names), encoding.ignore_label, workers=workers
     )
+
+
+def count_folder(
+    label_dir: Path, suffix: str, num_categories: int, ignore_label: int, *, workers: int = 1
+) -> np.ndarray:
+    """Count the pixels of every category in the label maps with this suffix; see `count_pixels`."""
+    files = sorted(label_dir.glob(f"[!.]*{suffix}"))  # without macOS's "._*"
+    count = partial(count_labels, num_categories=num_categories, ignore_label=ignore_label)
     histograms = run_parallel(count, files, workers=workers, description="count pixels")
     return np.sum(histograms, axis=0, dtype=np.int64)
 
