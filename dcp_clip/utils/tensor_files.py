@@ -16,7 +16,15 @@ import torch
 
 from dcp_clip.utils.image_io import atomic_write
 
-__all__ = ["TensorFileError", "damage", "read_tensors", "refuse_pickle", "write_tensors"]
+__all__ = [
+    "TensorFileError",
+    "damage",
+    "explain",
+    "read_tensors",
+    "refuse_pickle",
+    "require_tensors",
+    "write_tensors",
+]
 
 _PICKLES = (".pkl", ".pickle", ".p", ".joblib")
 _LFS_HEADER = b"version https://git-lfs.github.com/spec/"
@@ -46,6 +54,13 @@ def refuse_pickle(path: str | Path) -> None:
             raise TensorFileError(path, f"is a pickle, which can run code when it is read: {_GIVE}")
 
 
+def require_tensors(path: str | Path) -> None:
+    """Raise `TensorFileError` for a file that is no file of tensors at first sight."""
+    refuse_pickle(path)
+    if reason := _visible_problem(Path(path)):
+        raise TensorFileError(path, reason)
+
+
 def read_tensors(path: str | Path, mmap: bool = False) -> Any:
     """Read a file of ``torch.save``, or a .safetensors file, into the main memory.
 
@@ -58,16 +73,14 @@ def read_tensors(path: str | Path, mmap: bool = False) -> Any:
             is no such file.
     """
     path = Path(path)
-    refuse_pickle(path)
-    if reason := _visible_problem(path):
-        raise TensorFileError(path, reason)
+    require_tensors(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         mmap = mmap and zipfile.is_zipfile(path)  # files of an early format cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file can raise many errors
-        raise TensorFileError(path, _explain(path, error)) from error
+        raise TensorFileError(path, explain(path, error)) from error
 
 
 def damage(path: Path) -> str:
@@ -146,8 +159,11 @@ def _visible_problem(path: Path) -> str:
     return ""
 
 
-def _explain(path: Path, error: Exception) -> str:
-    """Explain an error of PyTorch, whose own advice is to allow that the file runs code."""
+def explain(path: Path, error: Exception) -> str:
+    """Explain an error of reading a file, to be read after its name.
+
+    PyTorch's own messages advise to allow that the file runs code.
+    """
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     with path.open("rb") as file:

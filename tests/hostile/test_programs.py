@@ -187,8 +187,10 @@ def test_weights_run_no_code(marker, tmp_path, name, query):
 def test_weights_of_clip_run_no_code(marker, tmp_path, name):
     CHECKPOINTS[name](tmp_path / name)
     options = ["MODEL.CLIP.NAME", "dcp-tiny-cnn-s16", "MODEL.CLIP.PRETRAINED", tmp_path / name]
-    with pytest.raises(CLIPWeightsError):
+    with pytest.raises(CLIPWeightsError) as raised:
         load_clip(setup_cfg(opts=options))
+    message = str(raised.value)
+    assert "\n" not in message and "weights_only" not in message and name in message
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

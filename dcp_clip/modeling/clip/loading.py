@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 
 from dcp_clip.modeling.clip import tiny_cnn  # noqa: F401  (registers its image towers with timm)
+from dcp_clip.utils.tensor_files import TensorFileError, explain, require_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +134,12 @@ def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:
             f"weights for '{name}' there ({', '.join(WEIGHT_SUFFIXES)}) or give an open_clip tag."
         )
     try:
+        require_tensors(path)
         # With weights_only a checkpoint cannot run code.
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except RuntimeError as error:
+    except TensorFileError as error:
+        raise CLIPWeightsError(f"MODEL.CLIP.PRETRAINED: {error}") from error
+    except Exception as error:
         lines = str(error).strip().splitlines()
         if lines and lines[0].startswith("Error(s) in loading state_dict"):
             raise CLIPWeightsError(
@@ -143,12 +147,7 @@ def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:
                 f"{lines[-1].strip()[:200]}"
             ) from error
         raise CLIPWeightsError(
-            f"The weights in '{path}' cannot be read: {_in_one_line(error)}"
-        ) from error
-    except Exception as error:
-        raise CLIPWeightsError(
-            f"The weights in '{path}' cannot be read as a plain state dict of tensors: "
-            f"{_in_one_line(error)}"
+            f"MODEL.CLIP.PRETRAINED: '{path}' {explain(path, error)}."
         ) from error
     logger.info("Loaded CLIP weights for %s from %s", name, path)
 
