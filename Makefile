@@ -28,7 +28,7 @@ RUN_TESTS = -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test test-oldest lint format check-env docs clean
+.PHONY: help setup install demo test test-oldest lint format check-env docs audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 20
@@ -52,13 +52,13 @@ check-env: setup  ## print versions, devices and problems
 	$(PY) tools/check_env.py
 
 demo: setup  ## label photographs and generated scenes with the shipped weights, into output/demo
-	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" \
+	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" --overwrite \
 	  --output output/demo/photographs
 	$(PY) datasets/prepare_emoji_scenes.py --source pip --root output/demo \
 	  --subsets unseen_test --scenes 8
 	$(PY) demo/demo.py --config-file configs/emoji_scenes/dcp_clip_tiny.yaml \
 	  --input output/demo/emoji_scenes/images/unseen_test --vocabulary "$(SCENE_NAMES)" \
-	  --output output/demo/scenes
+	  --output output/demo/scenes --overwrite
 
 test: setup lint  ## lint, then all tests (PYTEST_ARGS="-k vocabulary" for some)
 	OMP_NUM_THREADS=1 $(PY) $(RUN_TESTS) $(PYTEST_ARGS)
@@ -82,6 +82,9 @@ format: setup  ## format the code and fix what ruff can fix
 
 docs: setup  ## build the documentation into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+audit: setup  ## report known vulnerabilities of the installed packages
+	$(PY) -m pip_audit --local --skip-editable
 
 clean:  ## remove the environments, built files and all caches
 	rm -rf $(VENV) $(OLDEST_VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
