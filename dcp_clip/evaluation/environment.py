@@ -77,7 +77,7 @@ def _describe_settings(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         + (f"sliding window {_format_settings(window)}" if window.SIZE else "whole images"),
         "precision": "bfloat16 autocast" if node.BF16 else "that of the weights",
     }
-    if hasattr(model, "text_encoder"):
+    if getattr(model, "text_encoder", None) is not None:
         vocabulary = node.VOCABULARY
         rows["prompts"] = f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYM_POOLING}"
     if cfg.MODEL.META_ARCHITECTURE != "DCPCLIP":

@@ -5,6 +5,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
+from dcp_clip.evaluation import evaluation_environment
 from dcp_clip.vocabulary import Vocabulary
 
 NAMES = Vocabulary(["sky", ["tree", "shrub"], "car", "road"])
@@ -44,6 +45,8 @@ def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image
         output = model.eval()(batch)[0]["sem_seg"]
     assert output.category_ids.tolist() == list(range(len(NAMES)))
     assert output.image_size == (64, 64)
+    assert model.text_encoder is None
+    assert "prompts" not in evaluation_environment(make_cfg("dcp-tiny-cnn", opts), model)
     with torch.no_grad(), pytest.raises(ValueError, match="DATASETS.TRAIN only"):
         model([{"image": make_image(32, 32), "vocabulary": Vocabulary(["other"])}])
     with pytest.raises(ValueError, match="DATASETS.TRAIN only"):

@@ -48,10 +48,10 @@ def test_two_iterations_and_an_evaluation(make_cfg, head_options, dataset, tmp_p
 @pytest.mark.parametrize(
     ("kind", "key", "value", "row"),
     [
-        ("PixelTextSegmentor", "BASELINES.DIM", 20, "head"),
+        ("PixelTextSegmentor", "BASELINES.DIM", 20, "baseline"),
         ("PixelTextSegmentor", "DCP_CLIP.VOCABULARY.SYNONYM_POOLING", "max", "prompts"),
-        ("CostAggregationSegmentor", "BASELINES.COST_AGGREGATION.NUM_LAYERS", 1, "head"),
-        ("MaskQuerySegmentor", "BASELINES.MASK_QUERIES.UNSEEN_EXPONENT", 0.7, "head"),
+        ("CostAggregationSegmentor", "BASELINES.COST_AGGREGATION.NUM_LAYERS", 1, "baseline"),
+        ("MaskQuerySegmentor", "BASELINES.MASK_QUERIES.UNSEEN_EXPONENT", 0.7, "baseline"),
     ],
 )
 def test_the_report_shows_the_settings_of_the_head(
