@@ -37,6 +37,11 @@ _NUM_TOKENS = 128
 _RANDOM_RATIO = 0.1
 
 
+def _all_ids(batch_size: int, category_rows: Tensor) -> Tensor:
+    """(B, C) ids of all categories."""
+    return torch.arange(len(category_rows), device=category_rows.device).expand(batch_size, -1)
+
+
 class _Evidence(NamedTuple):
     """What the categories are compared with, of unit length."""
 
@@ -110,18 +115,14 @@ class CategoryProposal(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        node = cfg.MODEL.DCP_CLIP.PROPOSAL
-        grouping = None
-        if node.LEARNED:
-            grouping = TokenGrouping(
-                input_shape["dense"].channels, cfg.MODEL.DCP_CLIP.DIM, cfg.MODEL.DCP_CLIP.NUM_HEADS
-            )
+        model, node = cfg.MODEL.DCP_CLIP, cfg.MODEL.DCP_CLIP.PROPOSAL
+        widths = (input_shape["dense"].channels, model.DIM, model.NUM_HEADS)
         return {
             "num_proposals": node.NUM_PROPOSALS,
             "pooled_weight": node.POOLED_WEIGHT,
             "dense_weight": node.DENSE_WEIGHT,
             "lse_sharpness": node.LSE_SHARPNESS,
-            "grouping": grouping,
+            "grouping": TokenGrouping(*widths) if node.LEARNED else None,
         }
 
     def forward(
@@ -174,8 +175,7 @@ class CategoryProposal(nn.Module):
         """(B, K) ids of the best categories."""
         batch_size, num_categories = len(evidence.pooled), len(category_rows)
         if num_categories <= self.num_proposals:
-            ids = torch.arange(num_categories, device=category_rows.device)
-            return ids.expand(batch_size, -1)
+            return _all_ids(batch_size, category_rows)
         if self.num_tokens:
             merged = merge_tokens(evidence.tokens, evidence.token_valid, self.num_tokens)
             evidence = _Evidence(*merged, evidence.pooled)
@@ -258,8 +258,7 @@ class AllCategories(CategoryProposal):
     ranks = False
 
     def _rank(self, evidence, text_features, category_rows, present) -> Tensor:
-        ids = torch.arange(len(category_rows), device=category_rows.device)
-        return ids.expand(len(evidence.pooled), -1)
+        return _all_ids(len(evidence.pooled), category_rows)
 
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
@@ -296,9 +295,8 @@ class OracleProposal(CategoryProposal):
         valid = torch.arange(int(count.max()), device=present.device)[None] < count[:, None]
         ids = present.float().topk(valid.shape[1], dim=1).indices
         # In vocabulary order, with the padding at the end.
-        num_categories = len(category_rows)
-        ids = ids.masked_fill(~valid, num_categories).sort(dim=1).values
-        ids = ids.clamp(max=num_categories - 1)
+        ids = ids.masked_fill(~valid, len(category_rows)).sort(dim=1).values
+        ids = ids.clamp(max=len(category_rows) - 1)
         proposals = self._propose(evidence, text_features, category_rows, ids)
         proposals.valid = valid
         return proposals
