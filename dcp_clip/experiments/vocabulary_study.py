@@ -86,7 +86,7 @@ def _build_model(cfg: CfgNode) -> nn.Module:
             "on the vocabulary: choose another."
         )
     model = build_model(cfg).eval()
-    if model.text_encoder is None:
+    if getattr(model, "text_encoder", None) is None:
         raise StudyError(f"{cfg.MODEL.META_ARCHITECTURE} has a fixed vocabulary.")
     load_weights(model, cfg.MODEL.WEIGHTS)
     warn_if_untrained(model, cfg.MODEL.WEIGHTS)
