@@ -5,7 +5,7 @@ Examples:
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --resume
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only \\
-        MODEL.WEIGHTS output/model_final.pth
+        MODEL.WEIGHTS output/camvid/dcp_clip_tiny/model_final.pth
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only --resume
     python train_net.py --config-file configs/camvid/dcp_clip_tiny.yaml --eval-only  # shipped
     python train_net.py --config-file configs/coco_stuff/dcp_clip_convnext_b.yaml --num-gpus 8

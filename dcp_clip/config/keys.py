@@ -23,8 +23,8 @@ def _add_clip(cfg: CN) -> None:
     # open_clip's weights tag, or the path of a local file (.safetensors, .pt, .pth, .bin);
     # "" for random weights.
     cfg.MODEL.CLIP.PRETRAINED = ""
-    # How the dense features of a ViT are read, by the attention of its last block: "maskclip",
-    # "clearclip", "sclip", "naclip" (the methods of these names) or "clip" (as it was trained).
+    # How the last block of a ViT gives dense features: by the method "maskclip", "clearclip",
+    # "sclip" or "naclip", or "clip" for its normal attention.
     cfg.MODEL.CLIP.DENSE = "maskclip"
     # Keep the residual connection and the feed-forward part of that block, as MaskCLIP and SCLIP
     # do.
@@ -79,15 +79,15 @@ def _add_stages(cfg: CN) -> None:
     # Stage 1: CategoryProposal, PooledProposal, DenseProposal, AllCategories, OracleProposal.
     cfg.MODEL.DCP_CLIP.PROPOSAL = CN()
     cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "CategoryProposal"
-    # K, the number of proposals in training and test. The decoders learn to choose among this many;
-    # a test with very many names can use more (docs/emoji_scenes.md).
+    # K, the number of proposals in training and evaluation. The decoders learn to choose among this
+    # many; an evaluation with very many names can use more (docs/emoji_scenes_results.md).
     cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS = 32
     # Weights of the image-level and of the dense evidence. Public CLIPs were trained on the first.
     # If the dense features were trained (EmojiScenes), 0 for the first is more accurate.
     cfg.MODEL.DCP_CLIP.PROPOSAL.POOLED_WEIGHT = 1.0
     cfg.MODEL.DCP_CLIP.PROPOSAL.DENSE_WEIGHT = 1.0
-    # Sharpness of the log-sum-exp over the positions, which also counts how much of the image
-    # agrees; 0 for the maximum.
+    # Sharpness of the smooth maximum (log-sum-exp) over the positions: a match at many positions
+    # scores higher than at one. 0 for the maximum.
     cfg.MODEL.DCP_CLIP.PROPOSAL.LSE_SHARPNESS = 20.0
     # Group the tokens of one object by attention, trained with a ranking loss.
     cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED = True
@@ -123,7 +123,7 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME = "MaskPooledRefinement"
     # Learn how to weigh the evidence. If False, the mask-pooled CLIP features alone decide.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED = True
-    # Not learned only: exponent of the mask's probability, relative to 1 for the pixel's.
+    # Only if LEARNED is False: exponent of the mask's probability, relative to 1 for the pixel's.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT = 1.0
     # Temperature of the softmax that turns fine logits into the masks to pool under; above 1 for
     # softer masks.
@@ -173,11 +173,11 @@ def _add_input(cfg: CN) -> None:
     # Your own data: a list of {name: ..., images: folder, labels: folder, names: ..., ignore: 255}
     # to be named in DATASETS.TRAIN and DATASETS.TEST (docs/custom_data.md).
     cfg.DATASETS.SEM_SEG_FOLDERS = ()
-    # The channel order of CLIP's pixel statistics; Detectron2's default is BGR.
+    # CLIP expects RGB; Detectron2's default is BGR.
     cfg.INPUT.FORMAT = "RGB"
     # SSD's colour augmentation, from Detectron2's PointRend.
     cfg.INPUT.COLOR_AUG_SSD = False
-    # Draw a crop again while one category fills more than this fraction of it.
+    # Choose another random crop while one category fills more than this fraction of it.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
 
 
@@ -194,23 +194,24 @@ def _add_training(cfg: CN) -> None:
     # Weights of the two losses of stage 5.
     cfg.MODEL.DCP_CLIP.LOSS.PRESENCE_WEIGHT = 0.5
     cfg.MODEL.DCP_CLIP.LOSS.MASK_CLASS_WEIGHT = 0.2
-    # Weight pixels by the frequency of their category in the batch to the power of -CLASS_BALANCE;
-    # 0 gives all pixels the same weight.
+    # The weight of a pixel is (frequency of its category in the batch) ** -CLASS_BALANCE; with 0
+    # all pixels have the same weight.
     cfg.MODEL.DCP_CLIP.LOSS.CLASS_BALANCE = 0.0
 
-    # "ADAMW", "SGD", or "MUON" (AdamW with orthogonalised steps for matrices). The published
-    # recipes use AdamW; Muon measured better on EmojiScenes.
+    # "ADAMW", "SGD", or "MUON" (AdamW with orthogonalised steps for matrices). The recipes for
+    # COCO-Stuff use AdamW; Muon measured better on EmojiScenes.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the matrices that Muon updates, relative to that of the other parameters.
     cfg.SOLVER.MUON_LR_MULTIPLIER = 2.0
     # Learning rates of CLIP's image and text towers, relative to BASE_LR.
     cfg.SOLVER.IMAGE_LR_MULTIPLIER = 0.01
     cfg.SOLVER.TEXT_LR_MULTIPLIER = 0.01
-    # Decay of the exponential moving average of the weights, which is what evaluation uses, from
-    # every checkpoint; 0 for none.
+    # Decay of the exponential moving average of the weights; 0 for none. Evaluation uses the
+    # average.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Fraction of the original CLIP weights mixed back into the image tower after training
-    # (WiSE-FT); 0.0 disables it. Training that continues from the result starts from the mixture.
+    # (WiSE-FT); 0.0 disables it. Training that continues from these weights starts
+    # from the mixed ones.
     cfg.SOLVER.WISE_FT_ALPHA = 0.0
 
 

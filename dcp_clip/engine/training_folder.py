@@ -104,7 +104,7 @@ def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
 def _check_record(record: Any, cfg: CfgNode, path: str) -> None:
     """Raise ResumeError if a checkpoint belongs to another training.
 
-    Checkpoints of version 0.2 and earlier have no record; their weights must fit all the same.
+    Checkpoints of version 0.1.0 have no record; their weights must fit all the same.
     """
     if not isinstance(record, Mapping):
         return

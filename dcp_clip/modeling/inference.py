@@ -163,7 +163,7 @@ class _LabelWriter:
         self._written = 0
 
     def write(self, logits: Tensor) -> None:
-        """Take the next rows of logits, (K, n, columns), and label the pixels they complete."""
+        """Take the next rows of logits, (K, n, columns), and label the pixels they determine."""
         logits = torch.cat([self._logits, logits], dim=1)
         end = self._resize.rows_within(self._first + logits.shape[1])
         band = rows_per_band(logits, self.label_map.shape[1])

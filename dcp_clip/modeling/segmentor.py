@@ -1,4 +1,4 @@
-"""The interface of every segmentor here: Detectron2's inputs in, losses or results out."""
+"""The base class of all segmentors: Detectron2's inputs in, losses or results out."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             images: (B, 3, H, W), normalised and padded.
             image_sizes: (height, width) of each image without padding.
             vocabulary: the C categories.
-            labels: (B, H', W') category ids, -1 where void; in training, and in evaluation if the
-                inputs have labels.
+            labels: (B, H', W') category ids, -1 where void. They are given in training, and in
+                evaluation if the inputs have labels.
             ids: (B, K) categories to propose instead of those that stage 1 would choose.
 
         Returns:

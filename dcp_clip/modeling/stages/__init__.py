@@ -1,7 +1,6 @@
 """The five stages, in their order; importing this package registers them.
 
-Each stage is one file. A second implementation of a stage, or a large part of one, has a file of
-its own beside it.
+There is one file for each stage. A large alternative, or a large part of a stage, has its own file.
 """
 
 from dcp_clip.modeling.stages import (  # noqa: F401  (registers the implementations)

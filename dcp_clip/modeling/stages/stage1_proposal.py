@@ -58,7 +58,7 @@ class CategoryProposal(nn.Module):
     text)`` over the positions. No term compares categories with each other (as a softmax over the
     vocabulary would), so a category that is not proposed cannot change the answer.
 
-    The maximum over the positions is a log-sum-exp, which also counts how much of the image agrees.
+    The maximum over the positions is smooth (log-sum-exp): a match at many positions scores higher.
     If the stage is learned, the tokens of one object are grouped first, and a loss on the scores of
     the proposals teaches it to rank the categories that are present above those that are not.
 
@@ -263,8 +263,8 @@ class AllCategories(CategoryProposal):
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
 class OracleProposal(CategoryProposal):
-    """Exactly the categories of the ground truth, in the test too: it measures what errors of the
-    proposals cost.
+    """Exactly the categories of the ground truth, also in evaluation: it measures what errors of
+    the proposals cost.
 
     The model needs the labels in evaluation as well. ``train_net.py`` reads them if the class that
     MODEL.DCP_CLIP.PROPOSAL.NAME names has `needs_labels`.

@@ -122,7 +122,7 @@ class DualInteractionDecoder(nn.Module):
 
 @COARSE_DECODER_REGISTRY.register()
 class ImageToTextDecoder(DualInteractionDecoder):
-    """One direction only (ablation): text features attend to image features."""
+    """One direction only (ablation): information flows from image to text features."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args) -> dict:
@@ -131,7 +131,7 @@ class ImageToTextDecoder(DualInteractionDecoder):
 
 @COARSE_DECODER_REGISTRY.register()
 class TextToImageDecoder(DualInteractionDecoder):
-    """One direction only (ablation): image features attend to text features."""
+    """One direction only (ablation): information flows from text to image features."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args) -> dict:

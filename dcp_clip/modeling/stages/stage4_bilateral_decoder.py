@@ -85,7 +85,7 @@ class BilateralDecoder(nn.Module):
     """Joint bilateral upsampling of the coarse logits to stride 4, guided by the image.
 
     Nothing is learned, so it works with any encoder, also with a ViT, which has no fine features.
-    It replaces PAMR (arXiv 1911.12448) of SCLIP and NACLIP, with one pass instead of ten.
+    It takes the place of PAMR (arXiv 1911.12448) in SCLIP and NACLIP. It needs one pass, PAMR ten.
     """
 
     @configurable

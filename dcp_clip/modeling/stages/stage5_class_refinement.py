@@ -181,8 +181,8 @@ class ReassignmentRefinement(MaskPooledRefinement):
     An object whose pixels look like several categories is split into several masks. CLIP's features
     are pooled under each mask, and its area is distributed over the categories in proportion to how
     well they fit; a learned bonus favours the mask's own category. The pieces of one object have
-    similar features, so they get the same category. That masks are classified, and pixels take the
-    category of their masks, is the idea of MaskFormer (arXiv 2107.06278).
+    similar features, so they get the same category. As in MaskFormer (arXiv 2107.06278), masks
+    are classified and pixels take the category of their masks.
 
     The pooled features are CLIP's projected ones before normalisation, which is what CLIP pools for
     an image. Positions are weighted by the square of the mask, as those at the border of an object
