@@ -84,6 +84,7 @@ docs: setup  ## build the documentation into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 audit: setup  ## report known vulnerabilities of the installed packages
+	$(PY) -m pip install --quiet pip-audit
 	$(PY) -m pip_audit --local --skip-editable
 
 clean:  ## remove the environments, built files and all caches

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import open_clip
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from dcp_clip.config import setup_cfg
@@ -84,6 +86,18 @@ def home(tmp_path_factory):
     yield folder
     if before is not None:
         os.environ["HOME"] = before
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Programs change loggers, whose messages later tests read; change them back."""
+    found = [logging.getLogger(name) for name in ("fvcore", "detectron2", "dcp_clip")]
+    states = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
+    yield
+    setup_logger.cache_clear()
+    for logger, (handlers, propagate, level) in zip(found, states, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

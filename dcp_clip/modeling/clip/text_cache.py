@@ -131,17 +131,18 @@ def _digest(features: TextFeatures) -> str:
 
 def _prune(written: Path) -> None:
     """Remove the files used least recently if the folder is too large, and old leftovers."""
-    files = []
+    files, total = [], 0
     with os.scandir(written.parent) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):  # another process has removed it
                 stat = entry.stat(follow_symlinks=False)
-                if _FILE_NAME.fullmatch(entry.name) and entry.name != written.name:
-                    files.append((stat.st_mtime, stat.st_size, entry.path))
+                if _FILE_NAME.fullmatch(entry.name):
+                    total += stat.st_size
+                    if entry.name != written.name:
+                        files.append((stat.st_mtime, stat.st_size, entry.path))
                 elif _LEFTOVER.fullmatch(entry.name):
                     if time.time() - stat.st_mtime > _LEFTOVER_SECONDS:
                         os.unlink(entry.path)
-    total = written.stat().st_size + sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= MAX_FOLDER_BYTES:
             break
