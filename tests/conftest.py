@@ -92,11 +92,13 @@ def home(tmp_path_factory):
 def loggers():
     """Programs change loggers, whose messages later tests read; change them back."""
     found = [logging.getLogger(name) for name in ("fvcore", "detectron2", "dcp_clip")]
-    states = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
+    states = [(logger.handlers[:], logger.level) for logger in found]
+    for logger in found:  # a fixture of a module can have changed it before the first test
+        logger.propagate = True
     yield
     setup_logger.cache_clear()
-    for logger, (handlers, propagate, level) in zip(found, states, strict=True):
-        logger.handlers[:], logger.propagate = handlers, propagate
+    for logger, (handlers, level) in zip(found, states, strict=True):
+        logger.handlers[:], logger.propagate = handlers, True
         logger.setLevel(level)
 
 
