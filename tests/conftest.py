@@ -15,11 +15,15 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
+from hypothesis import settings
 from PIL import Image
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.vocabulary import Vocabulary
 
+# A slow machine is no failure.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 ROOT = Path(__file__).parents[1]
 BASE_CONFIG = ROOT / "configs" / "Base-DCP-CLIP.yaml"
 _TEXT = {"context_length": 32, "vocab_size": 1024, "width": 32, "heads": 2, "layers": 2}
