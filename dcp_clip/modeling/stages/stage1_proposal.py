@@ -1,9 +1,7 @@
 """Stage 1: choose the K categories that are likely in this image.
 
 CLIP gives two kinds of evidence: its image-level vector says what the picture is about, and its
-dense features say what is somewhere in it, even if it is small. The categories are ranked on a
-bounded number of tokens and in chunks, so that neither memory nor, to a large degree, time grows
-with the vocabulary.
+dense features say what is somewhere in it, even if it is small.
 """
 
 from __future__ import annotations
