@@ -80,7 +80,7 @@ from detectron2.utils.logger import setup_logger
 
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.engine import Trainer
-from dcp_clip.engine.checkpoint import (
+from dcp_clip.engine.checkpoints.loading import (
     WeightsError,
     has_weights,
     last_checkpoint,
@@ -88,7 +88,7 @@ from dcp_clip.engine.checkpoint import (
     shipped_weights,
     warn_if_untrained,
 )
-from dcp_clip.engine.training_folder import prepare_training_folder
+from dcp_clip.engine.checkpoints.training_folder import prepare_training_folder
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 

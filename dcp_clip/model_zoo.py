@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from dcp_clip.config import setup_cfg
-from dcp_clip.engine.checkpoint import load_weights
+from dcp_clip.engine.checkpoints.loading import load_weights
 from dcp_clip.utils.shipped_files import find_config, find_weights
 
 __all__ = ["get", "get_config", "get_config_file", "get_weights"]

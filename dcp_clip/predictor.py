@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
-from dcp_clip.engine.checkpoint import has_weights, load_weights, warn_if_untrained
+from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_if_untrained
 from dcp_clip.modeling.finite import check_weights
-from dcp_clip.utils.image_io import read_image_and_size
-from dcp_clip.utils.label_map import category_shares
+from dcp_clip.utils.images.reading import read_image_and_size
+from dcp_clip.utils.upsampling import category_shares
 from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
@@ -155,7 +155,7 @@ class Predictor:
         vocabulary = parse_vocabulary(vocabulary)
         if model is None:
             model = _load_model(self.cfg, allow_random_weights)
-        check_weights(model, self.cfg.MODEL.WEIGHTS)
+        check_weights(model.state_dict(), self.cfg.MODEL.WEIGHTS)
         self.model = model.eval()
         self.max_input_pixels = max_input_pixels
         self._resizing = ResizeForTest(self.cfg)

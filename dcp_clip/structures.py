@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcp_clip.utils.label_map import resized_bands
+from dcp_clip.utils.upsampling import resized_bands
 
 __all__ = [
     "Proposals",

@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
     """
     # Late imports, so that --help is fast.
     from dcp_clip import __version__
-    from dcp_clip.engine.checkpoint import shipped_weights
-    from dcp_clip.pipeline import run_settings, segment_files
+    from dcp_clip.engine.checkpoints.loading import shipped_weights
+    from dcp_clip.folder_run.output_folder import RunFolder
+    from dcp_clip.folder_run.pipeline import run_settings, segment_files
+    from dcp_clip.folder_run.plan import find_images, plan_jobs, result_files
     from dcp_clip.predictor import Predictor
-    from dcp_clip.utils.run_folder import RunFolder
-    from dcp_clip.utils.run_plan import find_images, plan_jobs, result_files
 
     output = Path(args.output)
     images = find_images([*args.input, *(find_samples() if args.samples else [])], output)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegProposals
-from dcp_clip.utils.image_io import ImageReadError
+from dcp_clip.utils.images.reading import ImageReadError
 from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "camvid" / "dcp_clip_tiny.yaml"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from dcp_clip.engine.safe_checkpointer import SafeCheckpointer, WeightsError
+from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer, WeightsError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"

@@ -131,10 +131,10 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
 def benchmark_photographs(args: argparse.Namespace, config_file: str) -> dict:
     """Measure the demo, or compare both precisions, on photographs; returns the figures."""
     from dcp_clip.benchmarking import costs
-    from dcp_clip.engine.checkpoint import shipped_weights
-    from dcp_clip.pipeline import Job, segment_files
+    from dcp_clip.engine.checkpoints.loading import shipped_weights
+    from dcp_clip.folder_run.pipeline import Job, segment_files
     from dcp_clip.predictor import Predictor
-    from dcp_clip.utils.image_listing import list_images
+    from dcp_clip.utils.images.listing import list_images
 
     images = list_images([args.demo or args.bf16])[: args.images]
     opts = ["MODEL.DEVICE", args.device, *args.opts]
@@ -163,11 +163,11 @@ def run(args: argparse.Namespace) -> None:
 
     from dcp_clip.benchmarking.report import format_rows, save_plot
     from dcp_clip.data.pairing import DatasetError
-    from dcp_clip.engine.checkpoint import WeightsError
+    from dcp_clip.engine.checkpoints.loading import WeightsError
     from dcp_clip.evaluation.environment import software_and_hardware
     from dcp_clip.modeling.clip.loading import CLIPWeightsError
     from dcp_clip.utils.arguments import format_error
-    from dcp_clip.utils.image_io import atomic_write
+    from dcp_clip.utils.atomic_files import atomic_write
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device.startswith("cuda") and not torch.cuda.is_available():

@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dcp_clip.data.pairing import DatasetError
     from dcp_clip.modeling.clip.loading import CLIPWeightsError
     from dcp_clip.utils.arguments import format_error
-    from dcp_clip.utils.image_io import atomic_write
+    from dcp_clip.utils.atomic_files import atomic_write
 
     try:
         cfg = load_config(args)

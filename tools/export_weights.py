@@ -62,7 +62,7 @@ import dcp_clip
 from detectron2.modeling import build_backbone
 from torch import Tensor
 
-from dcp_clip.engine.checkpoint_format import (
+from dcp_clip.engine.checkpoints.file_format import (
     half_precision,
     hook_state,
     read_checkpoint,

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.output.parent.is_dir():
         sys.exit(f"error: --output {args.output}: its folder does not exist.")
     # Late imports, so that --help is fast.
-    from dcp_clip.utils.image_io import write_png
+    from dcp_clip.utils.images.writing import write_png
     from dcp_clip.utils.montage import draw_montage, read_results
 
     try:

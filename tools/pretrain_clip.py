@@ -39,9 +39,9 @@ def pretrain(args: argparse.Namespace) -> dict | None:
     from dcp_clip import model_zoo
     from dcp_clip.config import get_cfg, setup_cfg
     from dcp_clip.emoji_scenes.pretraining import CLIPTrainer, add_pretraining_config
-    from dcp_clip.engine.checkpoint import has_weights, last_checkpoint, load_weights
-    from dcp_clip.engine.checkpoint_format import half_precision
-    from dcp_clip.engine.training_folder import prepare_training_folder
+    from dcp_clip.engine.checkpoints.file_format import half_precision
+    from dcp_clip.engine.checkpoints.loading import has_weights, last_checkpoint, load_weights
+    from dcp_clip.engine.checkpoints.training_folder import prepare_training_folder
     from dcp_clip.utils.tensor_files import write_tensors
 
     cfg = get_cfg()

@@ -14,7 +14,7 @@ from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.utils.arguments import format_error
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.visualization import draw_overlay
 
 _MAX_IMAGES = 8

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 # End of a key: unit in the table, factor, decimals.
 _UNITS = {"_seconds": ("ms", 1e3, 1), "_flops": ("GFLOPs", 1e-9, 1), "_bytes": ("MiB", 2**-20, 1)}

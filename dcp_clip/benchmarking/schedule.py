@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import LRScheduler
 
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 
 def describe_schedule(cfg: CfgNode, num_gpus: int, num_images: int | None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.utils.image_files import ImageReadError, open_image, orientation_of
+from dcp_clip.utils.images.files import ImageReadError, open_image, orientation_of
 
 # The value of ignored pixels in 16-bit label maps.
 IGNORE_LABEL_16 = 65535

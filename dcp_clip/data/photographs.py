@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.utils.image_io import ImageReadError, as_stored, read_image_and_orientation
+from dcp_clip.utils.images.reading import ImageReadError, as_stored, read_image_and_orientation
 
 
 def read_photograph(
     path: str | Path, label_size: Callable[[], tuple[int, int]] | None = None
 ) -> np.ndarray:
-    """Read a photograph as :func:`dcp_clip.utils.image_io.read_image` does.
+    """Read a photograph as :func:`dcp_clip.utils.images.reading.read_image` does.
 
     If it has an EXIF rotation by 90 degrees, and its label map has the size of the stored and not
     of the upright image, then the image is returned as it is stored.

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from dcp_clip.emoji_scenes.names import NameList
 from dcp_clip.emoji_scenes.scenes import Scene
 from dcp_clip.emoji_scenes.subsets import SceneSource
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
 # Gap between images and height of a line in pixels; largest number of names below a scene.

@@ -32,7 +32,8 @@ from dcp_clip.emoji_scenes.sprites import (
     save_sprites,
 )
 from dcp_clip.emoji_scenes.subsets import SEEN, UNSEEN, SceneSource, get_subset
-from dcp_clip.utils.image_io import atomic_write, write_png
+from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.images.writing import write_png
 
 logger = logging.getLogger(__name__)
 

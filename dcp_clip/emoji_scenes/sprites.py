@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 # Pixels with a lower alpha count as margin.
 _VISIBLE = 20

@@ -25,12 +25,12 @@ from dcp_clip.data.train_loader import (
     preserve_random_state,
 )
 from dcp_clip.data.vocabularies import dataset_vocabulary
-from dcp_clip.engine.checkpoint import load_weights
+from dcp_clip.engine.checkpoints.loading import load_weights
+from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
+from dcp_clip.engine.checkpoints.training_folder import training_record
 from dcp_clip.engine.ema import EMAHook
 from dcp_clip.engine.optimizer import build_optimizer
 from dcp_clip.engine.resume import ResumeHook
-from dcp_clip.engine.safe_checkpointer import SafeCheckpointer
-from dcp_clip.engine.training_folder import training_record
 from dcp_clip.engine.weight_interpolation import WeightInterpolationHook
 from dcp_clip.evaluation import (
     EvaluationReport,

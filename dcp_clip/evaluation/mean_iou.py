@@ -19,7 +19,7 @@ from dcp_clip.evaluation.confusion import (
     silent_upstream,
 )
 from dcp_clip.evaluation.groups import category_groups
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 __all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
 

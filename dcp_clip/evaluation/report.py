@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from dcp_clip.evaluation.confusion import CONVENTIONS
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 __all__ = ["EvaluationReport"]
 

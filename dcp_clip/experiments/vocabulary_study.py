@@ -17,7 +17,12 @@ from tqdm import tqdm
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
-from dcp_clip.engine.checkpoint import has_weights, load_weights, shipped_weights, warn_if_untrained
+from dcp_clip.engine.checkpoints.loading import (
+    has_weights,
+    load_weights,
+    shipped_weights,
+    warn_if_untrained,
+)
 from dcp_clip.evaluation import evaluation_environment
 from dcp_clip.evaluation.confusion import count_pairs, score
 from dcp_clip.experiments.growing_vocabulary import GrowingVocabulary, StudyError

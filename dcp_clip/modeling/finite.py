@@ -6,7 +6,9 @@ weights would label every pixel with the first category, without an error.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+
+from torch import Tensor
 
 __all__ = ["NonFiniteError", "check_logits", "check_weights"]
 
@@ -15,17 +17,17 @@ class NonFiniteError(ValueError):
     """Weights or logits contain NaN or infinite values."""
 
 
-def check_weights(model: nn.Module, source: str = "") -> None:
-    """Raise an error if a weight of the model is NaN or infinite.
+def check_weights(weights: Mapping[str, Tensor], source: str = "") -> None:
+    """Raise an error if a weight is NaN or infinite.
 
     Args:
-        model: any module.
+        weights: a state dict.
         source: the file of the weights, for the message.
 
     Raises:
         NonFiniteError: naming the first such weight.
     """
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise NonFiniteError(
                 f"The weights {f'in {source}' if source else 'of the model'} contain NaN or "

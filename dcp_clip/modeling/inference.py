@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.encoder_windows import window_starts
 from dcp_clip.structures import SemSegLabels
-from dcp_clip.utils.label_map import RowResizer, resized_bands, rows_per_band
+from dcp_clip.utils.upsampling import RowResizer, resized_bands, rows_per_band
 
 __all__ = ["SlidingWindow"]
 

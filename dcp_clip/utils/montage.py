@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dcp_clip.utils.fonts import font_for
-from dcp_clip.utils.image_files import open_image
-from dcp_clip.utils.image_io import ImageReadError, read_image
+from dcp_clip.utils.images.files import open_image
+from dcp_clip.utils.images.reading import ImageReadError, read_image
 from dcp_clip.utils.visualization import drawing_size
 
 GAP = 10  # pixels around a pair of pictures

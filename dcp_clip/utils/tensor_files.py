@@ -14,7 +14,7 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 __all__ = [
     "TensorFileError",

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dcp_clip.utils.fonts import font_for
-from dcp_clip.utils.image_io import write_png
-from dcp_clip.utils.label_map import category_shares
+from dcp_clip.utils.images.writing import write_png
+from dcp_clip.utils.upsampling import category_shares
 from dcp_clip.vocabulary import Vocabulary
 
 # Long side of an overlay in pixels: larger images are reduced, smaller ones are enlarged.

@@ -11,7 +11,7 @@ from PIL import Image, features
 from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegProposals
-from dcp_clip.utils.image_io import read_image
+from dcp_clip.utils.images.reading import read_image
 
 HEIGHT, WIDTH = 6, 9
 # A camera stores the image with the inverse transformation of the tag.

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import dcp_clip.pipeline
+import dcp_clip.folder_run.pipeline
 import dcp_clip.predictor  # noqa: F401
 
 PROGRAM = Path(__file__).parents[2] / "demo" / "demo.py"

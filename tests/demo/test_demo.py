@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dcp_clip import pipeline
+from dcp_clip.folder_run import pipeline
+from dcp_clip.folder_run.output_folder import RunFolder
 from dcp_clip.predictor import Predictor
-from dcp_clip.utils.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dcp_clip.folder_run.output_folder import RunFolder
 from dcp_clip.predictor import Predictor
-from dcp_clip.utils.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
-from dcp_clip.engine.checkpoint import WeightsError, load_weights
+from dcp_clip.engine.checkpoints.loading import WeightsError, load_weights
 
 
 def test_interrupted_and_resumed_training_equals_uninterrupted(config, run):

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from dcp_clip.engine import Trainer
-from dcp_clip.engine.checkpoint import load_weights
+from dcp_clip.engine.checkpoints.loading import load_weights
 from dcp_clip.engine.weight_interpolation import WeightInterpolationHook
 from dcp_clip.modeling.clip.loading import load_clip
 

@@ -19,7 +19,7 @@ from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.ade20k import read_ade_objects
 from dcp_clip.data.preparation.convert import prepare_split
 from dcp_clip.data.preparation.label_encoding import label_encoding, read_indices
-from dcp_clip.utils.image_io import ImageReadError, read_image, read_image_and_orientation
+from dcp_clip.utils.images.reading import ImageReadError, read_image, read_image_and_orientation
 from dcp_clip.utils.montage import MontageError, read_results
 from dcp_clip.vocabulary.categories import Category
 

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from dcp_clip.config import setup_cfg
-from dcp_clip.engine.checkpoint import SafeCheckpointer, WeightsError, load_weights
+from dcp_clip.engine.checkpoints.loading import SafeCheckpointer, WeightsError, load_weights
 from dcp_clip.modeling.clip.loading import CLIPWeightsError, load_clip
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dcp_clip.benchmarking.measure import peak_bytes
 from dcp_clip.modeling.inference import SlidingWindow
-from dcp_clip.utils.label_map import resized_bands
+from dcp_clip.utils.upsampling import resized_bands
 from dcp_clip.vocabulary import Vocabulary
 
 NODE = "MODEL.DCP_CLIP.SLIDING_WINDOW."

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dcp_clip.engine.checkpoint import load_weights
+from dcp_clip.engine.checkpoints.loading import load_weights
 from dcp_clip.modeling.clip.loading import load_clip
 
 

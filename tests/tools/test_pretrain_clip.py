@@ -14,8 +14,8 @@ from dcp_clip.emoji_scenes.names import load_name_list
 from dcp_clip.emoji_scenes.pretraining import CLIPTrainer
 from dcp_clip.emoji_scenes.register import FOLDER
 from dcp_clip.emoji_scenes.sprites import save_sprites
-from dcp_clip.engine.safe_checkpointer import WeightsError
-from dcp_clip.engine.training_folder import ResumeError
+from dcp_clip.engine.checkpoints.safe_checkpointer import WeightsError
+from dcp_clip.engine.checkpoints.training_folder import ResumeError
 from dcp_clip.modeling.clip.loading import load_clip
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,8 @@ from dcp_clip.data.label_statistics import check_palettes, count_labels
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.photographs import read_photograph
 from dcp_clip.data.preparation.label_encoding import LabelEncoding, read_indices
-from dcp_clip.utils.image_io import atomic_write, write_png
+from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.images.writing import write_png
 
 # An image file, and a label map: a file, or any other object that the encoding decodes.
 Pair = tuple[Path, Any]

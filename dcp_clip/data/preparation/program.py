@@ -12,7 +12,7 @@ from dcp_clip.data.label_statistics import report_pixels
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.convert import Pair, count_pixels, prepare_split
 from dcp_clip.data.preparation.label_encoding import LabelEncoding
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dcp_clip.structures import TextFeatures
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write
 
 __all__ = ["MAX_FOLDER_BYTES", "cache_file", "read_features", "write_features"]
 

@@ -14,7 +14,7 @@ import torch
 from dcp_clip.modeling.clip import text_cache
 from dcp_clip.modeling.clip.text_cache import read_features, write_features
 from dcp_clip.structures import TextFeatures
-from dcp_clip.utils import image_io
+from dcp_clip.utils import atomic_files
 from dcp_clip.vocabulary import Vocabulary
 
 NAMES = Vocabulary(["sky", "tall tree", ["car", "automobile", "motor car"], "Straße"])
@@ -125,7 +125,7 @@ def _full_disk(*args, **kwargs):
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 def test_a_full_disk_is_one_warning(make_encoder, tmp_path, caplog, monkeypatch, function):
-    monkeypatch.setattr(image_io.os, function, _full_disk)
+    monkeypatch.setattr(atomic_files.os, function, _full_disk)
     encoder = make_encoder()
     for i in range(3):
         assert len(encoder.encode_vocabulary(Vocabulary([f"name {i}"])).embeddings) == 1
@@ -138,7 +138,7 @@ def test_a_full_disk_is_one_warning(make_encoder, tmp_path, caplog, monkeypatch,
 def test_a_disk_that_fills_while_the_file_is_written(make_encoder, caplog, monkeypatch):
     """torch.save into such a file is a RuntimeError."""
     monkeypatch.setattr(
-        image_io, "open", lambda *args, **kwargs: open("/dev/full", "wb"), raising=False
+        atomic_files, "open", lambda *args, **kwargs: open("/dev/full", "wb"), raising=False
     )
     assert len(make_encoder().encode_vocabulary(NAMES).embeddings) == 4
     assert "No space left on device" in caplog.text and len(caplog.records) == 1

@@ -12,14 +12,14 @@ from iopath.common.file_io import PathHandler
 from torch import nn
 
 from dcp_clip.config import setup_cfg
-from dcp_clip.engine.checkpoint import (
+from dcp_clip.engine.checkpoints.file_format import trained_weights
+from dcp_clip.engine.checkpoints.loading import (
     SafeCheckpointer,
     WeightsError,
     load_weights,
     shipped_weights,
     warn_if_untrained,
 )
-from dcp_clip.engine.checkpoint_format import trained_weights
 
 
 def small(width=3):
@@ -197,7 +197,7 @@ def test_average_is_preferred_to_the_model():
 
 
 def test_shipped_weights_belong_to_one_config(monkeypatch):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     monkeypatch.chdir(root / "configs")
     config = "emoji_scenes/dcp_clip_tiny.yaml"
     assert shipped_weights(config, []) == root / "dcp_clip" / "weights" / "emoji_scenes_tiny.pth"
@@ -209,7 +209,7 @@ def test_shipped_weights_belong_to_one_config(monkeypatch):
 
 
 def test_shipped_weights_exist():
-    configs = Path(__file__).parents[2] / "configs"
+    configs = Path(__file__).parents[3] / "configs"
     for data in ("camvid", "emoji_scenes"):
         config = configs / data / "dcp_clip_tiny.yaml"
         assert config.is_file() and shipped_weights(str(config), []).is_file()
@@ -267,6 +267,6 @@ def test_old_names_of_hooks(tmp_path):
 
 @pytest.mark.parametrize("name", ["camvid", "emoji_scenes"])
 def test_shipped_weights_have_old_or_new_names_and_fit(name):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     cfg = setup_cfg(root / "configs" / name / "dcp_clip_tiny.yaml", ["MODEL.DEVICE", "cpu"])
     load_weights(build_model(cfg), str(root / "dcp_clip" / "weights" / f"{name}_tiny.pth"))

@@ -19,8 +19,8 @@ from typing import Any
 
 import filelock
 
-from dcp_clip.utils.image_io import atomic_write
-from dcp_clip.utils.line_file import LineFile, file_state
+from dcp_clip.folder_run.line_file import LineFile, file_state
+from dcp_clip.utils.atomic_files import atomic_write
 
 __all__ = [
     "LABELS_SUFFIX",

@@ -17,12 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_clip.evaluation.environment import weights_fingerprint
+from dcp_clip.folder_run.interruption import Interruption
+from dcp_clip.folder_run.line_file import concerns_one_file, file_state
+from dcp_clip.folder_run.output_folder import unfinished_folder, writing
+from dcp_clip.folder_run.plan import Job, result_files
 from dcp_clip.predictor import Prediction, Predictor
-from dcp_clip.utils.image_io import ImageReadError, read_image_and_size, write_png
-from dcp_clip.utils.interruption import Interruption
-from dcp_clip.utils.line_file import concerns_one_file, file_state
-from dcp_clip.utils.run_folder import unfinished_folder, writing
-from dcp_clip.utils.run_plan import Job, result_files
+from dcp_clip.utils.images.reading import ImageReadError, read_image_and_size
+from dcp_clip.utils.images.writing import write_png
 from dcp_clip.utils.visualization import save_label_map
 
 __all__ = ["Job", "Summary", "run_settings", "segment_files"]
@@ -104,7 +105,7 @@ def segment_files(
 
     Args:
         predictor: the model and its vocabulary.
-        jobs: see `dcp_clip.utils.run_plan.plan_jobs`.
+        jobs: see `dcp_clip.folder_run.plan.plan_jobs`.
         output: folder for the results; must exist.
         results: takes one line for each image, in the order of `jobs`.
         failures: takes one line for each image that failed.

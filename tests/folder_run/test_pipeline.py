@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dcp_clip.pipeline import run_settings
+from dcp_clip.folder_run.pipeline import run_settings
 from dcp_clip.predictor import Predictor
 from dcp_clip.vocabulary import Vocabulary
 

@@ -1,18 +1,11 @@
-"""Reading images of many formats, and writing files atomically."""
-
-import os
+"""Reading images of many formats."""
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from dcp_clip.utils.image_io import (
-    atomic_write,
-    read_image,
-    read_image_and_size,
-    write_png,
-)
+from dcp_clip.utils.images.reading import read_image, read_image_and_size
 
 
 def _photo(height: int = 40, width: int = 60) -> np.ndarray:
@@ -97,47 +90,3 @@ def test_large_image_is_read_in_bounded_memory(tmp_path):
     assert size == (9000, 12000)
     assert 900_000 < image.shape[0] * image.shape[1] <= 1_000_000
     assert Image.MAX_IMAGE_PIXELS == limit
-
-
-def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
-    path = tmp_path / ("ü" * 120 + ".txt")  # 244 of at most 255 bytes
-    with atomic_write(path, "w") as f:
-        f.write("älter")
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as f:
-        f.write(b"half")
-        raise KeyboardInterrupt
-    assert path.read_text("utf-8") == "älter"
-    assert os.listdir(tmp_path) == [path.name]
-
-
-def test_write_png(tmp_path):
-    colours = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
-    labels = np.array([[0, 1], [2, 1]], np.uint8)
-    write_png(tmp_path / "labels.png", labels, palette=colours)
-    with Image.open(tmp_path / "labels.png") as image:
-        assert image.mode == "P"
-        np.testing.assert_array_equal(np.asarray(image), labels)
-        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.asarray(colours)[labels])
-    deep = np.array([[0, 300], [65535, 1]], np.uint16)
-    write_png(tmp_path / "deep.png", deep)
-    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "deep.png"), -1), deep)
-    write_png(tmp_path / "rgb.png", _photo())
-    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), _photo())
-    with pytest.raises(ValueError, match="bad.png"):
-        write_png(tmp_path / "bad.png", labels.astype(np.float32))
-    with pytest.raises(ValueError, match="256 colours"):
-        write_png(tmp_path / "bad.png", deep, palette=colours)
-
-
-def test_quick_png_stores_all_pixels(tmp_path):
-    rng = np.random.default_rng(2)
-    colour = rng.integers(0, 256, (30, 40, 3), np.uint8)
-    grey = rng.integers(0, 65536, (30, 40), np.uint16)
-    for array, mode in ((colour, "RGB"), (grey, "I;16")):
-        path = tmp_path / f"ü {array.ndim}.png"
-        write_png(path, array, quick=True)
-        with Image.open(path) as image:
-            assert image.mode == mode
-            np.testing.assert_array_equal(np.asarray(image), array)
-    with pytest.raises(ValueError, match="palette"):
-        write_png(tmp_path / "bad.png", colour[:, :, 0], palette=[(0, 0, 0)] * 256, quick=True)

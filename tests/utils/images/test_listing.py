@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dcp_clip.utils.image_io import ImageReadError
-from dcp_clip.utils.image_listing import list_images, list_images_by_input, search_root
+from dcp_clip.utils.images.listing import list_images, list_images_by_input, search_root
+from dcp_clip.utils.images.reading import ImageReadError
 
 
 def touch(*names: str) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcp_clip.utils.image_io import ImageReadError
-from dcp_clip.utils.run_plan import find_images, plan_jobs
+from dcp_clip.folder_run.plan import find_images, plan_jobs
+from dcp_clip.utils.images.reading import ImageReadError
 
 
 @pytest.fixture(autouse=True)

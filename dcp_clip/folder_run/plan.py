@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcp_clip.utils.image_io import ImageReadError
-from dcp_clip.utils.image_listing import list_images_by_input, search_root
-from dcp_clip.utils.run_folder import LABELS_SUFFIX, OVERLAY_SUFFIX, is_inside
+from dcp_clip.folder_run.output_folder import LABELS_SUFFIX, OVERLAY_SUFFIX, is_inside
+from dcp_clip.utils.images.listing import list_images_by_input, search_root
+from dcp_clip.utils.images.reading import ImageReadError
 
 __all__ = ["Job", "find_images", "plan_jobs", "result_files"]
 

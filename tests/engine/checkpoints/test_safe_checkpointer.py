@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dcp_clip.engine import safe_checkpointer
-from dcp_clip.engine.safe_checkpointer import SafeCheckpointer, WeightsError
+from dcp_clip.engine.checkpoints import safe_checkpointer
+from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer, WeightsError
 
 
 class State:
@@ -150,7 +150,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     checkpointer = make(tmp_path)
     nn.init.constant_(checkpointer.model.bias, float("nan"))
     checkpointer.save("model_0000001", iteration=1)
-    with pytest.raises(WeightsError, match="not finite.*bias"):
+    with pytest.raises(WeightsError, match="NaN or infinite.*bias"):
         make(tmp_path).resume_or_load("", resume=True)
 
 

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcp_clip.utils import image_modes
-from dcp_clip.utils.image_io import (
-    ImageReadError,
-    read_image,
-    read_image_and_size,
-)
+from dcp_clip.utils.images import modes
+from dcp_clip.utils.images.reading import ImageReadError, read_image, read_image_and_size
 
 
 def _photo(height: int = 40, width: int = 60) -> np.ndarray:
@@ -75,8 +71,8 @@ def test_transparent_pixels_become_white(tmp_path, mode):
 @pytest.fixture
 def notices(caplog, monkeypatch):
     """The messages of the notices in a test, as if no other file had been read before."""
-    monkeypatch.setattr(image_modes, "_notices", image_modes.Counter())
-    monkeypatch.setattr(image_modes, "_noticed", set())
+    monkeypatch.setattr(modes, "_notices", modes.Counter())
+    monkeypatch.setattr(modes, "_noticed", set())
     return lambda: [record.getMessage() for record in caplog.records]
 
 

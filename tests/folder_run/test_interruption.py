@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from dcp_clip.utils.interruption import Interruption
+from dcp_clip.folder_run.interruption import Interruption
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

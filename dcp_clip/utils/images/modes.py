@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dcp_clip.utils.image_files import orientation_of
+from dcp_clip.utils.images.files import orientation_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dcp_clip.utils.image_io import ImageReadError
+from dcp_clip.utils.images.reading import ImageReadError
 
 __all__ = ["IMAGE_EXTENSIONS", "list_images", "list_images_by_input", "search_root"]
 

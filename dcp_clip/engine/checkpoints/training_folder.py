@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from dcp_clip.data.vocabularies import dataset_vocabulary
-from dcp_clip.engine.checkpoint_format import read_checkpoint
-from dcp_clip.engine.safe_checkpointer import SafeCheckpointer
+from dcp_clip.engine.checkpoints.file_format import read_checkpoint
+from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
 
 __all__ = ["ResumeError", "prepare_training_folder", "training_record"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcp_clip.utils.label_map import RowResizer, category_shares, resized_bands
+from dcp_clip.utils.upsampling import RowResizer, category_shares, resized_bands
 
 
 def joined(*args):

@@ -12,11 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
-from dcp_clip.utils.image_io import (
-    ImageReadError,
-    read_image,
-    read_image_and_size,
-)
+from dcp_clip.utils.images.reading import ImageReadError, read_image, read_image_and_size
 
 
 def _photo(height: int = 40, width: int = 60) -> np.ndarray:

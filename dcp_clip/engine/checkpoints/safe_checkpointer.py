@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
-from dcp_clip.engine.checkpoint_format import read_checkpoint
-from dcp_clip.utils.image_io import atomic_write
+from dcp_clip.engine.checkpoints.file_format import read_checkpoint
+from dcp_clip.modeling.finite import NonFiniteError, check_weights
+from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.tensor_files import (
     TensorFileError,
     damage,
@@ -60,9 +60,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             model: the model, possibly wrapped for distributed training.
             save_dir: folder of the checkpoints; "" if none are written.
             save_to_disk: whether this process writes; default: if it is the main process.
-            record: plain values that describe the training (see
-                :func:`dcp_clip.engine.training_folder.training_record`); every checkpoint keeps
-                them as "training".
+            record: plain values that describe the training, made by ``training_record``; every
+                checkpoint keeps them as "training".
             checkpointables: objects with ``state_dict`` and ``load_state_dict``.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -207,12 +206,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"The weights in '{path}' belong to another model than the config describes: "
                 f"{'; '.join(problems)}. Use the config that they were trained with."
             )
-        for name, value in state.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise WeightsError(
-                    f"'{path}' contains values that are not finite (NaN or infinity; first in "
-                    f"{name}): use an earlier checkpoint."
-                )
+        try:
+            check_weights(state, f"'{path}'")
+        except NonFiniteError as error:
+            raise WeightsError(str(error)) from error
 
 
 def _call(function: Callable, path: str | Path) -> Any:

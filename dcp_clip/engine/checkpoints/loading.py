@@ -10,8 +10,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
-from dcp_clip.engine.checkpoint_format import trained_weights
-from dcp_clip.engine.safe_checkpointer import SafeCheckpointer, WeightsError
+from dcp_clip.engine.checkpoints.file_format import trained_weights
+from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer, WeightsError
 from dcp_clip.utils.shipped_files import find_weights
 
 __all__ = [

@@ -7,8 +7,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dcp_clip.data.catalog import register_sem_seg
-from dcp_clip.engine.safe_checkpointer import SafeCheckpointer
-from dcp_clip.engine.training_folder import ResumeError, prepare_training_folder, training_record
+from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
+from dcp_clip.engine.checkpoints.training_folder import (
+    ResumeError,
+    prepare_training_folder,
+    training_record,
+)
 
 NAMES = [["sky"], ["tree", "bush"], ["car"]]
 

@@ -1,0 +1,1 @@
+"""Checkpoint files: format, safe reading and writing, and the folder of a training."""

@@ -1,0 +1,1 @@
+"""Runs over a folder of images: planned, resumable, with results that survive an interruption."""

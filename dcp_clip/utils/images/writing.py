@@ -1,0 +1,58 @@
+"""Write PNG files."""
+
+import os
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from dcp_clip.utils.atomic_files import atomic_write
+
+__all__ = ["write_png"]
+
+
+def write_png(
+    path: str | os.PathLike,
+    array: np.ndarray,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+    quick: bool = False,
+) -> None:
+    """Write a PNG file atomically.
+
+    Args:
+        path: the file to write.
+        array: (H, W, 3) or (H, W) uint8, or (H, W) uint16.
+        palette: up to 256 RGB colours; `array`, (H, W) uint8, then contains indices of colours.
+        quick: write photographs in a sixth of the time, with a quarter more bytes. Cannot be
+            combined with a palette.
+
+    Raises:
+        ValueError: if a PNG, or a PNG with a palette, cannot store the array.
+        OSError: if the file cannot be written.
+    """
+    if quick and palette is not None:
+        raise ValueError(f"{path}: `quick` cannot be combined with a palette")
+    if palette is not None and (array.ndim != 2 or array.dtype != np.uint8 or len(palette) > 256):
+        raise ValueError(
+            f"{path}: a palette PNG needs (H, W) uint8 indices and at most 256 colours, "
+            f"got {array.shape} {array.dtype} and {len(palette)} colours"
+        )
+    grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+    colour = array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8
+    if not (grey or colour):
+        raise ValueError(f"{path}: a PNG cannot store an array {array.shape} {array.dtype}")
+    if quick:
+        # By default OpenCV uses one row filter and run-length encoding. Pillow tries all filters.
+        pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if colour else array
+        _, content = cv2.imencode(".png", pixels)
+        with atomic_write(path) as f:
+            f.write(content)
+        return
+    image = Image.fromarray(np.ascontiguousarray(array))
+    options = {}
+    if palette is not None:
+        image.putpalette(np.asarray(palette, np.uint8).tobytes())
+        options["bits"] = 8  # Pillow would use fewer bits, which some readers do not support
+    with atomic_write(path) as f:
+        image.save(f, format="PNG", **options)
