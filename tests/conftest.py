@@ -4,6 +4,9 @@ import importlib.util
 import json
 import logging
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 # Before anything imports huggingface_hub: no test may download.
@@ -129,6 +132,58 @@ def load_program():
     return load
 
 
+@pytest.fixture(scope="module")
+def fork_program():
+    """``fork_program(program, *modules, **environment)``: a function that runs a program in forks.
+
+    The modules are imported once. ``run(arguments, folder, action, at)`` returns status, out, err
+    and number of moments. Moments are calls that open, rename, remove, truncate, sync or create
+    something in the folder, or write to a file descriptor. At moment number `at`, the action
+    disturbs the run: "kill", "term", "enospc", "eacces", "size" or "none".
+    """
+    servers = []
+
+    def start(program, *modules, **environment):
+        server = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "forked_program.py", ROOT / program, *modules],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        servers.append(server)
+
+        def run(arguments, folder, action="none", at=0):
+            request = {"arguments": [*map(str, arguments)], "folder": str(folder)}
+            server.stdin.write(json.dumps({**request, "action": action, "at": at}) + "\n")
+            server.stdin.flush()
+            answer = json.loads(server.stdout.readline())
+            assert "Traceback" not in answer["err"], answer["err"]
+            return answer
+
+        return run
+
+    yield start
+    for server in servers:
+        server.stdin.close()
+        server.wait()
+        server.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def random_moments(request):
+    """``random_moments(count, seed, number)``: this many of the numbers 1 to `count`, sorted.
+
+    The option --kills of pytest raises the number.
+    """
+
+    def draw(count, seed, number=8):
+        number = max(number, request.config.getoption("--kills"))
+        return sorted(random.Random(seed).sample(range(1, count + 1), min(number, count)))
+
+    return draw
+
+
 def _make_cfg(clip="test-convnext", opts=None):
     options = {**_SMALL, "MODEL.CLIP.NAME": clip, **(opts or {})}
     cfg = setup_cfg(BASE_CONFIG)
@@ -220,4 +275,11 @@ def pytest_addoption(parser):
         "--update-regression",
         action="store_true",
         help="store the outputs of the shipped weights instead of comparing them",
+    )
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=0,
+        metavar="N",
+        help="disturb each program at no fewer than N random moments; the default is a few",
     )

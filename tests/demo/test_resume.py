@@ -1,10 +1,6 @@
 """A run that was disturbed and started again gives the same files as an undisturbed run."""
 
 import json
-import os
-import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,34 +39,16 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(photos, weights):
-    """``start(output, action, at)``: run the demo; status, out, err and number of moments.
-
-    Moments are calls that open, rename, remove, sync or create something in the output folder, or
-    append a line.
-    """
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("forked_demo.py")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def start(fork_program, photos, weights):
+    """``start(output, action, at)``: run the demo, see the fixture `fork_program`."""
+    program = fork_program("demo/demo.py", "dcp_clip.folder_run.pipeline", "dcp_clip.predictor")
 
     def run(output, action="none", at=0):
         arguments = ["--input", photos, "--output", output, "--vocabulary", "sky; tree; car"]
         arguments += ["--config-file", CONFIG, "--weights", weights, "--opts", *OPTIONS]
-        request = {"arguments": [*map(str, arguments)], "action": action, "at": at}
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        answer = json.loads(server.stdout.readline())
-        assert "Traceback" not in answer["err"], answer["err"]
-        return answer
+        return program(arguments, output, action, at)
 
-    yield run
-    server.stdin.close()
-    server.wait()
-    server.stdout.close()
+    return run
 
 
 def contents(output: Path) -> dict[str, object]:
@@ -120,13 +98,9 @@ def check_whole(output: Path) -> None:
         Image.open(output / name).load()
 
 
-def moments(count: int, seed: int, number: int = 8) -> list[int]:
-    return sorted(random.Random(seed).sample(range(1, count + 1), number))
-
-
-def test_kill_9_and_start_again(start, undisturbed, tmp_path):
+def test_kill_9_and_start_again(start, undisturbed, random_moments, tmp_path):
     files, count = undisturbed
-    for at in moments(count, seed=0):
+    for at in random_moments(count, seed=0):
         output = tmp_path / str(at)
         assert start(output, "kill", at)["status"] == -9
         if at % 2:
@@ -138,9 +112,9 @@ def test_kill_9_and_start_again(start, undisturbed, tmp_path):
     assert contents(output) == files
 
 
-def test_sigterm_and_start_again(start, undisturbed, tmp_path):
+def test_sigterm_and_start_again(start, undisturbed, random_moments, tmp_path):
     files, count = undisturbed
-    for at in moments(count, seed=1, number=5):
+    for at in random_moments(count, seed=1, number=5):
         output = tmp_path / str(at)
         # Before the first image there is nothing to save, so the signal ends the process itself.
         assert start(output, "term", at)["status"] in (143, -15)
@@ -151,10 +125,10 @@ def test_sigterm_and_start_again(start, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("action", ["enospc", "eacces"])
-def test_disk_that_takes_no_more(start, undisturbed, tmp_path, action):
+def test_disk_that_takes_no_more(start, undisturbed, random_moments, tmp_path, action):
     files, count = undisturbed
     reason = {"enospc": "No space left on device", "eacces": "Permission denied"}[action]
-    for at in moments(count, seed=2, number=4):
+    for at in random_moments(count, seed=2, number=4):
         output = tmp_path / str(at)
         answer = start(output, action, at)
         last = answer["err"].splitlines()[-1]

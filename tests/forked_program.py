@@ -1,23 +1,23 @@
-"""Run the demo many times in forked processes, and disturb each run at a given moment.
+"""Run a program many times in forked processes, and disturb each run at a given moment.
 
-Reads one request per line of standard input, and answers each with a line: both are JSON. The slow
-imports happen once. `test_resume.py` describes the requests.
+    python tests/forked_program.py PROGRAM MODULE ...
+
+The modules are imported once, before the first run. Reads one request per line of standard input,
+and answers each with a line: both are JSON. The client is the fixture `fork_program`.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import resource
+import runpy
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-import dcp_clip.folder_run.pipeline
-import dcp_clip.predictor  # noqa: F401
-
-PROGRAM = Path(__file__).parents[2] / "demo" / "demo.py"
 ERRORS = {"enospc": 28, "eacces": 13}
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
 class Disturbance:
@@ -45,6 +45,10 @@ class Disturbance:
         return self.write(fd, data)
 
     def disturbed_fsync(self, fd: int) -> None:
+        """Sync a file; if a kill comes now, a temporary file is only half written."""
+        if self.count + 1 == self.at and self.action == "kill":
+            if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+                os.ftruncate(fd, os.fstat(fd).st_size // 2)
         self.moment("fsync")
         self.fsync(fd)
 
@@ -52,7 +56,7 @@ class Disturbance:
         if event == "open":
             if not arguments[2] & (os.O_WRONLY | os.O_RDWR):
                 return
-        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+        elif event not in CHANGES:
             return
         path = arguments[0]
         if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(self.folder):
@@ -72,22 +76,23 @@ class Disturbance:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run_demo(arguments: list[str], action: str, at: int, counter: str) -> int:
-    """Run the demo in this process, write the number of moments, and return the exit status."""
-    disturbance = Disturbance(arguments[arguments.index("--output") + 1], action, at)
-    spec = importlib.util.spec_from_file_location("demo", PROGRAM)
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
+def run_program(program: str, request: dict, counter: str) -> int:
+    """Run the program in this process, write the number of moments, and return the exit status."""
+    disturbance = Disturbance(request["folder"], request["action"], request["at"])
+    sys.argv = [program, *request["arguments"]]
+    sys.path[0] = str(Path(program).parent)
+    status = 0
     try:
-        status = demo.main(arguments)
+        runpy.run_path(program, run_name="__main__")
     except SystemExit as error:  # as Python itself reports it
-        sys.stderr.write(f"{error.code}\n")
-        status = 1
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
     Path(counter).write_text(str(disturbance.count))
     return status
 
 
-def answer(request: dict) -> dict:
+def answer(program: str, request: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         counter = Path(folder, "moments")
         names = [Path(folder, "out"), Path(folder, "err")]
@@ -95,11 +100,9 @@ def answer(request: dict) -> dict:
         if child == 0:
             for fd, name in enumerate(names, 1):
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), fd)
-            status = 70  # an exception that the demo does not handle
+            status = 70  # an exception that the program does not handle
             try:
-                status = run_demo(
-                    request["arguments"], request["action"], request["at"], str(counter)
-                )
+                status = run_program(program, request, str(counter))
                 sys.stdout.flush()
             finally:
                 if status == 70:
@@ -113,6 +116,8 @@ def answer(request: dict) -> dict:
 
 
 if __name__ == "__main__":
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(answer(sys.argv[1], json.loads(line))) + "\n")
         sys.stdout.flush()
