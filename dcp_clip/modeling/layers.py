@@ -9,6 +9,7 @@ from torch.nn import functional as F
 __all__ = [
     "CrossAttention",
     "MLP",
+    "best_synonym_similarity",
     "check_heads",
     "masked_max",
     "resize_to",
@@ -69,6 +70,32 @@ class CrossAttention(nn.Module):
         attn_bias = attn_bias.masked_fill(~key_valid[:, None, None], float("-inf"))
         out = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=attn_bias.to(qs.dtype))
         return self.out(out.transpose(1, 2).reshape(b, q, d))
+
+
+def best_synonym_similarity(unit: Tensor, text_features: Tensor, rows: Tensor) -> Tensor:
+    """Cosine similarity of each position and each category: that of the best synonym there.
+
+    Every position has its own best synonym, so a category can have names for different things
+    ("sky, wall, tree"). A name is compared once, however many synonyms other categories have.
+
+    Args:
+        unit: (B, D, ...) features of unit length.
+        text_features: (N, D), one row for each name, of unit length.
+        rows: (B, K, S) the rows of the synonyms of K categories. A category with fewer than S
+            synonyms repeats its first row.
+
+    Returns:
+        (B, K, ...).
+    """
+    similarity = torch.einsum("bkd,bd...->bk...", text_features[rows[..., 0]], unit)
+    for s in range(1, rows.shape[2]):
+        # The images of a batch share a product, so a category counts if any of them needs it.
+        members = (rows[..., s] != rows[..., 0]).any(0).nonzero().squeeze(1)
+        if len(members):
+            other = torch.einsum("bkd,bd...->bk...", text_features[rows[:, members, s]], unit)
+            best = torch.maximum(similarity.index_select(1, members), other)
+            similarity = similarity.index_copy(1, members, best)
+    return similarity
 
 
 def check_heads(dim: int, num_heads: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.build import build_clip
-from dcp_clip.modeling.layers import valid_positions
+from dcp_clip.modeling.layers import best_synonym_similarity, valid_positions
 from dcp_clip.modeling.losses import present_categories
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.modeling.stages.registry import (
@@ -103,16 +103,18 @@ class DCPCLIP(OpenVocabularySegmentor):
         # Cosine similarities decide between categories, so never in half precision.
         with torch.autocast(self.device.type, enabled=False):
             unit = F.normalize(dense.float(), dim=1)
+            embeddings = text.embeddings.float()
             proposals = self.proposal(
                 unit,
                 pooled.float(),
-                text.embeddings.float(),
+                embeddings,
                 text.category_rows,
                 pixel_valid,
                 present,
                 ids,
             )
-            similarity = torch.einsum("bkd,bdhw->bkhw", proposals.text_features, unit)
+            rows = text.category_rows[proposals.ids]
+            similarity = best_synonym_similarity(unit, embeddings, rows)
         guidance = self.guidance(proposals.text_features, dense, similarity, pixel_valid)
         coarse, visual, text_features = self.coarse_decoder(
             dense, guidance, similarity, pixel_valid, proposals.valid

@@ -1,8 +1,9 @@
-"""CrossAttention."""
+"""CrossAttention and the similarity of synonyms."""
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from dcp_clip.modeling.layers import CrossAttention
+from dcp_clip.modeling.layers import CrossAttention, best_synonym_similarity
 
 
 def test_masked_keys_have_no_effect():
@@ -30,3 +31,26 @@ def test_it_agrees_with_torch_and_a_bias_as_the_mask():
     keys = ours.norm_key(key)
     expected, _ = theirs(ours.norm_query(query), keys, keys, attn_mask=mask)
     torch.testing.assert_close(ours(query, key, bias, torch.ones(2, 5).bool()), expected)
+
+
+def test_every_position_has_its_own_best_synonym():
+    """Against the maximum over the names, and each name is compared once."""
+    torch.manual_seed(0)
+    counts = [1, 5, 2, 1]
+    starts = [0, 1, 6, 8]
+    rows = torch.tensor(
+        [[a + (i if i < n else 0) for i in range(5)] for a, n in zip(starts, counts)]
+    )
+    text, unit = torch.randn(9, 16, requires_grad=True), torch.randn(2, 16, 3, 4)
+    ids = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    similarity = best_synonym_similarity(unit, text, rows[ids])
+    for image in range(2):
+        for k, category in enumerate(ids[image]):
+            names = text[starts[category] : starts[category] + counts[category]]
+            expected = torch.einsum("nd,dhw->nhw", names, unit[image]).amax(0)
+            torch.testing.assert_close(similarity[image, k], expected)
+    similarity.sum().backward()
+    assert (text.grad != 0).any(1).all()
+    with FlopCounterMode(display=False) as flops:
+        best_synonym_similarity(unit[:1], text, rows[None])
+    assert flops.get_total_flops() == 2 * sum(counts) * 16 * 12

@@ -5,6 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
+from dcp_clip.vocabulary import Vocabulary
+
 NODE = "MODEL.DCP_CLIP."
 ALL_CATEGORIES = {NODE + "PROPOSAL.NAME": "AllCategories"}
 TRAINING_FREE = {
@@ -46,6 +48,22 @@ def test_a_training_free_model_computes_the_similarity_of_dense_and_text_feature
     expected = F.interpolate(cosine, (16, 24), mode="bilinear")
     expected = F.interpolate(expected, (64, 96), mode="bilinear")
     torch.testing.assert_close(sem_seg.logits, expected[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_each_position_of_a_training_free_model_has_its_own_best_synonym(make_model, make_image):
+    """With `max`, the map of a category is the maximum over the maps of its names."""
+    names = [["sky", "wall", "tree", "wood"], ["person"], ["car", "automobile"]]
+    opts = TRAINING_FREE | NO_REFINEMENT | {NODE + "VOCABULARY.SYNONYM_POOLING": "max"}
+    model, image = make_model(opts=opts), make_image(128, 160)
+    flat = Vocabulary([name for group in names for name in group])
+    model.proposal.num_proposals = len(flat)
+    model.output = "coarse"
+    maps = model([{"image": image, "vocabulary": flat}])[0]["sem_seg"].maps
+    grouped = model([{"image": image, "vocabulary": Vocabulary(names)}])[0]["sem_seg"].maps
+    expected = torch.stack([part.amax(0) for part in maps.split([4, 1, 2])])
+    torch.testing.assert_close(grouped, expected)
+    assert len(maps[:4].argmax(0).unique()) > 1  # no single name is the best everywhere
 
 
 def test_an_untrained_model_gives_the_answer_of_clip(make_cfg, make_image, eight_categories):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.build import build_clip
-from dcp_clip.modeling.layers import resize_to, valid_positions
+from dcp_clip.modeling.layers import best_synonym_similarity, resize_to, valid_positions
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.structures import Proposals, Refinement, TextFeatures
 from dcp_clip.vocabulary import Vocabulary
@@ -79,9 +77,8 @@ def cosine_similarity(unit: Tensor, text: TextFeatures) -> Tensor:
     therefore never computed in half precision.
     """
     with torch.autocast(unit.device.type, enabled=False):
-        synonyms = text.embeddings.float()[text.category_rows].unbind(1)
-        parts = (torch.einsum("bd...,cd->bc...", unit.float(), features) for features in synonyms)
-        return reduce(torch.maximum, parts)
+        rows = text.category_rows.expand(len(unit), -1, -1)
+        return best_synonym_similarity(unit.float(), text.embeddings.float(), rows)
 
 
 def conv_norm_relu(in_channels: int, out_channels: int) -> Conv2d:
