@@ -1,4 +1,4 @@
-"""CLIP: the image and text towers, their weights, and their features."""
+"""CLIP's image encoder and text encoder: building, weights, features and caches."""
 
 from dcp_clip.modeling.clip.image_encoder import CLIPBackbone
 from dcp_clip.modeling.clip.text_encoder import TextEncoder

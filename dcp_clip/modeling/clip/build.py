@@ -1,4 +1,4 @@
-"""Builds both towers of CLIP."""
+"""Build CLIP's image encoder and text encoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["build_clip"]
 def build_clip(cfg: CfgNode) -> dict:
     """Build the "backbone" and the "text_encoder" from one checkpoint, which is read once.
 
-    MODEL.CLIP.TRAIN_IMAGE and TRAIN_TEXT decide which of their weights train.
+    MODEL.CLIP.TRAIN_IMAGE and MODEL.CLIP.TRAIN_TEXT decide which of their weights are trained.
 
     Raises:
         CLIPWeightsError: see :func:`load_clip`.

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 __all__ = ["encode_in_windows", "window_starts"]
 
-# Number of windows that are encoded at once, which bounds memory for any image size.
+# Number of windows in one forward pass. It bounds the memory for any image size.
 _WINDOWS_PER_CHUNK = 8
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Start positions of windows along one side, so that they cover it.
+    """Return the start positions of windows that cover one side of an image.
 
     The last window ends where the image ends.
     """
@@ -27,27 +27,27 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def encode_in_windows(
     encode: Callable[[Tensor], dict[str, Tensor]], images: Tensor, window: int, stride: int
 ) -> dict[str, Tensor]:
-    """Encode overlapping windows, and average the maps where they overlap.
+    """Encode overlapping windows, and average the feature maps where they overlap.
 
     The dense features of a ViT get worse far from its training resolution, so training-free methods
     encode large images in windows. SCLIP (arXiv 2312.01597) and NACLIP (arXiv 2404.08181) average
     the similarities of windows of 224 pixels, one every 112 pixels. CAT-Seg (arXiv 2303.11797)
-    evaluates its trained model in windows of 384 pixels. Here the unit-length vectors of ``dense``
-    are averaged. The cosine similarity of the average and a text feature is then the average of the
-    similarities of the windows, up to a factor for each position that is the same for all
-    categories. An image that is not larger than a window is one window.
+    evaluates its trained model in windows of 384 pixels. This function normalises the vectors of
+    ``dense`` to unit length and averages them. The cosine similarity of the average and a text
+    feature is then the average similarity of the windows, times a factor. The factor depends on the
+    position but not on the category. An image that is not larger than a window is one window.
 
     Args:
-        encode: from images (N, 3, H', W') to maps (N, C, h, w), among them ``dense``; other tensors
-            of the dict are ignored.
+        encode: maps images (N, 3, H', W') to a dict of feature maps (N, C, h, w) with ``dense``.
+            Tensors of the dict with other numbers of dimensions are ignored.
         images: (B, 3, H, W).
-        window: size of the windows in pixels; a shorter side of the image is covered by one window
-            of its length. The sides, the window and the stride must be multiples of the stride of
-            every map.
+        window: size of the windows in pixels. If a side of the image is shorter, the window has the
+            length of that side. The sides, the window and the stride must be multiples of the
+            stride of every feature map.
         stride: pixels from one window to the next, at most `window`.
 
     Returns:
-        the maps of the whole images, (B, C, h, w).
+        The feature maps of the whole images, (B, C, h, w).
     """
     batch, _, height, width = images.shape
     size = min(window, height), min(window, width)

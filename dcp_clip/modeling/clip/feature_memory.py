@@ -1,4 +1,4 @@
-"""The text features in memory, which several threads can share."""
+"""A cache of text features in memory, which several threads can share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["FeatureMemory"]
 
 
 class FeatureMemory:
-    """Keeps the features of the vocabularies used last. All methods are safe for threads.
+    """A thread-safe cache of the text features of the most recently used vocabularies.
 
-    A copy, also one by `pickle`, starts empty.
+    A copy starts empty, also a copy made by `pickle`.
     """
 
     def __init__(self, size: int) -> None:
         """
         Args:
-            size: number of vocabularies.
+            size: maximum number of vocabularies.
         """
         self.size = size
         self._features: OrderedDict[tuple, TextFeatures] = OrderedDict()
@@ -35,7 +35,7 @@ class FeatureMemory:
             return self._features.get(key)
 
     def put(self, key: tuple, features: TextFeatures) -> None:
-        """Keep the features of a key, and forget those used least recently if there are many."""
+        """Store the features of a key, and remove the least recently used ones beyond `size`."""
         with self._lock:
             self._features[key] = features
             self._features.move_to_end(key)
@@ -45,7 +45,7 @@ class FeatureMemory:
     def get_or_compute(self, key: tuple, compute: Callable[[], TextFeatures]) -> TextFeatures:
         """Return the features of a key, and compute them if there are none.
 
-        One thread computes at a time, which bounds the memory. The others can look up meanwhile.
+        Only one thread computes at a time, to bound the memory. Other threads can still call `get`.
         """
         if (features := self.get(key)) is not None:
             return features
@@ -57,7 +57,7 @@ class FeatureMemory:
         return features
 
     def clear(self) -> None:
-        """Forget all features."""
+        """Remove all features."""
         with self._lock:
             self._features.clear()
 

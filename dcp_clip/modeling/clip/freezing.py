@@ -1,4 +1,4 @@
-"""Selects the weights of CLIP's towers that train."""
+"""Select which weights of CLIP's encoders are trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 __all__ = ["POLICIES", "freeze_tower"]
 
-# Patterns of parameter names; a parameter trains if a pattern of the policy matches its name.
+# Patterns of parameter names. A parameter is trained if a pattern of the policy matches its name.
 POLICIES = {
     "none": (),
     "all": ("",),
@@ -28,15 +28,15 @@ POLICIES = {
 
 
 def freeze_tower(cfg: CfgNode, key: str, tower: nn.Module) -> None:
-    """Set ``requires_grad`` of the parameters of a tower by the policy in MODEL.CLIP.<key>.
+    """Set ``requires_grad`` of the parameters of an encoder by the policy in MODEL.CLIP.<key>.
 
     Args:
         cfg: the whole config.
         key: "TRAIN_IMAGE" or "TRAIN_TEXT".
-        tower: the image or text tower.
+        tower: the image encoder or the text encoder.
 
     Raises:
-        ValueError: for an unknown policy, or one that matches no parameter of the tower.
+        ValueError: for an unknown policy, or one that matches no parameter of the encoder.
     """
     policy = cfg.MODEL.CLIP[key]
     if policy not in POLICIES:

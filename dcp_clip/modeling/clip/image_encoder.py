@@ -17,23 +17,24 @@ __all__ = ["CLIPBackbone"]
 
 @BACKBONE_REGISTRY.register()
 class CLIPBackbone(Backbone):
-    """CLIP's image tower, read as a feature pyramid, as dense features and as one vector.
+    """CLIP's image tower with three outputs: a feature pyramid, dense features and one vector.
 
-    ``forward`` takes images (B, 3, H, W), normalised with :attr:`pixel_mean` and :attr:`pixel_std`,
-    H and W multiples of :attr:`size_divisibility`, and returns a dict of
+    ``forward`` takes images (B, 3, H, W) that are normalised with :attr:`pixel_mean` and
+    :attr:`pixel_std`. H and W must be multiples of :attr:`size_divisibility`. It returns a dict of
 
-    * ``res2`` to ``res4``, and ``res5`` of a convolutional tower with stride 32: the pyramid, with
-      the strides that :meth:`output_shape` gives;
-    * ``dense`` (B, D, h, w): every position of the last grid in CLIP's joint embedding space, not
-      normalised;
+    * ``res2`` to ``res4``, and ``res5`` of a convolutional tower with stride 32: the feature
+      pyramid, with the strides that :meth:`output_shape` gives;
+    * ``dense`` (B, D, h, w): a feature for each position of the last grid, in CLIP's joint
+      embedding space, not normalised;
     * ``pooled`` (B, D): what ``encode_image`` returns for the same pixels, not normalised;
     * ``image`` (B, 3, H, W): the input, for decoders that follow its edges.
 
-    How each family of towers is read is documented in :mod:`dcp_clip.modeling.clip.families`.
+    The modules of :mod:`dcp_clip.modeling.clip.families` describe how each family of towers
+    computes these outputs.
 
-    With `window`, the tower sees larger images in overlapping windows of about the size it was
-    trained on, see :func:`encode_in_windows`. ``pooled`` stays that of the whole image, so that
-    parity with CLIP holds.
+    With `window`, the tower encodes larger images in overlapping windows of about its training
+    resolution, see :func:`encode_in_windows`. ``pooled`` is always computed from the whole image,
+    so it stays equal to ``encode_image``.
     """
 
     @configurable
@@ -51,13 +52,13 @@ class CLIPBackbone(Backbone):
         Args:
             visual: open_clip's image tower.
             pixel_mean: three values on the 0 to 255 scale, RGB.
-            pixel_std: likewise.
-            reading: how the dense features of a ViT are read; a convolutional tower has one way.
+            pixel_std: three values on the same scale.
+            reading: how a ViT computes its dense features; a convolutional tower ignores it.
             window: size of the encoder windows in pixels; 0 for none.
             window_stride: pixels from one encoder window to the next.
 
         Raises:
-            ValueError: for a tower that no family reads, or windows that do not fit its grid.
+            ValueError: for a tower that no family supports, or windows that do not fit its grid.
         """
         super().__init__()
         self.visual = visual
@@ -101,7 +102,10 @@ class CLIPBackbone(Backbone):
         return self._tower.shapes["dense"].channels
 
     def train(self, mode: bool = True) -> CLIPBackbone:
-        """A frozen tower stays in evaluation mode: no drop path, no new batch norm statistics."""
+        """Set the mode, but keep a frozen tower in evaluation mode.
+
+        A frozen tower has no drop path and does not update its batch norm statistics.
+        """
         super().train(mode)
         if not any(p.requires_grad for p in self.visual.parameters()):
             self.visual.eval()
@@ -111,7 +115,7 @@ class CLIPBackbone(Backbone):
         return {**self._tower.shapes, "image": ShapeSpec(channels=3, stride=1)}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to res2 .. res5, dense, pooled and image; see the class.
+        """Compute res2 .. res5, dense, pooled and image from images (B, 3, H, W); see the class.
 
         Raises:
             ValueError: if H or W is not a multiple of :attr:`size_divisibility`.
@@ -119,7 +123,7 @@ class CLIPBackbone(Backbone):
         divisor = self.size_divisibility
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise ValueError(
-                f"image of {images.shape[-2]} x {images.shape[-1]} pixels given to an encoder that "
+                f"The image has {images.shape[-2]} x {images.shape[-1]} pixels, but this encoder "
                 f"needs multiples of {divisor}; pad it first."
             )
         if self.window and max(images.shape[-2:]) > self.window:

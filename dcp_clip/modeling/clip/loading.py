@@ -32,10 +32,10 @@ open_clip.add_model_config(Path(__file__).with_name("model_configs"))
 
 @contextlib.contextmanager
 def share_clip() -> Iterator[None]:
-    """Within this context each pair of name and weights is built and loaded only once.
+    """Within this context, build and load each pair of model name and weights only once.
 
-    The image and the text encoder are built separately, but their weights are in the same
-    checkpoint. Without this context a ViT-L would be read from disk twice.
+    The image encoder and the text encoder are built separately, but their weights are in the same
+    checkpoint. Without this context, the checkpoint of a ViT-L would be read from disk twice.
     """
     token = _SHARED.set({})
     try:
@@ -48,7 +48,7 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
     """Build ``cfg.MODEL.CLIP.NAME`` and load the weights of ``cfg.MODEL.CLIP.PRETRAINED``.
 
     Returns:
-        an ``open_clip.CustomTextCLIP``, in fp32 on the CPU, in evaluation mode.
+        An ``open_clip.CustomTextCLIP``, in fp32 on the CPU, in evaluation mode.
 
     Raises:
         CLIPWeightsError: for an unknown name or tag, weights that do not exist or cannot be
@@ -77,7 +77,7 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
 
 
 def clip_pixel_stats(model: torch.nn.Module) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the pixels that `model` expects; RGB, 0 to 255 scale."""
+    """Return the pixel mean and standard deviation that `model` expects; RGB, 0 to 255 scale."""
     preprocess = open_clip.model.get_model_preprocess_cfg(model)
     mean = preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)
     std = preprocess.get("std", open_clip.OPENAI_DATASET_STD)
@@ -111,11 +111,11 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
         other = f"{name}-quickgelu" if trained_quick else name.removesuffix("-quickgelu")
         raise CLIPWeightsError(
             f"The weights '{tag}' were trained with {'QuickGELU' if trained_quick else 'GELU'}, "
-            f"MODEL.CLIP.NAME '{name}' builds the other activation; set it to '{other}'."
+            f"but MODEL.CLIP.NAME '{name}' builds the other activation; set it to '{other}'."
         )
     try:
         return _create(name, pretrained=tag)
-    except Exception as error:  # the client of the hub raises many types of errors
+    except Exception as error:  # the Hugging Face client raises many types of errors
         where = source.get("hf_hub") or source.get("url") or f"{name}/{tag}"
         raise CLIPWeightsError(
             f"The weights '{tag}' of '{name}' are not cached and cannot be downloaded; fetch "

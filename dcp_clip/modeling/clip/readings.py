@@ -1,8 +1,9 @@
-"""Dense readings: how the features of each patch are read from the last block of a ViT.
+"""Dense features of a ViT: training-free changes of the attention in its last block.
 
-CLIP trains the class token only; the patch tokens of the last block hold mostly global content. The
-readings keep all pretrained weights and replace the attention of the last block. ``encode_image``
-does not change: the class token always comes from the unchanged last block.
+CLIP trains only the class token, so the patch tokens after the last block describe mostly the whole
+image. The methods here keep all pretrained weights and replace the attention of the last block. The
+code calls such a method a reading. ``encode_image`` does not change, because the class token always
+comes from the unchanged last block.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 __all__ = ["READINGS", "DenseReading", "naclip_bias", "read_dense_tokens"]
 
-# Each is a choice of which patches attend to which.
+# Each reading is a rule for which patches attend to which.
 READINGS = {
     "maskclip": "each patch to itself only, which gives its own value (arXiv 2112.01071)",
     "clearclip": "query to query (ClearCLIP, arXiv 2407.12442; GEM, arXiv 2312.00878)",
@@ -35,14 +36,14 @@ _RENAMED = {
 
 @dataclass(frozen=True)
 class DenseReading:
-    """How dense features are read from the last block of a ViT.
+    """How the last block of a ViT computes dense features.
 
     Attributes:
         name: a key of :data:`READINGS`.
         residual: keep the residual connection and the feed-forward part of the block, as MaskCLIP
-            and SCLIP do. ClearCLIP finds that the residual carries the noise and drops both, as
-            NACLIP does. "clip" always has both.
-        naclip_std: standard deviation of the Gaussian of "naclip" in patches; NACLIP's is 5.
+            and SCLIP do. ClearCLIP and NACLIP drop both, because ClearCLIP found that the residual
+            connection carries the noise. "clip" always keeps both.
+        naclip_std: standard deviation of the Gaussian of "naclip" in patches; NACLIP uses 5.
 
     Raises:
         ValueError: for an unknown name, or a standard deviation that is not above 0.
@@ -84,7 +85,7 @@ def read_dense_tokens(
         reading: which attention to use.
 
     Returns:
-        (B, 1+N, C); the tower's final norm and projection have to be applied.
+        (B, 1+N, C), before the tower's final norm and projection.
     """
     attn = block.attn
     b, n, c = tokens.shape
@@ -113,12 +114,15 @@ def read_dense_tokens(
 
 
 def naclip_bias(grid: tuple[int, int], std: float, device: torch.device) -> Tensor:
-    """(1+N, 1+N): exp(-distance^2 / (2 std^2)) between patches, 0 from and to the class token.
+    """Return NACLIP's attention bias: exp(-distance^2 / (2 std^2)) between two patches.
 
     Args:
         grid: (h, w) of the N patches.
-        std: in patches.
-        device: of the result.
+        std: standard deviation of the Gaussian in patches.
+        device: device of the result.
+
+    Returns:
+        (1+N, 1+N), with 0 from and to the class token.
     """
 
     def along(length: int) -> Tensor:

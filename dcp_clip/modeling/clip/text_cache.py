@@ -1,8 +1,8 @@
 """Cache files for the text features of vocabularies.
 
-A cache file only saves time. A file that cannot be used is ignored with a warning, and a file that
-cannot be written is a warning too. Several processes can share a folder: files get their name when
-they are complete, and a file that another process removed is encoded again.
+A cache file only saves time. If a file cannot be used or written, a warning says so and the program
+continues. Several processes can share a folder: a file gets its name when it is complete. If
+another process removes a file, its names are encoded again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ __all__ = ["MAX_FOLDER_BYTES", "cache_file", "read_features", "write_features"]
 
 logger = logging.getLogger(__name__)
 
-# The features of 20,000 names take 60 MB. Beyond this size the files used least recently go.
+# The features of 20,000 names take 60 MB. Beyond this size, the least recently used files are
+# removed.
 MAX_FOLDER_BYTES = 1 << 30
 _FILE_NAME = re.compile(r"[0-9a-f]{64}\.pt")
 _LEFTOVER = re.compile(r"\..*\.part")  # of a process that was killed while it wrote
@@ -35,7 +36,7 @@ _LEFTOVER_SECONDS = 3600.0
 
 
 def cache_file(folder: str, key: tuple[str, ...]) -> Path | None:
-    """Return the file of a cache key; None, with a warning, if "~" has no home directory."""
+    """Return the file of a cache key; None, with a warning, if "~" stands for no directory."""
     name = hashlib.sha256("\n".join(key).encode("utf-8", "surrogatepass")).hexdigest()
     try:
         return Path(folder).expanduser() / f"{name}.pt"
@@ -50,14 +51,14 @@ def read_features(
     """Read a file of :func:`write_features`.
 
     Args:
-        path: the file; its time of modification becomes the time of its last use.
+        path: the file; reading sets its modification time, which shows when it was last used.
         rows: (C, S) int64, the `category_rows` that the features must have.
         width: D, the width of the features that the text tower computes; None if it is unknown.
-        device: where the features are needed.
+        device: device of the result.
 
     Returns:
-        the features; None if the file does not exist, or, with a warning, if it cannot be read or
-        its content cannot be the features of this vocabulary.
+        The features; None if the file does not exist. None, with a warning, if the file cannot be
+        read or does not contain the features of this vocabulary.
     """
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
@@ -83,8 +84,8 @@ def read_features(
 def write_features(path: Path, features: TextFeatures) -> None:
     """Write the features to a file, atomically, and keep the folder below `MAX_FOLDER_BYTES`.
 
-    If that is not possible, one warning for each folder says so. Features that
-    :func:`read_features` would refuse, for example those of weights with NaN, are not written.
+    If a folder cannot be written to, one warning says so. Features that :func:`read_features` would
+    refuse are not written, for example those of weights with NaN.
     """
     features = TextFeatures(features.embeddings.cpu(), features.category_rows.cpu())
     if not _is_normalised(features.embeddings):
@@ -106,7 +107,7 @@ def write_features(path: Path, features: TextFeatures) -> None:
 
 
 def _find_problem(features: TextFeatures, rows: Tensor, width: int | None) -> str | None:
-    """Return why the tensors of a file cannot be the features of a vocabulary, or None."""
+    """Return why the tensors of a file are not the features of a vocabulary; None if they are."""
     embeddings = features.embeddings
     if not isinstance(embeddings, Tensor) or not isinstance(features.category_rows, Tensor):
         return "it contains no tensors"
@@ -130,7 +131,7 @@ def _digest(features: TextFeatures) -> str:
 
 
 def _prune(written: Path) -> None:
-    """Remove the files used least recently if the folder is too large, and old leftovers."""
+    """Remove old incomplete files, and the least recently used files of a folder too large."""
     files, total = [], 0
     with os.scandir(written.parent) as entries:
         for entry in entries:

@@ -1,4 +1,4 @@
-"""CLIP's text encoder, and the text features of a vocabulary, which are cached."""
+"""CLIP's text encoder. It computes and caches the text features of a vocabulary."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from dcp_clip.vocabulary import Vocabulary, load_templates
 __all__ = ["TextEncoder"]
 
 _SYNONYM_POOLING = ("mean", "max", "first")
-# Number of prompts encoded at once, which bounds memory. The prompts of a chunk have similar
-# lengths, and short chunks are padded, so that the features of a name are the same to the last bit
-# in every vocabulary.
+# Number of prompts in one forward pass, which bounds memory. The prompts of a chunk have similar
+# lengths. Chunks with fewer prompts are padded, so the features of a name are the same to the last
+# bit in every vocabulary.
 _CHUNK_SIZE = 32
 _CACHED_VOCABULARIES = 8  # in memory; the features of 20,000 names take 60 MB
 _BLOCK_CHUNKS = 64  # number of chunks that are tokenised and grouped by length at once
@@ -39,9 +39,9 @@ class TextEncoder(nn.Module):
     they use the same prompts.
 
     The features of a frozen tower are cached in memory and on disk. The cache key contains the name
-    of the model, a fingerprint of the weights, the prompt templates, the synonym pooling and the
-    names. If the weights change, so does the key. Nothing is cached while the tower is trained. A
-    tower that has been trained by this process leaves no files, as its weights change again.
+    of the model, a hash of the weights, the prompt templates, the synonym pooling and the names. If
+    the weights change, the key changes too. Nothing is cached while the tower is trained. If this
+    process has trained the tower, it writes no cache files, because the weights will change again.
 
     Several threads can call :meth:`encode_vocabulary` at the same time, as long as no thread trains
     the tower or changes its weights.
@@ -61,14 +61,14 @@ class TextEncoder(nn.Module):
     ):
         """
         Args:
-            text: open_clip's text tower; token ids (N, context length) to (N, D).
+            text: open_clip's text tower; it maps token ids (N, context length) to (N, D).
             tokenizer: callable from a list of strings to token ids.
             model_name: open_clip's model name; part of the cache key.
             templates: prompt templates, each with one ``{}``.
             synonym_pooling: "mean": one feature for each category, the mean over its synonyms;
-                "max": one feature for each synonym, the score of a category is that of its best
+                "max": one feature for each synonym, and a category has the score of its best
                 synonym; "first": the main name only.
-            chunk_size: prompts encoded at once; short chunks are padded to this size.
+            chunk_size: prompts in one forward pass; smaller chunks are padded to this size.
             cache_dir: folder for features on disk; "" keeps them in memory only.
 
         Raises:
@@ -120,23 +120,24 @@ class TextEncoder(nn.Module):
         return self
 
     def clear_cache(self) -> None:
-        """Forget the features in memory.
+        """Remove the features in memory.
 
-        Changes of the weights are noticed without it. It is needed only after a module inside the
-        tower was replaced by another module.
+        A change of the weights is detected without this method. Call it only after you have
+        replaced a module inside the tower.
         """
         self._cache.clear()
         self._fingerprint.clear()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """From token ids (N, context length) to text features (N, D), as CLIP's ``encode_text``."""
+        """Map token ids (N, context length) to text features (N, D), as CLIP's ``encode_text``."""
         return self.text(tokens)
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextFeatures:
-        """Text features of every category.
+        """Return the text features of every category.
 
-        The features of a frozen tower are computed once for each vocabulary and looked up after
-        that. The lookup costs a comparison of the addresses and versions of the weights.
+        The features of a frozen tower are computed once for each vocabulary, and then come from the
+        cache. Each lookup compares the addresses and versions of the weights, which takes little
+        time.
 
         Raises:
             ValueError: if a name does not fit CLIP's context; the message quotes it.
@@ -199,13 +200,13 @@ class TextEncoder(nn.Module):
         return self._group(torch.cat(features), counts)
 
     def prompted_names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
-        """The names of each category that are encoded: all of them, or the main name only."""
+        """Return the names of each category to encode: all of them, or the main name only."""
         if self.synonym_pooling == "first":
             return tuple(names[:1] for names in vocabulary.synonyms)
         return vocabulary.synonyms
 
     def _encode_prompts(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
-        """From token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
+        """Map token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
         rows, parts = [], []
         for length in sorted(set(lengths)):
             members = [i for i, other in enumerate(lengths) if other == length]
@@ -227,28 +228,28 @@ class TextEncoder(nn.Module):
         return torch.cat(parts)[torch.tensor(order, device=tokens.device)]
 
     def _group(self, embeddings: Tensor, counts: list[int]) -> TextFeatures:
-        """Assign the embeddings (N, D) of all names to the categories, `counts` names each."""
+        """Group the embeddings (N, D) of all names by category; `counts` has the group sizes."""
         rows = _name_rows(counts).to(embeddings.device)
         if self.synonym_pooling == "max" or max(counts) == 1:
             return TextFeatures(embeddings, rows)
         counts_column = torch.tensor(counts)[:, None]
         weight = (torch.arange(max(counts)) < counts_column).to(embeddings)
         mean = (embeddings[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-        # The feature of a single name is not normalised again, so that its last bits do not depend
+        # The feature of a single name is not normalised again. Otherwise its last bits would depend
         # on the synonyms of other categories.
         alone = (counts_column == 1).to(embeddings.device)
         mean = embeddings[rows[:, 0]].where(alone, F.normalize(mean, dim=-1))
         return TextFeatures(mean, _name_rows([1] * len(counts)).to(embeddings.device))
 
     def tokenize_vocabulary(self, vocabulary: Vocabulary) -> Iterable[tuple[Tensor, list[int]]]:
-        """Token ids of the prompts, in blocks of names.
+        """Tokenize the prompts in blocks of names.
 
-        While the tower is trained the tokens are kept for the next step. Otherwise the blocks are
+        While the tower is trained, the tokens are kept for the next step. Otherwise the blocks are
         generated one after another, because the tokens of many names take more memory than their
         features.
 
         Returns:
-            for each block the token ids (N, L), and for each prompt the number of tokens to encode.
+            For each block: token ids (N, L), and for each prompt the number of tokens to encode.
 
         Raises:
             ValueError: if a name does not fit CLIP's context; the message quotes it.
@@ -272,7 +273,7 @@ class TextEncoder(nn.Module):
 
 
 def _name_rows(counts: list[int]) -> Tensor:
-    """(C, S) the rows of each category's names; those with fewer names repeat their first row."""
+    """Return the rows (C, S) of each category's names; with fewer names, the first row repeats."""
     starts = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
     offsets = torch.arange(max(counts))[None]
     return starts + offsets.where(offsets < torch.tensor(counts)[:, None], 0)

@@ -1,4 +1,4 @@
-"""Run CLIP's text tower without the tokens that do not change its features."""
+"""Run CLIP's text tower without the padding tokens that do not change its features."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["can_truncate", "encode_tokens", "needed_lengths", "rounded_lengths"]
 
 
 def can_truncate(text: nn.Module) -> bool:
-    """Whether the features of a text tower do not depend on the tokens after the end of text.
+    """Return whether the features of a text tower ignore the tokens after the end of text.
 
-    This holds for open_clip's own transformer with a causal mask, if the feature is read at the end
-    of text. All other towers are run on the whole context: those that read a class token or the
+    This is true for open_clip's own transformer with a causal mask, if its feature is the output at
+    the end of text. All other towers run on the whole context: those that use a class token or the
     last position, bidirectional ones, those of Hugging Face, and subclasses.
     """
     if type(text) is not TextTransformer or text.output_tokens:
@@ -28,7 +28,7 @@ def can_truncate(text: nn.Module) -> bool:
 
 
 def needed_lengths(text: nn.Module, tokens: Tensor) -> Tensor:
-    """(N,) number of leading tokens of each row of (N, L) that its feature depends on."""
+    """Return for each row of tokens (N, L) how many first tokens its feature depends on, (N,)."""
     if not can_truncate(text):
         return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
     if text.pool_type == "eos":
@@ -39,7 +39,7 @@ def needed_lengths(text: nn.Module, tokens: Tensor) -> Tensor:
 def rounded_lengths(lengths: Tensor, context: int) -> Tensor:
     """Round lengths (N,) up to 8, 12, 16, 24, 32, 48, ..., at most to `context`.
 
-    With few different lengths, large chunks of prompts have the same shape.
+    With few different lengths, more prompts fit into the same chunk.
     """
     steps = [step << i for i in range(context.bit_length()) for step in (8, 12)]
     steps = torch.tensor([s for s in steps if s < context] + [context], device=lengths.device)
@@ -47,10 +47,11 @@ def rounded_lengths(lengths: Tensor, context: int) -> Tensor:
 
 
 def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
-    """Text features (N, D) of truncated token ids (N, L), equal to those of the whole context.
+    """Compute the text features (N, D) of truncated token ids (N, L).
 
-    L is at least the maximum of :func:`needed_lengths`. It is smaller than the context length only
-    if :func:`can_truncate` is true.
+    They equal the features of the whole context. L must be at least the maximum of
+    :func:`needed_lengths`. It may be smaller than the context length only if :func:`can_truncate`
+    is true.
     """
     if type(text) is not TextTransformer or tokens.shape[1] >= text.context_length:
         return text(tokens)

@@ -1,8 +1,8 @@
 """A small convolutional image tower for laptops and tests, registered with timm.
 
 It has plain 3x3 residual blocks with batch norm. On a CPU they train several times faster than the
-depthwise blocks of a ConvNeXt or a ViT of the same accuracy. The blocks are timm's; only the sizes
-are chosen here.
+depthwise blocks of a ConvNeXt, or a ViT, of the same accuracy. The blocks come from timm; this
+module chooses only their sizes.
 """
 
 from timm.models import build_model_with_cfg, register_model
@@ -32,15 +32,15 @@ def _byob(
 
 @register_model
 def dcp_tiny_cnn(pretrained: bool = False, **kwargs) -> ByobNet:
-    """2.8 M parameters, strides 4, 8, 16, 32 with 32, 64, 128, 256 channels."""
+    """A tower with 2.8 M parameters, strides 4, 8, 16, 32 and 32, 64, 128, 256 channels."""
     return _byob("dcp_tiny_cnn", (1, 2, 2, 2), (2, 2, 2, 2), stem=32, **kwargs)
 
 
 @register_model
 def dcp_tiny_cnn_s16(pretrained: bool = False, **kwargs) -> ByobNet:
-    """1.6 M parameters, strides 4, 8, 16, 16 with 32, 64, 128, 256 channels.
+    """A tower with 1.6 M parameters, strides 4, 8, 16, 16 and 32, 64, 128, 256 channels.
 
-    For small images, whose grid of stride 32 would have few cells. A third faster than
+    It is for small images, which have few positions at stride 32. It is a third faster than
     :func:`dcp_tiny_cnn`.
     """
     return _byob("dcp_tiny_cnn_s16", (1, 2, 2, 1), (2, 2, 2, 1), stem=16, **kwargs)

@@ -1,4 +1,4 @@
-"""A tokenizer for small text towers."""
+"""CLIP's tokenizer, and a variant with fewer tokens for small text towers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ __all__ = ["PrefixTokenizer", "build_tokenizer", "tokenize"]
 
 
 class PrefixTokenizer(SimpleTokenizer):
-    """open_clip's byte pair encoding with its first merges only, for small token tables.
+    """open_clip's byte pair encoding with only its first merges, for small token embeddings.
 
-    The merges are ranked, so the first ones are a byte pair encoding too. It can encode any text,
-    with more tokens.
+    The merges have an order, so the first ones are also a byte pair encoding. This tokenizer can
+    encode any text but needs more tokens.
     """
 
     def __init__(self, vocab_size: int, **kwargs):
         """
         Args:
-            vocab_size: number of tokens: 512 byte symbols, the merges, start and end of text.
+            vocab_size: number of tokens: 512 bytes, the merges, and the start and end of text.
 
         Raises:
             ValueError: if `vocab_size` is below 514.
         """
         super().__init__(**kwargs)
         if vocab_size < 514:
-            raise ValueError(f"{vocab_size} tokens are too few: bytes, start and end need 514.")
+            raise ValueError(
+                f"vocab_size is {vocab_size}; it must be at least 514 (the bytes, start and end)."
+            )
         merges = list(self.bpe_ranks)[: vocab_size - 514]
         symbols = list(self.encoder)[:512]
         tokens = symbols + ["".join(m) for m in merges] + ["<start_of_text>", "<end_of_text>"]
@@ -44,14 +46,14 @@ class PrefixTokenizer(SimpleTokenizer):
 
 
 def build_tokenizer(model_name: str, vocab_size: int):
-    """The tokenizer of an open_clip model, limited to the tokens of its text tower.
+    """Return the tokenizer of an open_clip model, limited to the tokens of its text tower.
 
     Args:
-        model_name: open_clip's name.
+        model_name: name of the model in open_clip.
         vocab_size: number of tokens of the text tower.
 
     Returns:
-        a callable from a list of strings to token ids (N, L).
+        A callable that maps a list of strings to token ids (N, L).
     """
     tokenizer = open_clip.get_tokenizer(model_name)
     if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
@@ -60,7 +62,7 @@ def build_tokenizer(model_name: str, vocab_size: int):
 
 
 def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Token ids (N * T, L) of N names in T templates, in the order of :func:`build_prompts`.
+    """Return token ids (N * T, L) of N names in T templates, in the order of `build_prompts`.
 
     Raises:
         VocabularyError: if a name does not fit the context; the message quotes it.
@@ -78,7 +80,7 @@ def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tenso
             name = names[i // len(templates)]
             raise VocabularyError(
                 f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} characters) "
-                f"needs {length} tokens in the prompt, but CLIP's context holds {context}; "
+                f"needs {length} tokens in the prompt, but CLIP's context has {context}; "
                 "shorten it."
             )
     return tokens

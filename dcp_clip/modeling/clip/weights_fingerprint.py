@@ -1,4 +1,4 @@
-"""A hash of the weights of a module, which is computed again only if a weight has changed."""
+"""A hash of a module's weights. It is computed again only if a weight has changed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class WeightsFingerprint:
         self._known: tuple[list[tuple[int, int]], str] | None = None
 
     def clear(self) -> None:
-        """Forget the module; needed only after a module inside it was replaced by another one."""
+        """Forget the module. Call this only after you have replaced a module inside it."""
         self._tensors = self._known = None
 
     def __reduce__(self) -> tuple:
         return WeightsFingerprint, ()  # a copy of the module has other tensors
 
     def of(self, module: nn.Module) -> str:
-        """Return the SHA-256 (hex) of the weights of the module; always call it with the same."""
-        # Writing in place increases the version of a tensor, replacing it changes the address.
-        # A walk through the modules would take several times as long as a loop over their tensors.
-        # Each attribute is read once, because other threads may set it.
+        """Return the SHA-256 (hex) of the module's weights; always pass the same module."""
+        # Writing in place increases a tensor's version, and replacing it changes the address. A
+        # loop over the collected tensors is several times faster than a walk through the modules.
+        # Each attribute is read only once, because other threads may set it.
         collected, known = self._tensors, self._known
         if collected is None:
             collected = [d for m in module.modules() for d in (m._parameters, m._buffers) if d]

@@ -16,15 +16,15 @@ FAMILIES: tuple[type[ImageTower], ...] = (ConvNeXtTower, ViTTower)
 
 
 def build_image_tower(visual: nn.Module, reading: DenseReading) -> ImageTower:
-    """The reader of an open_clip image tower.
+    """Wrap an open_clip image tower in the class of its family.
 
     Raises:
-        ValueError: if no family reads this kind of tower, or the family does not read this one.
+        ValueError: if no family supports this kind of tower, or its family does not support it.
     """
     for family in FAMILIES:
         if family.matches(visual):
             return family(visual, reading)
     raise ValueError(
-        f"CLIPBackbone reads open_clip's ConvNeXt-like timm towers and its ViT, not "
+        f"CLIPBackbone supports open_clip's ConvNeXt-like timm towers and its ViT, not "
         f"{type(visual).__name__}; choose another MODEL.CLIP.NAME."
     )

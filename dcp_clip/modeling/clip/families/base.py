@@ -13,7 +13,9 @@ __all__ = ["ImageTower"]
 
 
 class ImageTower(ABC):
-    """Reads one family of open_clip's image towers; it owns no weights.
+    """Computes pyramid, dense and pooled features with the towers of one family.
+
+    It holds no weights; `CLIPBackbone` owns the tower.
 
     Attributes:
         visual: the tower.
@@ -30,21 +32,21 @@ class ImageTower(ABC):
         """
         Args:
             visual: a tower for which :meth:`matches` is true.
-            reading: how the dense features are read, if the family has a choice.
+            reading: how to compute the dense features, if the family has a choice.
 
         Raises:
-            ValueError: if this tower, or this reading of it, is not supported.
+            ValueError: if this tower, or this reading with it, is not supported.
         """
 
     @staticmethod
     @abstractmethod
     def matches(visual: nn.Module) -> bool:
-        """Whether a tower belongs to this family."""
+        """Return whether a tower belongs to this family."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to ``res2`` ..., ``dense`` (B, D, h, w) and ``pooled`` (B, D)."""
+        """Map images (B, 3, H, W) to ``res2`` ..., ``dense`` (B, D, h, w), ``pooled`` (B, D)."""
 
     @abstractmethod
     def pooled(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to (B, D): the output of ``encode_image``."""
+        """Map images (B, 3, H, W) to the output of ``encode_image``, (B, D)."""

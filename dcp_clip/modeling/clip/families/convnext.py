@@ -16,23 +16,24 @@ _STRIDES = (4, 8, 16, 32)
 
 
 class ConvNeXtTower(ImageTower):
-    """A tower that averages its last grid and projects the average.
+    """A tower that averages its last feature map and projects the average.
 
-    The dense features are read as in FC-CLIP (arXiv 2308.02487): the final norm and projection of
-    the tower are applied to each position instead of to the average.
+    The dense features are those of FC-CLIP (arXiv 2308.02487): the final norm and projection of the
+    tower are applied to each position instead of the average.
     """
 
     def __init__(self, visual: TimmModel, reading: DenseReading):
         info = visual.trunk.feature_info
         info = info.info if hasattr(info, "info") else info
-        # The last feature of each stride: timm may list a stem of the same stride before it.
+        # The last feature map of each stride, because timm may list a stem of the same stride.
         last = {f["reduction"]: i for i, f in enumerate(info)}
         strides = [s for s in _STRIDES if s in last]
         self._indices = [last[s] for s in strides]
         channels = [info[i]["num_chs"] for i in self._indices]
         if getattr(visual.trunk.head, "global_pool", None) is None or hasattr(visual.head, "pool"):
             raise ValueError(
-                "CLIPBackbone needs a tower that averages its last grid before projecting."
+                "CLIPBackbone needs a tower that averages its last feature map before the "
+                "projection; choose another MODEL.CLIP.NAME."
             )
         self.visual = visual
         embed_dim = self._project(torch.zeros(1, channels[-1], 1, 1)).shape[1]
@@ -60,7 +61,7 @@ class ConvNeXtTower(ImageTower):
         return self.visual(images)
 
     def _project(self, x: Tensor) -> Tensor:
-        """Apply to each position what the tower applies to its average: (B,C,h,w) to (B,D,h,w)."""
+        """Apply the tower's norm and projection to each position: (B, C, h, w) to (B, D, h, w)."""
         head = self.visual.trunk.head
         x = getattr(head, "norm", nn.Identity())(x).permute(0, 2, 3, 1)
         x = getattr(head, "pre_logits", nn.Identity())(x)

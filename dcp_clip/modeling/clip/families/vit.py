@@ -19,19 +19,22 @@ __all__ = ["ViTTokens", "ViTTower", "position_embedding", "run_vit"]
 class ViTTower(ImageTower):
     """A ViT whose class token is the image embedding.
 
-    The dense features are those of the patch tokens, read through the last block with another
-    attention: see :mod:`dcp_clip.modeling.clip.readings`. ``res2`` to ``res4`` are the outputs of
-    earlier blocks, all on the patch grid, as ``shapes`` says. Decoders project them to few channels
-    first and resize then, which gives the same result and is cheaper.
+    The dense features are the patch tokens after the last block with another attention, see
+    :mod:`dcp_clip.modeling.clip.readings`. ``res2`` to ``res4`` are the outputs of earlier blocks.
+    All of them have the stride of the patch grid, as ``shapes`` says. Decoders project them to few
+    channels before they resize them, which gives the same result and is cheaper.
     """
 
     def __init__(self, visual: VisionTransformer, reading: DenseReading):
         if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
-            raise ValueError("CLIPBackbone reads ViT towers that pool by their class token only.")
+            raise ValueError(
+                "CLIPBackbone supports only ViT towers that pool with a class token; choose "
+                "another MODEL.CLIP.NAME."
+            )
         reading.check(visual.transformer.resblocks[-1])
         self.visual, self._reading = visual, reading
         depth, width = len(visual.transformer.resblocks), visual.transformer.width
-        # Evenly spaced earlier blocks; the last quarter serves the dense features.
+        # Evenly spaced blocks after 1/4, 1/2 and 3/4 of the depth.
         self._indices = [max(depth * q // 4 - 1, 0) for q in (1, 2, 3)]
         patch = visual.patch_size[0]
         self.shapes = {
@@ -71,7 +74,7 @@ class ViTTokens:
     Attributes:
         levels: list of (B, 1+N, C), the outputs of the selected blocks.
         before_last: (B, 1+N, C), the input of the last block.
-        last: (B, 1+N, C), its output; the class token is CLIP's image embedding once projected.
+        last: (B, 1+N, C), its output; the projected class token is CLIP's image embedding.
         grid: (h, w) of the N patches.
     """
 
@@ -81,16 +84,16 @@ class ViTTokens:
     grid: tuple[int, int]
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, 1+N, C) to a map (B, C, h, w)."""
+        """Convert tokens (B, 1+N, C) to a feature map (B, C, h, w) without the class token."""
         return tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid)
 
 
 def run_vit(vit: VisionTransformer, images: Tensor, indices: list[int]) -> ViTTokens:
-    """Run images (B, 3, H, W), H and W multiples of the patch size, through the unchanged tower.
+    """Run images through the unchanged tower.
 
     Args:
         vit: open_clip's tower.
-        images: normalised pixels.
+        images: (B, 3, H, W), normalised; H and W are multiples of the patch size.
         indices: the blocks whose outputs become ``levels``; a block may occur twice.
     """
     x = vit.conv1(images)
@@ -110,7 +113,7 @@ def run_vit(vit: VisionTransformer, images: Tensor, indices: list[int]) -> ViTTo
 
 
 def position_embedding(vit: VisionTransformer, size: tuple[int, int]) -> Tensor:
-    """Position embeddings (1+N, C) for an (h, w) grid: CLIP's own, resized bicubically."""
+    """Return CLIP's position embeddings (1+N, C), resized bicubically to a grid (h, w)."""
     table, native = vit.positional_embedding, tuple(vit.grid_size)
     if tuple(size) == native:
         return table
