@@ -1,4 +1,4 @@
-"""`Predictor`: segment single images with any vocabulary, in bounded memory."""
+"""`Predictor` segments single images with any vocabulary, in bounded memory."""
 
 import logging
 import os
@@ -37,8 +37,8 @@ class FoundCategory:
         id: position in the vocabulary, and value in the label map.
         name: display name.
         share: fraction of the area, 0 to 1.
-        score: score of the proposal stage for the category in this image. A higher score means a
-            more likely category, but the score is not a probability.
+        score: score of the category in stage 1 for this image. A higher score means a more likely
+            category, but the score is not a probability.
     """
 
     id: int
@@ -57,7 +57,8 @@ class Prediction:
         category_ids: (K,) int64, the ids of the proposed categories.
         scores: (K,) float32, the scores of the proposed categories.
         found: the categories in the label map, the largest area first.
-        milliseconds: time of resizing, model and label map, without reading the file.
+        milliseconds: time to resize the image, run the model and make the label map. It does not
+            include the time to read the file.
     """
 
     label_map: np.ndarray
@@ -69,9 +70,9 @@ class Prediction:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Fraction of the area, 0 to 1, of each display name, the largest first.
+        """The fraction of the area (0 to 1) by display name, the largest area first.
 
-        If two categories have the same display name, the id is appended to the second one.
+        If two categories have the same display name, the second one gets its id as a suffix.
         """
         shares: dict[str, float] = {}
         for category in self.found:
@@ -102,11 +103,11 @@ class Predictor:
     in Detectron2's `DefaultPredictor`. The logits are upsampled to the image's size in bands of
     rows, so memory is bounded for images of any size.
 
-    Several threads can share a predictor: they can call it and `set_vocabulary` at the same time.
-    Each answer belongs to one vocabulary, `Prediction.vocabulary`: the one given with the call, or
-    the current one when the call began. If threads need different vocabularies, give each call its
-    own: a vocabulary that another thread sets is also the current one of this thread. Training the
-    model, loading weights or moving it to another device is not safe while another thread uses it.
+    Several threads can share a predictor and can call `set_vocabulary` at the same time. Each
+    prediction uses one vocabulary, `Prediction.vocabulary`: the one given with the call, or else
+    the current one when the call began. All threads share the current vocabulary, so pass a
+    vocabulary with each call if threads need different ones. It is not safe to train the model,
+    load weights or move it to another device while another thread uses it.
 
     Example::
 
@@ -130,10 +131,10 @@ class Predictor:
         Args:
             cfg: config of the model.
             vocabulary: see `set_vocabulary`; default: the categories of `DATASETS.TRAIN[0]`.
-            model: a model; default: build the model of the config and load `MODEL.WEIGHTS`.
+            model: a built model; default: build the model of the config and load `MODEL.WEIGHTS`.
             allow_random_weights: accept a config without `MODEL.WEIGHTS` and without
                 `MODEL.CLIP.PRETRAINED`.
-            max_input_pixels: image files with more pixels are reduced while they are read.
+            max_input_pixels: image files with more pixels are downscaled while they are read.
 
         Raises:
             ValueError: if the config sets neither `MODEL.WEIGHTS` nor `MODEL.CLIP.PRETRAINED`, or
@@ -188,9 +189,9 @@ class Predictor:
         return cls(setup_cfg(os.fspath(config_file), opts), vocabulary, **options)
 
     def set_vocabulary(self, vocabulary: VocabularySpec) -> None:
-        """Change the vocabulary for the following images.
+        """Set the vocabulary of the following images.
 
-        The model encodes the names here, once, and uses the text features for all images.
+        The model encodes the names once, in this call, and uses the text features for all images.
 
         Args:
             vocabulary: a `Vocabulary`, a list of names, a string such as
@@ -216,10 +217,10 @@ class Predictor:
 
         Args:
             image: an image file, or an (H, W, 3) uint8 RGB array.
-            size: (height, width) of the label map; default: the size of the upright image.
+            size: (height, width) of the label map; default: the size of the image after its EXIF
+                rotation.
             vocabulary: the vocabulary for this image, see `set_vocabulary`; default: the current
-                one. The text features of the last vocabularies are kept, so a `Vocabulary` that is
-                used again costs nothing.
+                one. The text features of recent vocabularies are cached.
 
         Raises:
             ImageReadError: if the file cannot be read.
@@ -227,7 +228,7 @@ class Predictor:
             ValueError: if the array is not an (H, W, 3) uint8 array, or is empty.
             NonFiniteError: if the model computes NaN or infinite logits.
         """
-        # The answer belongs to this vocabulary, also if another thread sets another one meanwhile.
+        # Keep a reference, because another thread may set another vocabulary during this call.
         vocabulary = self.vocabulary if vocabulary is None else parse_vocabulary(vocabulary)
         if isinstance(image, (str, os.PathLike)):
             image, file_size = read_image_and_size(image, self.max_input_pixels)

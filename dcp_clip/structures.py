@@ -1,4 +1,4 @@
-"""Data structures for the stages of the model and for its output."""
+"""Data structures that the stages exchange, and the output of the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TextFeatures:
     """Text features of a vocabulary.
 
     Attributes:
-        embeddings: (N, D), normalised; one row for each category, or one row for each synonym.
+        embeddings: (N, D), normalised. There is one row for each category or for each synonym.
         category_rows: (C, S) int64, row numbers of the synonyms of each category. A category with
             fewer than S synonyms repeats its first row.
     """
@@ -42,14 +42,14 @@ class TextFeatures:
 
 @dataclass
 class Proposals:
-    """Output of stage 1: the K proposed categories of each image, the input of the decoders.
+    """Output of stage 1 and input of the decoders: the K proposed categories of each image.
 
     Attributes:
         ids: (B, K) int64, category ids; valid ids of an image are unique and in ascending order.
         scores: (B, K) float; a higher score means that the category is more likely in the image.
         valid: (B, K) bool, False for padding of images with fewer categories.
-        text_features: (B, K, D), normalised text feature of each category. For categories with
-            synonyms it is the best synonym in this image, or their mean.
+        text_features: (B, K, D), normalised text feature of each category. A category with synonyms
+            has the feature of the synonym that fits this image best, or the mean feature.
         learned: whether the scores have learned parameters and a loss.
     """
 
@@ -89,9 +89,9 @@ class Refinement:
         class_logits: (B, K), logits of the presence of each category in the image. `apply` adds
             their log-sigmoid to the logits of the pixels.
         mask_logits: (B, K, K), classification logits of each mask (row) over the proposed
-            categories (column). Their loss trains the pooled features.
-        reassignment: (B, K, K), probability that the area of a mask (row) belongs to a category
-            (column); None if every mask keeps its category.
+            categories (columns). Their loss trains the pooled features.
+        reassignment: (B, K, K), probability that the area of a mask (row) belongs to each category
+            (columns); None if every mask keeps its category.
     """
 
     class_logits: Tensor
@@ -126,16 +126,16 @@ class SemSegProposals:
     """Logits of the proposed categories of one image, a compact form of a (C, H, W) tensor.
 
     Only the K maps of the proposed categories are stored, at the resolution of the model. The
-    logits of all other categories are minus infinity. ``argmax(dim=0)`` and ``to(device)`` are all
-    that :class:`detectron2.evaluation.SemSegEvaluator` needs. ``argmax`` upsamples the maps in
-    bands of rows, so neither a C x H x W nor a K x H x W tensor is created.
+    logits of all other categories are minus infinity. ``argmax`` upsamples the maps in bands of
+    rows, so no tensor of C x H x W or K x H x W is created. Detectron2's ``SemSegEvaluator`` uses
+    only ``argmax(dim=0)`` and ``to(device)``.
 
     Attributes:
         maps: (K, h, w) float, logits on the model's grid.
         category_ids: (K,) int64, the category of each map; unique.
         num_categories: C, the size of the vocabulary.
         image_size: (H, W) in pixels.
-        extent: (rows, columns) of the grid that the image covers, possibly fractional; the rest of
+        extent: (rows, columns) of the grid that the image covers, possibly fractional. The rest of
             the grid is padding.
     """
 
@@ -193,7 +193,7 @@ class SemSegProposals:
         return SemSegProposals(maps, ids, self.num_categories, self.image_size, self.extent)
 
     def argmax(self, dim: int = 0) -> Tensor:
-        """Return the category id with the highest logit of each pixel.
+        """Return for each pixel the id of the category with the highest logit.
 
         Returns:
             (H, W) int64, on the device of the maps.
@@ -206,9 +206,10 @@ class SemSegProposals:
         return torch.from_numpy(self.label_map().astype(np.int64)).to(self.device)
 
     def label_map(self) -> np.ndarray:
-        """Return the category ids of :meth:`argmax` in an eighth of its memory.
+        """Return the category ids of :meth:`argmax` as small unsigned integers.
 
-        The result is cached, so callers must not modify it.
+        The result is cached, so callers must not modify it. It takes at most an eighth of the
+        memory of :meth:`argmax` for up to 256 categories.
 
         Returns:
             (H, W) array of the smallest unsigned integer type that can store C ids.
@@ -239,9 +240,9 @@ class SemSegProposals:
 
 
 class SemSegLabels:
-    """Labels of one image without logits, for images that were segmented in windows.
+    """The label map of one image that was segmented in sliding windows.
 
-    It has the methods of :class:`SemSegProposals` that do not need logits.
+    It has no logits, but it has the methods of :class:`SemSegProposals` that do not need them.
 
     Attributes:
         category_ids: (K,) int64, the proposed categories.
@@ -276,7 +277,7 @@ class SemSegLabels:
         return f"SemSegLabels(K={len(self)}, H={h}, W={w}, num_categories={self.num_categories})"
 
     def to(self, *args, **kwargs) -> SemSegLabels:
-        """Return this object; labels are always on the CPU."""
+        """Return this object, because labels are always on the CPU."""
         return self
 
     def argmax(self, dim: int = 0) -> Tensor:
