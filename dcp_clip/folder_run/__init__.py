@@ -1,1 +1,1 @@
-"""Runs over a folder of images: planned, resumable, with results that survive an interruption."""
+"""Segment a folder of images. A run can be interrupted at any time and resumed."""

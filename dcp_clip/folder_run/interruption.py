@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at a moment that is safe for the results."""
+"""Delay Ctrl-C and SIGTERM until it is safe to stop."""
 
 import signal
 import threading
@@ -11,12 +11,12 @@ __all__ = ["Interruption"]
 
 
 class Interruption:
-    """Handles SIGINT (Ctrl-C) and SIGTERM (kill, Slurm, docker) in the same way while it is open.
+    """A context that delays SIGINT (Ctrl-C) and SIGTERM (kill, Slurm, docker).
 
-    Inside `allowed` a signal raises KeyboardInterrupt at once. Elsewhere it is kept until the next
-    `allowed`, so it cannot part the files of a result from each other. A second Ctrl-C raises
-    KeyboardInterrupt anywhere. A signal that the program ignored before stays ignored, and outside
-    the main thread, where Python does not handle signals, nothing changes.
+    Inside an `allowed` block, a signal raises KeyboardInterrupt at once. Elsewhere it waits for the
+    next `allowed` block, so an image never has only a part of its result files. A second Ctrl-C
+    raises KeyboardInterrupt anywhere. A signal that the program ignored before stays ignored.
+    Outside the main thread the context does nothing, because Python does not handle signals there.
 
     Attributes:
         signal: number of the first signal that was received, or None.
@@ -30,7 +30,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # None is a handler that was not installed by Python and cannot be put back.
+                # None stands for a handler that Python did not install and cannot restore.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._receive)
         return self
@@ -41,7 +41,7 @@ class Interruption:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let signals raise KeyboardInterrupt in the block, also one that was received before."""
+        """Raise KeyboardInterrupt for signals in this block, and for a signal received before."""
         self._raise_at_once = True
         try:
             if self.signal is not None:

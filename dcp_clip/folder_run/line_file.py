@@ -1,4 +1,4 @@
-"""Files that grow by whole lines, and the state of files on the disk."""
+"""Append whole lines to files, and detect changes of files."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["LineFile", "concerns_one_file", "file_state"]
 
-# Errors of a single path. Others, such as a full disk, would come again for every image.
+# Errors of a single path. Other errors, such as a full disk, would occur for every image.
 _ERRORS_OF_ONE_FILE = {
     errno.ENAMETOOLONG,
     errno.EINVAL,  # a character that the file system does not allow
@@ -21,12 +21,12 @@ _ERRORS_OF_ONE_FILE = {
 
 
 def concerns_one_file(error: OSError) -> bool:
-    """Return whether an error of writing concerns one path, so that other paths may be fine."""
+    """Return whether a write error concerns only one path, so that others may be writable."""
     return error.errno in _ERRORS_OF_ONE_FILE
 
 
 def file_state(path: str | os.PathLike) -> dict[str, Any]:
-    """Return what tells whether a file has changed: its size and time, or None for each."""
+    """Return the size and the modification time of a file; both are None if it is missing."""
     try:
         status = os.stat(path)
     except OSError:
@@ -35,10 +35,10 @@ def file_state(path: str | os.PathLike) -> dict[str, Any]:
 
 
 class LineFile:
-    """A text file to which whole lines are appended, each with one call of the operating system.
+    """A text file to which whole lines are appended, each with one system call.
 
     Args:
-        path: the file; it is created by the first line.
+        path: the file; the first `write` creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,14 +49,14 @@ class LineFile:
         """Append a line.
 
         Raises:
-            OSError: if the line cannot be written; the part that was written is removed.
+            OSError: if the line cannot be written. A part that was written is removed.
         """
         if self._file is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
             self._file = os.open(self.path, flags, 0o666)
         size, rest = os.fstat(self._file).st_size, line.encode()
         try:
-            while rest:  # a disk that is nearly full takes a part
+            while rest:  # a disk that is nearly full may accept only a part
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
             with suppress(OSError):  # the next start removes an incomplete line

@@ -1,12 +1,12 @@
-"""The output folder of a run over many images that can be stopped at any moment and continued.
+"""The output folder of a folder run, which can be stopped at any moment and resumed.
 
 | file | content |
 | --- | --- |
 | run.json | the settings of the run, written before the first result |
-| results.jsonl | one line for each finished image, appended after its pictures are in place |
-| failures.jsonl | file and error of each image that failed; these images are tried again |
+| results.jsonl | one line for each finished image, appended after its result images are complete |
+| failures.jsonl | file and error of each image that failed; the next run tries these again |
 | .lock | locked while a run writes to the folder |
-| .unfinished | pictures that are not complete; removed at the next start |
+| .unfinished | result images that are not complete; removed at the next start |
 """
 
 import json
@@ -37,7 +37,7 @@ _MAX_DIFFERENCES = 3  # settings that an error message names
 
 
 class RunFolderError(RuntimeError):
-    """The folder cannot be used; the message is one sentence that names the folder or file."""
+    """The output folder cannot be used. The message is one sentence that names a path."""
 
 
 def unfinished_folder(folder: Path) -> Path:
@@ -46,7 +46,7 @@ def unfinished_folder(folder: Path) -> Path:
 
 
 def is_inside(folder: Path, path: Path) -> bool:
-    """Return whether a file in a folder is still in it when all links are followed."""
+    """Return whether a file is inside a folder after all symbolic links are resolved."""
     return path.parent.resolve().is_relative_to(folder.resolve())
 
 
@@ -67,7 +67,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class RunFolder:
-    """The output folder of a run, locked while it is open.
+    """The output folder of a run, a context that locks it.
 
     Call `open`, then `begin`, then append lines to `results` and `failures`.
 
@@ -75,10 +75,10 @@ class RunFolder:
         folder: the folder; it is created.
 
     Attributes:
-        finished: absolute path of each image with results, and the path of its results relative to
-            the folder, without suffix.
-        repeated: number of images whose results are not usable: the last line was incomplete, a
-            picture is missing, or the image has changed.
+        finished: maps the absolute path of each finished image to the path of its results. That
+            path is relative to the folder and has no suffix.
+        repeated: number of images that are segmented again, because the last line was incomplete, a
+            result image is missing, or the input image has changed.
         results, failures: files for lines of JSON.
 
     Raises:
@@ -127,8 +127,8 @@ class RunFolder:
 
         Args:
             settings: everything that the results depend on, as values for JSON.
-            overwrite: remove the results of a run with other settings. The results of a run with
-                these settings stay, so that the same command continues it.
+            overwrite: remove results that were made with other settings. Results with the same
+                settings stay, so the same command resumes the run.
 
         Raises:
             RunFolderError: if the folder holds the results of a run with other settings and
@@ -153,14 +153,14 @@ class RunFolder:
             self.failures.path.unlink(missing_ok=True)
 
     def begin(self, pictures: Iterable[Path]) -> None:
-        """Write the manifest of a new run.
+        """Write ``run.json`` if the run is new.
 
         Args:
             pictures: the files that the run will write.
 
         Raises:
-            RunFolderError: if the run is new and one of the files exists, without `overwrite`; or
-                if the manifest cannot be written.
+            RunFolderError: if the run is new, `overwrite` is not set and one of the files exists;
+                or if ``run.json`` cannot be written.
         """
         if self._is_new:
             for path in () if self._may_replace else pictures:
@@ -189,7 +189,7 @@ class RunFolder:
 
     @contextmanager
     def _replace(self, path: Path) -> Iterator[Any]:
-        """Open a file that replaces `path` when it is complete."""
+        """Open a new file. It replaces `path` when it is complete."""
         aside = unfinished_folder(self.folder)
         aside.mkdir(exist_ok=True)
         with atomic_write(aside / path.name) as file:
@@ -198,7 +198,7 @@ class RunFolder:
         aside.rmdir()
 
     def _lines(self) -> Iterator[tuple[bytes, dict | None]]:
-        """Yield the lines of the results; None stands for the content of a damaged line."""
+        """Yield the lines of the results and their content, which is None for a damaged line."""
         if not self.results.path.exists():
             return
         with open(self.results.path, "rb") as file:
@@ -206,11 +206,11 @@ class RunFolder:
                 yield line, _parse(line)
 
     def _pictures(self, record: Mapping[str, str]) -> list[Path]:
-        """Return the paths of the pictures in a line."""
+        """Return the paths of the two result images in a line."""
         return [self.folder / record[key] for key in ("overlay", "labels")]
 
     def _read_results(self) -> None:
-        """Find the finished images, and remove the lines of others from the results."""
+        """Find the finished images, and remove the other lines from the results."""
         usable: dict[str, int] = {}  # absolute path of an image: number of its line
         count = 0
         for record in (record for _, record in self._lines()):
@@ -232,7 +232,10 @@ class RunFolder:
                         file.write(line)
 
     def _remove_results(self) -> None:
-        """Remove the results of a run, its settings last, so that a kill leaves a valid run."""
+        """Remove the results of a run.
+
+        The settings are removed last, so an interruption leaves a valid folder.
+        """
         for record in (record for _, record in self._lines()):
             for path in self._pictures(record) if record else ():
                 if is_inside(self.folder, path):
@@ -251,7 +254,7 @@ def _parse(line: bytes) -> dict | None:
         return None
     pictures = [record.get("overlay"), record.get("labels")]
     for path, suffix in zip(pictures, (OVERLAY_SUFFIX, LABELS_SUFFIX)):
-        # Pictures are removed with --overwrite, so they must be in the folder.
+        # --overwrite removes these files, so they must be in the output folder.
         if not isinstance(path, str) or not path.endswith(suffix):
             return None
         if os.path.isabs(path) or ".." in Path(path).parts:

@@ -1,4 +1,4 @@
-"""Segment many image files and write their results; reading, model and writing overlap."""
+"""Segment many image files. Threads read images and write results while the model runs."""
 
 import hashlib
 import json
@@ -28,9 +28,9 @@ from dcp_clip.utils.visualization import save_label_map
 
 __all__ = ["Job", "Summary", "run_settings", "segment_files"]
 
-# Decoded images that wait for the model, and results that wait for writing. They bound the memory.
+# Maximum numbers of decoded images before the model and of results after it. They bound memory.
 READ_AHEAD, WRITE_BEHIND = 2, 3
-# Config keys that cannot change the results. The weights have a fingerprint.
+# Config keys that cannot change the results. A hash of the weights replaces MODEL.WEIGHTS.
 _OTHER_KEYS = {"MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR"}
 
 
@@ -55,7 +55,7 @@ class Summary:
 
 
 class LineWriter(Protocol):
-    """Anything with a method that takes lines, such as a text file."""
+    """An object with a method `write` for lines, such as a text file."""
 
     def write(self, line: str, /) -> Any: ...
 
@@ -65,7 +65,7 @@ def run_settings(predictor: Predictor, images: Iterable[Path], version: str) -> 
 
     Args:
         predictor: the model and its vocabulary.
-        images: image files; if paths are relative, the working folder is a setting.
+        images: image files; if a path is relative, the working folder becomes a setting.
         version: version of the program.
     """
     vocabulary = predictor.vocabulary
@@ -99,9 +99,10 @@ def segment_files(
 ) -> Summary:
     """Segment image files. One thread reads, the calling thread runs the model, two threads write.
 
-    For each image, an overlay and a label map are put into `output`, and then one line of JSON is
-    written to `results`. An image that fails is reported on stderr and in `failures`, and the
-    others continue. After Ctrl-C or SIGTERM, the finished images have their files and lines.
+    For each image, the function puts an overlay and a label map into `output` and then writes one
+    line of JSON to `results`. If an image fails, the function reports it on stderr and in
+    `failures`, and continues. After Ctrl-C or SIGTERM, all finished images have their files and
+    lines.
 
     Args:
         predictor: the model and its vocabulary.
@@ -140,7 +141,7 @@ def segment_files(
 
     def finish_oldest() -> None:
         job, future = written.popleft()
-        # `wait` never returns for a job that `shutdown` has cancelled.
+        # `wait` would never return for a job that `shutdown` has cancelled.
         if not future.done():
             wait([future])
         if future.cancelled():
@@ -192,7 +193,7 @@ def _read_ahead(
     """Decode images in a thread, at most `READ_AHEAD` images in advance."""
 
     def read(path: Path) -> tuple[np.ndarray, tuple[int, int], dict[str, Any]]:
-        state = file_state(path)  # before reading, to notice a change while it is read
+        state = file_state(path)  # before reading, to detect a change during reading
         return *read_image_and_size(path, max_pixels), state
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="read")
@@ -209,12 +210,12 @@ def _read_ahead(
 
 @dataclass(frozen=True)
 class _Result:
-    """The pictures of an image, written aside, and its line.
+    """The result of one image: two files in the folder for incomplete files, and its line.
 
     Attributes:
-        job: the image.
+        job: the input image.
         pictures: the overlay and the label map.
-        line: content of the line without the paths of the pictures.
+        line: content of the line without the paths of these two files.
     """
 
     job: Job
@@ -222,7 +223,7 @@ class _Result:
     line: dict[str, Any]
 
     def publish(self, output: Path, results: LineWriter) -> None:
-        """Put the pictures in place and then write the line, or leave nothing of the image.
+        """Move the two files to their final paths and write the line. An error undoes both.
 
         Raises:
             OSError: if one of them cannot be written.
@@ -250,7 +251,7 @@ def _write_pictures(
     aside: Path,
     state: Mapping[str, Any],
 ) -> _Result:
-    """Write the overlay and the label map of an image into the folder `aside`."""
+    """Write the overlay and the label map into `aside`, the folder for incomplete files."""
     name = uuid.uuid4().hex
     pictures = aside / f"{name}-overlay.png", aside / f"{name}-labels.png"
     save_label_map(pictures[1], prediction.label_map, prediction.vocabulary)

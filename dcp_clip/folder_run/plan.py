@@ -1,4 +1,4 @@
-"""The images of a run, and a different path for the results of each one."""
+"""Find the images of a run, and choose a different result path for each one."""
 
 import itertools
 import os
@@ -15,23 +15,27 @@ __all__ = ["Job", "find_images", "plan_jobs", "result_files"]
 
 @dataclass(frozen=True)
 class Job:
-    """An image file, and the path of its results relative to the output folder, without suffix."""
+    """An image file and the path of its results.
+
+    `stem` is that path, relative to the output folder and without suffix.
+    """
 
     image: Path
     stem: Path
 
 
 def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
-    """Find the image files and the wanted path of the results of each one.
+    """Find the image files, and the preferred result path of each one.
 
-    Results of images in folders and patterns keep their sub-folders.
+    For folders and patterns, the result paths keep the sub-folders of the images.
 
     Args:
         inputs: files, folders and glob patterns, see `list_images_by_input`.
         output: folder for the results. Images in it are skipped, unless they are given as files.
 
     Returns:
-        For each image, a path relative to `output`, without suffix. Images can have the same one.
+        For each image, a path relative to `output` without suffix. Several images can have the same
+        path.
 
     Raises:
         ImageReadError: if an input matches no image, or is in the output folder.
@@ -55,7 +59,7 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
         elif output not in image.resolve().parents:
             root = folders[given]
             parts = image.relative_to(root).with_suffix("").parts
-            if ".." in parts:  # of a pattern such as */../../photos: results stay in the folder
+            if ".." in parts:  # a pattern such as */../../photos must not lead out of `output`
                 parts = parts[len(parts) - parts[::-1].index("..") :]
             stems[image] = Path(root.resolve().name if len(folders) > 1 else "", *parts)
     if not stems:
@@ -66,18 +70,18 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
 def plan_jobs(
     images: Mapping[Path, Path], output: Path, finished: Mapping[str, Path] | None = None
 ) -> list[Job]:
-    """Select a different path for the results of each image that is not finished.
+    """Choose a different result path for each image that is not finished.
 
-    If several images have the same name (x.jpg and x.png, or x.jpg in two folders), a number is
-    appended to the later ones. An image gets the same path when a run is continued.
+    If several images have the same name (x.jpg and x.png, or x.jpg in two folders), the later ones
+    get a number. An image keeps its path when a run is resumed.
 
     Args:
         images: see `find_images`.
         output: folder for the results.
-        finished: absolute path of each image that has results, and their path.
+        finished: maps the absolute path of each finished image to its result path.
 
     Raises:
-        ImageReadError: if results would be written outside `output`, through a link in it.
+        ImageReadError: if a link in `output` leads out of it, so results would be outside.
     """
     finished = finished or {}
     # Some file systems ignore case.
