@@ -16,17 +16,17 @@ __all__ = ["EMAHook"]
 class EMAHook(HookBase):
     """Keeps an exponential moving average of the weights.
 
-    Evaluations during training use the average. At the last iteration it becomes the model, so
-    ``model_final.pth`` and the final evaluation have the same weights. Checkpoints contain the
-    average, so resumed training continues with it. Register this hook before the checkpointer and
-    the evaluation.
+    Evaluations during training use the average. After the last iteration the average replaces the
+    weights of the model, so ``model_final.pth`` and the final evaluation use the same weights. Each
+    checkpoint contains the average, so resumed training continues with it. Register this hook
+    before the checkpointer and the evaluation.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         """
         Args:
             model: the model without its distributed wrapper.
-            decay: decay per iteration; it is smaller in the first iterations.
+            decay: decay per iteration; the first iterations use a smaller one.
         """
         self._model = model
         self._decay = decay
@@ -41,11 +41,11 @@ class EMAHook(HookBase):
 
     def after_step(self) -> None:
         step = self.trainer.iter + 1
-        # A smaller decay at first, so that the random initial weights disappear from the average.
+        # The decay is smaller at first, so the random initial weights disappear from the average.
         decay = min(self._decay, (1 + step) / (10 + step))
         self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self._average.update_parameters(self._model)
-        # The statistics of batch norm are averages already.
+        # Batch norm statistics are already averages.
         for target, source in zip(self.average.buffers(), self._model.buffers(), strict=True):
             target.copy_(source)
         if step >= self.trainer.max_iter:
@@ -53,7 +53,7 @@ class EMAHook(HookBase):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within this context the model holds the averaged weights."""
+        """Within this context, the model has the averaged weights."""
         backup = [p.detach().clone() for p in self._model.parameters()]
         self._copy(self.average, self._model)
         try:

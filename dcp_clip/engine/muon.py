@@ -9,25 +9,25 @@ from torch import Tensor, nn
 
 __all__ = ["Muon", "hidden_matrices", "orthogonalize"]
 
-# Coefficients of the Newton-Schulz polynomial and number of iterations, by the author of Muon.
+# Muon's coefficients of the Newton-Schulz polynomial, and its number of iterations.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
 _MOMENTUM = 0.95
-# A matrix with fewer input or output channels reads pixels or is a depthwise kernel.
+# A kernel with fewer input or output channels takes pixels as input or is depthwise.
 _MIN_CHANNELS = 5
 
 
 class Muon(torch.optim.AdamW):
     """AdamW with orthogonal update matrices for the parameter groups with ``"orthogonal": True``.
 
-    For those groups the Nesterov momentum of a weight matrix is replaced by the nearest matrix
-    whose singular values are all close to 1, computed by Newton-Schulz iteration (K. Jordan's
-    Muon). The update is scaled to the size of AdamW's, so that both use the same learning rates
-    (arXiv 2502.16982). A convolution kernel counts as a matrix of shape (out, in * kh * kw).
+    For those groups, Newton-Schulz iteration replaces the Nesterov momentum of a weight matrix by
+    the nearest matrix whose singular values are all close to 1 (K. Jordan's Muon). The update is
+    scaled to the size of an AdamW update, so both can use the same learning rates (arXiv
+    2502.16982). A convolution kernel counts as a matrix of shape (out, in * kh * kw).
 
-    ``torch.optim.Muon`` accepts matrices only, no convolution kernels. It also iterates in
-    bfloat16, as timm's Muon does by default, which is about forty times slower than float32 on a
-    CPU without bfloat16 units.
+    ``torch.optim.Muon`` accepts no convolution kernels. It also iterates in bfloat16, as timm's
+    Muon does by default. On a CPU without bfloat16 units this is about forty times slower than
+    float32.
     """
 
     @torch.no_grad()
@@ -35,7 +35,7 @@ class Muon(torch.optim.AdamW):
         """Update all parameters.
 
         Args:
-            closure: evaluates the model again and returns the loss.
+            closure: a function that evaluates the model again and returns the loss.
         """
         loss = None
         if closure is not None:
@@ -95,7 +95,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
     """Return the weight matrices and kernels that map features to features.
 
-    Embeddings, biases, norms, depthwise kernels and kernels that read pixels are not among them.
+    These exclude embeddings, biases, norms, depthwise kernels, and kernels whose input is pixels.
     """
     return {
         parameter

@@ -1,4 +1,4 @@
-"""The optimizer, and the table of what is trained."""
+"""Build the optimizer, and show which parameters are trained."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def learning_rates_by_part(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer and log the table of what is trained.
+    """Build the optimizer, and log a table of the trainable parameters.
 
     Reads SOLVER.{OPTIMIZER, BASE_LR, IMAGE_LR_MULTIPLIER, TEXT_LR_MULTIPLIER, MUON_LR_MULTIPLIER,
     MOMENTUM, NESTEROV, WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, CLIP_GRADIENTS}.
-    CLIP_GRADIENTS.CLIP_TYPE may also be "full_model". WEIGHT_DECAY_NORM is also the weight decay of
-    scales, gates, and position and class embeddings.
+    CLIP_GRADIENTS.CLIP_TYPE may also be "full_model". WEIGHT_DECAY_NORM also applies to scales,
+    gates, position embeddings and class embeddings.
 
     Raises:
         ValueError: if SOLVER.OPTIMIZER is unknown, SOLVER.BIAS_LR_FACTOR is not 1, or the model has
@@ -68,13 +68,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            "This model has no trainable parameters (MODEL.CLIP.TRAIN_* are 'none' and no stage "
-            "has parameters): evaluate it with --eval-only."
+            "This model has no trainable parameters, because MODEL.CLIP.TRAIN_* are 'none' and no "
+            "stage has parameters: evaluate it with --eval-only."
         )
     if cfg.SOLVER.BIAS_LR_FACTOR != 1:
         raise ValueError(
-            f"SOLVER.BIAS_LR_FACTOR is {cfg.SOLVER.BIAS_LR_FACTOR}, but a bias has the learning "
-            "rate of its part of the model here: set it to 1."
+            f"SOLVER.BIAS_LR_FACTOR is {cfg.SOLVER.BIAS_LR_FACTOR}, but DCP-CLIP has no separate "
+            "learning rate for biases: set it to 1."
         )
     lr = cfg.SOLVER.BASE_LR
     table = trainable_table(model, learning_rates_by_part(cfg, model))
@@ -92,8 +92,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD
         options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
     else:
-        # The fused kernel is faster, but under AMP it removes the loss scale from the gradients
-        # after they are clipped.
+        # The fused kernel is faster. Under AMP, however, it unscales the gradients only after they
+        # are clipped.
         optimizer, options = torch.optim.AdamW, {"fused": not cfg.SOLVER.AMP.ENABLED}
         if cfg.SOLVER.OPTIMIZER == "MUON":
             optimizer = Muon
@@ -119,17 +119,17 @@ def _split_matrices(params: list[dict], model: nn.Module, lr_multiplier: float) 
 
 
 def _decay_overrides(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Return the weight decay of parameters that Detectron2 would not recognise as norm or bias.
+    """Return the weight decay of norms and biases that Detectron2 does not recognise as such.
 
     Returns:
-        ``{"weight_decay": value}`` by the last component of a parameter's name.
+        A dict from the last component of a parameter's name to ``{"weight_decay": value}``.
     """
     overrides = {}
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
-        if leaf in ("weight", "bias"):  # Detectron2 decides by their module and their name
+        if leaf in ("weight", "bias"):  # Detectron2 recognises them by module and name
             continue
-        if leaf.endswith("_bias"):  # of attention's projections
+        if leaf.endswith("_bias"):  # of the projections of attention
             decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
         elif parameter.ndim < 2 or leaf.endswith("_embedding"):
             decay = cfg.SOLVER.WEIGHT_DECAY_NORM
@@ -145,7 +145,7 @@ def _clip_full_model(
 ) -> type[torch.optim.Optimizer]:
     """Return an optimizer class that clips the norm of the whole model's gradient before a step.
 
-    Detectron2's "norm" clips each parameter separately, which changes the gradient's direction.
+    Detectron2's "norm" clips each parameter separately, so the gradient changes its direction.
     """
 
     class FullModelClipping(optimizer):

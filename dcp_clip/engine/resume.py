@@ -1,4 +1,4 @@
-"""State of the data and of the random numbers, so that resumed training equals undisturbed one."""
+"""Save and restore data order and random state, so resumed and uninterrupted runs are equal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class ResumeHook(HookBase):
-    """Keeps in each checkpoint what every process needs to continue with the same numbers.
+    """Adds to each checkpoint the state of the data loader and of the random number generators.
 
-    These are the state of the data loader and of the random number generators of Python, NumPy and
-    PyTorch. Only the main process writes checkpoints, so the states of all processes are gathered
-    at each of their iterations. Register this hook before the checkpointer.
+    The generators are those of Python, NumPy and PyTorch. Only the main process writes checkpoints,
+    so it gathers the states of all processes before each checkpoint. Register this hook before the
+    checkpointer.
     """
 
     def __init__(self, loader: ResumableLoader | None, period: int):
@@ -52,14 +52,14 @@ class ResumeHook(HookBase):
     def load_state_dict(self, state: dict) -> None:
         """
         Args:
-            state: of :meth:`state_dict`, of a training with any number of processes.
+            state: the result of :meth:`state_dict`, from any number of processes.
         """
         self.has_loaded = True
         processes = state["processes"]
         if len(processes) != comm.get_world_size():
             logger.warning(
-                "The checkpoint is from a training with %d processes, this one has %d: the images "
-                "come in another order than without the interruption.",
+                "The checkpoint is from a training with %d processes, but this one has %d: the "
+                "order of the images differs from a training without an interruption.",
                 len(processes),
                 comm.get_world_size(),
             )
@@ -78,7 +78,7 @@ class ResumeHook(HookBase):
 
 
 def _random_state() -> dict:
-    """The generators' states, made of tensors and plain Python objects only."""
+    """Return the states of the generators as tensors and plain Python objects."""
     name, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates DCP-CLIP; used like :class:`DefaultTrainer`, see ``train_net.py``."""
+    """Trains and evaluates DCP-CLIP. Use it like :class:`DefaultTrainer`; see ``train_net.py``."""
 
     def __init__(self, cfg: CfgNode):
         """
@@ -58,14 +58,14 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: if SOLVER.AMP.ENABLED is set on a CPU.
         """
-        # The constructor of DefaultTrainer cannot be used: DistributedDataParallel must get no
-        # device_ids on CPUs, and some combinations of stages leave parameters without a gradient
-        # (DenseProposal does not use the last layers of a ViT that trains).
+        # The constructor of DefaultTrainer cannot be used for two reasons. On CPUs,
+        # DistributedDataParallel must get no device_ids. Some combinations of stages leave
+        # parameters without a gradient: DenseProposal does not use the last layers of a ViT.
         TrainerBase.__init__(self)
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise ValueError(
-                "SOLVER.AMP.ENABLED trains in float16, which needs CUDA. On a CPU set it to False; "
-                "MODEL.DCP_CLIP.BF16 is faster there if the CPU has AVX-512 BF16 or AMX."
+                "SOLVER.AMP.ENABLED trains in float16, which needs CUDA: set it to False on a CPU. "
+                "MODEL.DCP_CLIP.BF16 is faster if the CPU has AVX-512 BF16 or AMX."
             )
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -86,11 +86,11 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume the training in OUTPUT_DIR, or load MODEL.WEIGHTS.
 
-        Resumed training continues with the images and the random numbers that the interrupted one
-        would have used next, see :class:`ResumeHook`.
+        Resumed training continues with the same images and random numbers that the interrupted
+        training would have used next, see :class:`ResumeHook`.
 
         Raises:
-            WeightsError: if MODEL.WEIGHTS do not fit, see :func:`load_weights`.
+            WeightsError: if MODEL.WEIGHTS does not fit the model, see :func:`load_weights`.
         """
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
@@ -103,9 +103,10 @@ class Trainer(DefaultTrainer):
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks with those of SOLVER.EMA_DECAY and SOLVER.WISE_FT_ALPHA.
+        """Build Detectron2's hooks and those of this package.
 
-        These two change the weights, so they come before the checkpointer and the evaluation.
+        The hooks for SOLVER.EMA_DECAY and SOLVER.WISE_FT_ALPHA change the weights, so they come
+        before the checkpointer and the evaluation.
         """
         model, decay = _without_ddp(self.model), self.cfg.SOLVER.EMA_DECAY
         self._ema = EMAHook(model, decay) if decay else None
@@ -131,20 +132,20 @@ class Trainer(DefaultTrainer):
     def _evaluate_during_training(self) -> dict:
         cfg = self.cfg.clone()
         cfg.defrost()
-        # The report shows this instead of the file that the training started from.
+        # The report shows this text instead of the file from which the training started.
         iteration = min(self.iter + 1, self.max_iter)
         cfg.MODEL.WEIGHTS = f"those of this training after {iteration} iterations"
         averaged = self._ema.averaged() if self._ema else contextlib.nullcontext()
-        # Training goes on with the same random numbers, with or without this evaluation.
+        # The evaluation must not change the random numbers of the training.
         with averaged, preserve_random_state():
             self._last_eval_results = self.test(cfg, self.model)
         return self._last_eval_results
 
     def train(self) -> dict | None:
-        """Train as Detectron2 does, after a check that DATASETS.TEST can be evaluated."""
+        """Check that DATASETS.TEST can be evaluated, then train as Detectron2 does."""
         build_test_evaluators(self.cfg, self.build_evaluator)
-        # A training that was stopped between its last checkpoint and model_final.pth has no
-        # iteration left that would write the latter.
+        # If the training was stopped between its last checkpoint and model_final.pth, there is no
+        # iteration left to write model_final.pth.
         is_finished = 0 < self.start_iter == self.max_iter
         if is_finished and Path(self.checkpointer.get_checkpoint_file()).stem != _FINAL:
             self.checkpointer.save(_FINAL, iteration=self.max_iter - 1)
@@ -165,18 +166,19 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: the whole config.
             model: the model to evaluate, possibly wrapped for distributed training.
-            evaluators: one for each of DATASETS.TEST; None for those of :meth:`build_evaluator`.
+            evaluators: one for each data set of DATASETS.TEST; None: use :meth:`build_evaluator`.
 
         Returns:
-            The results of the data set, or a dict of results by name if there are several.
+            The results of the data set. If there are several data sets, a dict of results by name.
 
         Raises:
-            ValueError: for another number of evaluators than data sets; see also
+            ValueError: if the numbers of evaluators and data sets differ; see also
                 :func:`build_test_evaluators`.
         """
         if isinstance(model, DistributedDataParallel):
-            # Each process has its own statistics of batch norm; evaluate those that are saved. The
-            # wrapper would copy them at each image, but the numbers of images differ.
+            # Each process has its own batch norm statistics. Evaluate those of the main process,
+            # which the checkpoints contain. The wrapper would copy them in each forward pass, but
+            # the processes have different numbers of images.
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         model = _without_ddp(model)
@@ -187,7 +189,8 @@ class Trainer(DefaultTrainer):
             evaluators = [evaluators]
         if len(evaluators) != len(names):
             raise ValueError(
-                f"{len(evaluators)} evaluators for the {len(names)} data sets of DATASETS.TEST."
+                f"DATASETS.TEST names {len(names)} data sets, but there are {len(evaluators)} "
+                "evaluators; give one for each data set."
             )
         if not names:
             return {}
@@ -217,8 +220,8 @@ class Trainer(DefaultTrainer):
         vocabularies = {dataset_vocabulary(name) for name in cfg.DATASETS.TRAIN}
         if len(vocabularies) != 1:
             raise ValueError(
-                "DATASETS.TRAIN must name one or more data sets of the same categories, but is "
-                f"{cfg.DATASETS.TRAIN}."
+                "DATASETS.TRAIN must name one or more data sets with the same categories, but it "
+                f"is {cfg.DATASETS.TRAIN}."
             )
         return build_train_loader(cfg)
 

@@ -1,4 +1,4 @@
-"""Weight interpolation with the original CLIP at the end of training (WiSE-FT)."""
+"""Interpolate the trained weights with CLIP's original ones after training (WiSE-FT)."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ def interpolate_weights(
 
     Args:
         trained: state dict of the trained tower.
-        original: state dict of the tower before training; integers (counters) are ignored.
+        original: state dict of the tower before training; integer tensors are ignored.
         alpha: weight of `original`; 0 changes nothing.
     """
-    # The statistics of batch norm belong to the weights and are interpolated too.
+    # Batch norm statistics are interpolated too, because they belong to the weights.
     for key, value in original.items():
         if value.is_floating_point():
             trained[key].lerp_(value.to(trained[key]), alpha)
 
 
 class WeightInterpolationHook(HookBase):
-    """Mixes CLIP's original weights into the trained image tower, once, after the last iteration.
+    """Interpolates the image tower with CLIP's original weights after the last iteration.
 
-    Training fits the tower to the categories with masks and makes it forget some of what it knew
+    Training fits the tower to the categories with masks, but the tower forgets some of what it knew
     about others. Weights between the original and the trained ones keep most of the gain and avoid
-    most of the loss (WiSE-FT, arXiv 2109.01903). This costs no iteration and no time at inference.
+    most of the loss (WiSE-FT, arXiv 2109.01903). This needs no extra iteration and no time at
+    inference.
 
     Register this hook after the hooks that change the last weights, and before the checkpointer and
-    the evaluation: ``model_final.pth`` and the final evaluation have the interpolated weights,
-    earlier checkpoints have the trained ones. Training that continues from its end (with a larger
-    SOLVER.MAX_ITER) starts from the interpolated weights and interpolates again. The statistics of
-    TEST.PRECISE_BN are those of the trained weights and are interpolated like all others.
+    the evaluation. Then ``model_final.pth`` and the final evaluation have the interpolated weights,
+    and earlier checkpoints have the trained ones. If a finished training continues with a larger
+    SOLVER.MAX_ITER, it starts from the interpolated weights and interpolates again. The batch norm
+    statistics of TEST.PRECISE_BN are those of the trained weights and are interpolated too.
     """
 
     def __init__(self, model: nn.Module, alpha: float, average: nn.Module | None = None):
         """
         Args:
             model: without its distributed wrapper; its `backbone` has CLIP's original weights.
-            alpha: weight of the original weights, between 0 and 1.
-            average: a moving average of the model, which is interpolated too.
+            alpha: factor of the original weights, between 0 and 1.
+            average: a moving average of the model; it is interpolated too.
         """
         self._towers = [m.backbone for m in (model, average) if m is not None]
         self._alpha = alpha
-        # Kept in main memory, of which there is more.
+        # Kept in main memory, to save GPU memory.
         state = model.backbone.state_dict()
         self._original = {key: value.to("cpu", copy=True) for key, value in state.items()}
         self._done = False
@@ -65,7 +66,7 @@ class WeightInterpolationHook(HookBase):
     def from_config(
         cls, cfg: CfgNode, model: nn.Module, average: nn.Module | None = None
     ) -> WeightInterpolationHook | None:
-        """The hook for SOLVER.WISE_FT_ALPHA; None if it is 0 or the image tower does not train.
+        """Build the hook; None if SOLVER.WISE_FT_ALPHA is 0 or the image tower is frozen.
 
         Raises:
             ValueError: if the value is not in [0, 1), or there are no original weights of CLIP.
@@ -73,8 +74,8 @@ class WeightInterpolationHook(HookBase):
         alpha = cfg.SOLVER.WISE_FT_ALPHA
         if not 0 <= alpha < 1:
             raise ValueError(
-                f"SOLVER.WISE_FT_ALPHA is {alpha}; it must be at least 0 and below 1 "
-                "(MODEL.CLIP.TRAIN_IMAGE 'none' keeps all of CLIP's image tower)."
+                f"SOLVER.WISE_FT_ALPHA is {alpha}; it must be at least 0 and below 1 (to keep "
+                "CLIP's image tower unchanged, set MODEL.CLIP.TRAIN_IMAGE to 'none')."
             )
         if not alpha or not any(p.requires_grad for p in model.backbone.parameters()):
             return None
@@ -99,13 +100,13 @@ class WeightInterpolationHook(HookBase):
     def before_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter and not self._done:
             logger.warning(
-                "This training ended without SOLVER.WISE_FT_ALPHA, and has no iteration left to "
-                "apply %s: use tools/export_weights.py --wise-ft-alpha.",
+                "This training has finished without SOLVER.WISE_FT_ALPHA, so the value %s has no "
+                "effect: use tools/export_weights.py --wise-ft-alpha.",
                 self._alpha,
             )
 
     def state_dict(self) -> dict:
-        """The alpha that was applied; empty before the end of training."""
+        """Return the alpha that was applied; empty before the end of training."""
         return {"alpha": self._alpha} if self._done else {}
 
     def load_state_dict(self, state: dict) -> None:

@@ -197,5 +197,5 @@ def test_single_evaluator_as_in_detectron2(config, datasets, model):
 def test_wrong_number_of_evaluators_is_found_before_the_first_image(
     config, datasets, model, untouched
 ):
-    with pytest.raises(ValueError, match="1 evaluators for the 2 data sets"):
+    with pytest.raises(ValueError, match="2 data sets, but there are 1 evaluators"):
         Trainer.test(config(SMALL, LARGE), model, [MeanIoUEvaluator(SMALL)])

@@ -1,1 +1,1 @@
-"""Checkpoint files: format, safe reading and writing, and the folder of a training."""
+"""Checkpoints: file format, safe reading and writing, and the output folder of a training."""

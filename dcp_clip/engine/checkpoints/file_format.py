@@ -1,4 +1,4 @@
-"""The content of checkpoints: the weights in them, and the names of earlier versions."""
+"""Read checkpoints, find the weights in them, and convert those of earlier versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RENAMED_PARAMETERS = {  # prefixes
 }
 _RENAMED_HOOKS = {"CLIPShareHook": "WeightInterpolationHook"}
 _RENAMED_HOOK_STATE = {"share": "alpha"}
-# What DataParallel and torch.compile put before the names of all parameters.
+# Prefixes that DataParallel and torch.compile add to the names of all parameters.
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -49,9 +49,9 @@ def hook_state(checkpoint: Mapping[str, Any], hook: str) -> Mapping[str, Any]:
 def trained_weights(checkpoint: Mapping[str, Any]) -> Any:
     """Return the state dict to evaluate from a checkpoint of ``train_net.py``.
 
-    If the training used SOLVER.EMA_DECAY, this is the moving average, which evaluations during
-    training use as well. In ``model_final.pth`` the model itself holds the average; earlier
-    checkpoints contain both.
+    If the training used SOLVER.EMA_DECAY, this is the moving average. Evaluations during training
+    use it too. In ``model_final.pth``, "model" is already the average. Earlier checkpoints contain
+    both.
 
     Raises:
         KeyError: if the checkpoint has no "model".
@@ -74,10 +74,10 @@ def _rename_parameters(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_checkpoint(checkpoint: Any) -> None:
-    """Replace the names of earlier versions and of wrapped models in a checkpoint, in place.
+    """Rename the parameters of earlier versions and of wrapped models in a checkpoint, in place.
 
     Args:
-        checkpoint: the content of a file; anything but a checkpoint stays as it is.
+        checkpoint: the content of a file; nothing changes if it is no checkpoint.
     """
     if not isinstance(checkpoint, MutableMapping):
         return
@@ -101,15 +101,15 @@ def _has_names(state: Any) -> bool:
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False, bare: bool = True) -> dict[str, Any]:
-    """Read a checkpoint or a bare state dict, with the names of this version.
+    """Read a checkpoint or a plain state dict, and rename parameters of earlier versions.
 
     Args:
         path: a local file of ``torch.save``, or a .safetensors file.
         mmap: read the values of tensors only when they are used.
-        bare: accept a bare state dict.
+        bare: accept a state dict without the "model" entry of a checkpoint.
 
     Returns:
-        the content; "model" is the state dict.
+        The content; "model" is the state dict.
 
     Raises:
         TensorFileError: if the file cannot be read, or does not contain a state dict.
@@ -120,8 +120,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False, bare: bool = True) -> 
     if "pytorch-lightning_version" in content:
         raise TensorFileError(
             path,
-            "is a checkpoint of Lightning, whose parameters have other names: save the state dict "
-            "of the model alone, with torch.save",
+            "is a checkpoint of Lightning, whose parameters have other names: save only the state "
+            "dict of the model, with torch.save",
         )
     if "model" not in content and not bare:
         raise TensorFileError(path, "has no 'model' entry: give a checkpoint of train_net.py")
@@ -132,15 +132,15 @@ def read_checkpoint(path: str | Path, mmap: bool = False, bare: bool = True) -> 
     if wrong:
         raise TensorFileError(
             path,
-            f"is no checkpoint of train_net.py, because its entry '{wrong[0]}' is no tensor: give "
-            "another file",
+            f"is not a checkpoint of train_net.py, because its entry '{wrong[0]}' is not a "
+            "tensor: give another file",
         )
     upgrade_checkpoint(checkpoint)
     return checkpoint
 
 
 def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict for release: matrices and kernels become float16.
+    """Convert the matrices and kernels of a state dict to float16, for a small released file.
 
     Vectors (norms, biases, statistics) keep their precision. Loading converts back to float32.
     """

@@ -1,4 +1,4 @@
-"""The weights that a config names: find them, and load them into a model."""
+"""Find the weights that a config names, and load them into a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class _WeightsReader(SafeCheckpointer):
-    """Reads the moving average of the weights if the training kept one."""
+    """Loads the moving average of the weights if the checkpoint has one."""
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = super()._load_file(filename)
@@ -51,12 +51,12 @@ def last_checkpoint(folder: str) -> str:
 
 
 def has_weights(cfg: CfgNode) -> bool:
-    """Return whether a config names any weights, of the model or of CLIP."""
+    """Return whether a config names weights of the model or of CLIP."""
     return bool(cfg.MODEL.WEIGHTS or cfg.MODEL.CLIP.PRETRAINED)
 
 
 def shipped_weights(config_file: str, opts: Sequence[str]) -> Path | None:
-    """Return the trained weights that this repository contains for a config.
+    """Return the trained weights that this repository ships for a config.
 
     Args:
         config_file: path of a config; "" for none.
@@ -74,8 +74,8 @@ def warn_if_untrained(model: nn.Module, weights: str) -> None:
     """Log a warning if a model has trainable parameters but no weights were loaded for them.
 
     Args:
-        model: the model as built; its trainable parameters require gradients.
-        weights: where its weights come from; "" for nowhere.
+        model: the model after it was built; its trainable parameters require gradients.
+        weights: MODEL.WEIGHTS.
     """
     if not weights and any(parameter.requires_grad for parameter in model.parameters()):
         logger.warning(
@@ -86,14 +86,14 @@ def warn_if_untrained(model: nn.Module, weights: str) -> None:
 def load_weights(model: nn.Module, path: str) -> None:
     """Load ``MODEL.WEIGHTS`` into a model. Unlike in Detectron2, all weights must fit.
 
-    Detectron2 logs missing and misshapen weights and continues with random ones, and the
-    segmentation of a model with random weights looks like a result. The file cannot run code, see
+    Detectron2 logs missing weights and wrong shapes, and continues with random weights. A
+    segmentation with random weights could be mistaken for a result. The file cannot run code, see
     :class:`SafeCheckpointer`.
 
     Args:
-        model: a model, possibly wrapped for distributed training. It stays as it was if the file
+        model: a model, possibly wrapped for distributed training. It does not change if the file
             cannot be loaded.
-        path: path or address of a checkpoint of ``train_net.py`` or a bare state dict (.pth, or
+        path: path or URL of a checkpoint of ``train_net.py`` or a plain state dict (.pth or
             .safetensors); "" does nothing.
 
     Raises:

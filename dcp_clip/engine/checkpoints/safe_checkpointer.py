@@ -1,4 +1,4 @@
-"""A checkpointer that runs no code, loads only what fits, and writes only complete files."""
+"""A checkpointer that runs no code, loads only matching weights and writes only complete files."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class WeightsError(RuntimeError):
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, made safe against code in files, crashes and other models.
+    """Detectron2's checkpointer, made safe against code in files, crashes and wrong weights.
 
-    - No file can run code when it is read: pickles are refused, and ``torch.load`` reads tensors
-      and plain values only.
-    - All weights must fit the model. Detectron2 logs those that do not and continues with random
-      ones. A model stays as it was if a file does not fit.
-    - A checkpoint and ``last_checkpoint`` are written to a temporary file and renamed, so they are
+    - No file can run code when it is read: pickles are refused, and ``torch.load`` reads only
+      tensors and plain values.
+    - All weights must fit the model. Detectron2 logs those that do not fit and continues with
+      random ones. If a file does not fit, the model does not change.
+    - Checkpoints and ``last_checkpoint`` are written to a temporary file and renamed, so each is
       complete or absent.
-    - If the file that ``last_checkpoint`` names is missing, empty or damaged, the newest complete
-      checkpoint of the folder replaces it, with a warning.
-    - Checkpoints of earlier versions, and of models in DataParallel or torch.compile, can be read.
+    - If the file that ``last_checkpoint`` names is missing, empty or damaged, a warning is logged
+      and the newest complete checkpoint of the folder is used.
+    - It also reads checkpoints of earlier versions, and of models in DataParallel or torch.compile.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         Args:
             model: the model, possibly wrapped for distributed training.
             save_dir: folder of the checkpoints; "" if none are written.
-            save_to_disk: whether this process writes; default: if it is the main process.
-            record: plain values that describe the training, made by ``training_record``; every
-                checkpoint keeps them as "training".
+            save_to_disk: whether this process writes; default: only the main process does.
+            record: plain values that describe the training, from ``training_record``; every
+                checkpoint stores them as "training".
             checkpointables: objects with ``state_dict`` and ``load_state_dict``.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._record = record
-        self._last: str | None = None  # the last checkpoint; None if it has not been looked for
+        self._last: str | None = None  # the last checkpoint; None before the first search
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write a checkpoint, and its name into ``last_checkpoint``, each of them atomically.
+        """Write a checkpoint, then write its name into ``last_checkpoint``, both atomically.
 
         Raises:
             OSError: if the disk is full or the folder cannot be written to.
@@ -95,7 +95,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """Return the last complete checkpoint in the folder; "" if there has been none.
+        """Return the last complete checkpoint in the folder; "" if there is none.
 
         Raises:
             WeightsError: if there are only damaged checkpoints, or ``last_checkpoint`` names a
@@ -163,7 +163,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def fetch(self, path: str) -> str:
-        """Return the local file of a path or address; a download is cached.
+        """Return the local file of a path or URL; a download is cached.
 
         Raises:
             WeightsError: if the file does not exist, cannot be fetched, or is a pickle.
@@ -173,12 +173,12 @@ class SafeCheckpointer(DetectionCheckpointer):
             return path
         if urlparse(path).query:
             raise WeightsError(
-                f"'{path}' has a query ('?...'), which is not supported: download the file and "
-                "give its path."
+                f"The URL '{path}' has a query ('?...'), which is not supported: download the file "
+                "and give its path."
             )
         try:
             return self.path_manager.get_local_path(path)
-        except Exception as error:  # each kind of address raises errors of its own
+        except Exception as error:  # each kind of URL raises other errors
             raise WeightsError(f"'{path}' cannot be fetched: {_first_line(error)}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         own, problems = self.model.state_dict(), []
         if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
             raise WeightsError(f"'{path}' contains no state dict of tensors: give another file.")
-        # Detectron2's pixel statistics come from the config.
+        # The pixel statistics come from the config.
         missing = [k for k in own if k not in state and k not in ("pixel_mean", "pixel_std")]
         if missing:
             problems.append(
@@ -200,7 +200,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         shapes = [k for k, v in state.items() if k in own and v.shape != own[k].shape]
         if shapes:
             found, expected = (tuple(x[shapes[0]].shape) for x in (state, own))
-            problems.append(f"{shapes[0]} has shape {found}, in the model it has {expected}")
+            problems.append(f"{shapes[0]} has shape {found}, but {expected} in the model")
         if problems:
             raise WeightsError(
                 f"The weights in '{path}' belong to another model than the config describes: "
@@ -213,7 +213,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 
 def _call(function: Callable, path: str | Path) -> Any:
-    """Call a function of a file; its TensorFileError becomes a WeightsError."""
+    """Call a function with a path, and turn a TensorFileError into a WeightsError."""
     try:
         return function(path)
     except TensorFileError as error:
@@ -223,7 +223,7 @@ def _call(function: Callable, path: str | Path) -> Any:
 def _newest_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint of the latest iteration; None if there is none.
 
-    Of two checkpoints of the same iteration, this is the one that was written later.
+    If two checkpoints have the same iteration, the one that was written later is returned.
     """
     found = []
     for path in folder.glob("*.pth"):

@@ -1,4 +1,4 @@
-"""The output folder of a training: protect the checkpoints in it, and check what is resumed."""
+"""The output folder of a training: protect its checkpoints, and check that a resume is valid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
 
 __all__ = ["ResumeError", "prepare_training_folder", "training_record"]
 
-# Config keys, and groups of keys, that define what the model computes from its weights.
+# Config keys, and groups of keys, that change what the model computes with the same weights.
 _ARCHITECTURE = (
     "MODEL.META_ARCHITECTURE",
     "MODEL.CLIP.NAME",
@@ -40,11 +40,11 @@ class ResumeError(ValueError):
 
 
 def training_record(cfg: CfgNode) -> dict[str, Any]:
-    """Return what a training must have in common with the one that it resumes, as plain values.
+    """Return the settings that a training must share with the one that it resumes.
 
     Returns:
-        "architecture": values by config key; "categories": the names and synonyms of each category
-        of DATASETS.TRAIN, in their order, or None if it names no data set.
+        A dict of plain values. "architecture" maps config keys to values. "categories" has the
+        names of each category of DATASETS.TRAIN in their order; None if there is no data set.
     """
     names = None
     if cfg.DATASETS.TRAIN:
@@ -69,16 +69,16 @@ def _flatten(value: Any, key: str, target: dict[str, Any]) -> None:
 def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
     """Check that a training may write to OUTPUT_DIR, and remove temporary files of killed runs.
 
-    Call it before anything is written to the folder, because the log and ``config.yaml`` belong to
-    the training that made the checkpoints.
+    Call it before anything is written to the folder. The log and ``config.yaml`` in it must not
+    change if the training may not use the folder.
 
     Args:
         cfg: the whole config.
         resume: whether the training continues from the last checkpoint in the folder.
 
     Raises:
-        ResumeError: if the folder has checkpoints and `resume` is False, or they belong to a
-            training with another architecture or other names.
+        ResumeError: if the folder has checkpoints and `resume` is False, or the last checkpoint
+            belongs to a training with another architecture or other names.
         WeightsError: if the checkpoint to resume from cannot be read.
     """
     folder = Path(cfg.OUTPUT_DIR)
@@ -104,13 +104,13 @@ def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
 def _check_record(record: Any, cfg: CfgNode, path: str) -> None:
     """Raise ResumeError if a checkpoint belongs to another training.
 
-    Checkpoints of version 0.1.0 have no record; their weights must fit all the same.
+    Checkpoints of version 0.1.0 have no record. Loading still checks that their weights fit.
     """
     if not isinstance(record, Mapping):
         return
     now, before = training_record(cfg), dict(record)
     old = before.get("architecture") or {}
-    # A key that only one version of this package has says nothing about the model.
+    # Ignore keys that only one version of this package has.
     changed = [k for k, v in now["architecture"].items() if k in old and not _equal(old[k], v)]
     differences = [f"{k} was {old[k]!r} and is {now['architecture'][k]!r}" for k in changed]
     if before.get("categories") is not None and now["categories"] is not None:
