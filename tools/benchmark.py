@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
     from dcp_clip.evaluation.environment import software_and_hardware
     from dcp_clip.modeling.clip.loading import CLIPWeightsError
     from dcp_clip.utils.arguments import format_error
-    from dcp_clip.utils.atomic_files import atomic_write
+    from dcp_clip.utils.atomic_files import WriteError, atomic_write
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
@@ -192,15 +192,18 @@ def run(args: argparse.Namespace) -> None:
             profiles.append("\n\n".join([f"## {config_file}", *tables]) + "\n")
     environment = software_and_hardware()
     print("Environment: " + "; ".join(f"{name} {value}" for name, value in environment.items()))
-    if args.plot:
-        save_plot(args.plot, results)
-    if args.profile:
-        with atomic_write(args.profile, "w") as file:
-            file.write("\n".join(profiles))
-    if args.json:
-        with atomic_write(args.json, "w") as file:
-            content = {"environment": environment, "settings": vars(args), "results": results}
-            json.dump(content, file, indent=1)
+    try:
+        if args.plot:
+            save_plot(args.plot, results)
+        if args.profile:
+            with atomic_write(args.profile, "w") as file:
+                file.write("\n".join(profiles))
+        if args.json:
+            with atomic_write(args.json, "w") as file:
+                content = {"environment": environment, "settings": vars(args), "results": results}
+                json.dump(content, file, indent=1)
+    except WriteError as error:
+        sys.exit(f"error: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

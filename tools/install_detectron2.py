@@ -116,6 +116,8 @@ def main() -> None:
         install(Path(sysconfig.get_path("purelib")))
     except subprocess.CalledProcessError:  # pip printed the reason
         sys.exit(f"{PACKAGE} could not be installed: see the message of pip above.")
+    except OSError as error:
+        sys.exit(f"{PACKAGE} could not be installed: {error}. Run this program again.")
     print(f"Installed the Python part of {PACKAGE}.")
 
 

@@ -244,7 +244,11 @@ def reproduce(args: argparse.Namespace) -> None:
     run_tasks(evaluations, args.jobs)
     folder = args.output / args.split
     tables = summarize(folder, rows)
-    (folder / "summary.md").write_text(tables, encoding="utf-8")
+    # Late, because it imports torch.
+    from dcp_clip.utils.atomic_files import atomic_write
+
+    with atomic_write(folder / "summary.md", "w") as file:
+        file.write(tables)
     print(f"\n{tables}")
 
 
@@ -281,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         reproduce(args)
-    except ReproductionError as error:
+    except (OSError, ReproductionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

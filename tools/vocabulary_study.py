@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dcp_clip.experiments.vocabulary_report import save_plot
     from dcp_clip.experiments.vocabulary_study import run_study
     from dcp_clip.utils.arguments import format_error, require_folders
+    from dcp_clip.utils.atomic_files import WriteError, atomic_write
 
     require_folders({"--json": args.json, "--plot": args.plot})
     try:
@@ -103,11 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {format_error(error)}", file=sys.stderr)
         return 1
     print(format_report(args, result))
-    if args.json:
-        settings = {k: v for k, v in vars(args).items() if k not in ("json", "plot")}
-        args.json.write_text(json.dumps({"settings": settings, **result}, indent=1))
-    if args.plot:
-        save_plot(args.plot, result["rows"], result["own_names"])
+    try:
+        if args.json:
+            settings = {k: v for k, v in vars(args).items() if k not in ("json", "plot")}
+            with atomic_write(args.json, "w") as file:
+                json.dump({"settings": settings, **result}, file, indent=1)
+        if args.plot:
+            save_plot(args.plot, result["rows"], result["own_names"])
+    except WriteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

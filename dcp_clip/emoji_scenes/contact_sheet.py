@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from dcp_clip.emoji_scenes.names import NameList
 from dcp_clip.emoji_scenes.scenes import Scene
 from dcp_clip.emoji_scenes.subsets import SceneSource
-from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.images.writing import write_image
 from dcp_clip.vocabulary import Vocabulary
 
 # Gap between images and height of a line in pixels; largest number of names below a scene.
@@ -48,8 +48,7 @@ def draw_contact_sheet(
         ImageDraw.Draw(page).text((left, top), title, fill="black")
         for column in range(scenes):
             _draw_scene(page, source(column), vocabulary, left + column * cell, top + _LINE + 4)
-    with atomic_write(path) as f:
-        page.save(f, format="PNG")
+    write_image(path, page, format="PNG")
 
 
 def _draw_scene(page: Image.Image, scene: Scene, vocabulary: Vocabulary, x: int, y: int) -> None:

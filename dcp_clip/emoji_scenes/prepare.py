@@ -32,7 +32,7 @@ from dcp_clip.emoji_scenes.sprites import (
     save_sprites,
 )
 from dcp_clip.emoji_scenes.subsets import SEEN, UNSEEN, SceneSource, get_subset
-from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 from dcp_clip.utils.images.writing import write_png
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class Settings:
             )
         if not 32 <= self.size <= 1024:
             raise DatasetError(f"The size of the scenes is {self.size} pixels: choose 32 to 1024.")
+        for folder in (self.folder, self.folder / "sprites", self.folder / "scenes"):
+            remove_unfinished(folder)
         path = self.folder / SETTINGS_FILE
         wanted = {"format": FORMAT} | {key: getattr(self, key) for key in BENCHMARK}
         if self.only:
@@ -112,7 +114,7 @@ class Settings:
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DatasetError(f"{path} is damaged: remove {self.folder} and run again.") from e
         if found != wanted:
             raise DatasetError(
@@ -227,8 +229,7 @@ def _prepare_subset(settings: Settings, source: SceneSource, count: int, workers
     files = {f"{index:06d}.png" for index in range(count)}
     for directory in (image_dir, label_dir):
         directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in directory.glob(".*.part"):
-            unfinished.unlink()
+        remove_unfinished(directory)
         strange = sorted({path.name for path in directory.iterdir()} - files)
         if strange:
             raise DatasetError(

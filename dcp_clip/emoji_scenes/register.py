@@ -96,5 +96,5 @@ def _read_json(path: Path, key: str | None = None) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if key is None else content[key]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise DatasetError(f"{path}, which a complete preparation writes, cannot be read.") from e

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
@@ -20,6 +20,7 @@ from dcp_clip.evaluation.confusion import (
 )
 from dcp_clip.evaluation.groups import category_groups
 from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.tensor_files import write_tensors
 
 __all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
 
@@ -128,10 +129,17 @@ class MeanIoUEvaluator(SemSegEvaluator):
               "mIoU_seen" and "mIoU_all".
 
             None on other processes.
+
+        Raises:
+            WriteError: if a file of the results cannot be written.
         """
         # Without labels, scores are NaN. Only the mIoU computed below is logged and written.
-        with np.errstate(invalid="ignore"), silent_upstream():
-            results = super().evaluate()  # this also gathers the confusion matrices
+        folder, self._output_dir = self._output_dir, None  # upstream's files are not atomic
+        try:
+            with np.errstate(invalid="ignore"), silent_upstream():
+                results = super().evaluate()  # also gathers the confusion matrices and predictions
+        finally:
+            self._output_dir = folder
         if results is None:
             return None
         scores = score(self._conf_matrix)
@@ -143,9 +151,11 @@ class MeanIoUEvaluator(SemSegEvaluator):
             **{f"mIoU_{c}": 100 * scores.mean_iou(c) for c in ("seen", "all")},
         }
         logger.info("%s: %s", self._dataset_name, dict(results))
-        if self._output_dir:
-            with atomic_write(Path(self._output_dir) / "sem_seg_evaluation.pth") as file:
-                torch.save(results["sem_seg"], file)
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with atomic_write(Path(folder) / "sem_seg_predictions.json", "w") as file:
+                json.dump(self._predictions, file)
+            write_tensors(Path(folder) / "sem_seg_evaluation.pth", results["sem_seg"])
         return results
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from dcp_clip.utils.atomic_files import atomic_write
+
 _COLUMNS = {
     "mIoU": ("mIoU", ".1f"),
     "mIoU_things": ("things", ".1f"),
@@ -63,4 +65,5 @@ def save_plot(path: str | Path, rows: Sequence[dict], own: int) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     place = {"transform": right.get_xaxis_transform(), "color": "grey", "fontsize": 8}
     right.text(own, 0.02, f" the data set's {own:,}", **place)
-    figure.savefig(path, format="png", dpi=150)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)

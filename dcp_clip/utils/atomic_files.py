@@ -1,13 +1,27 @@
 """Write files that are complete or absent, also after a crash."""
 
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_write"]
+__all__ = ["WriteError", "atomic_write", "remove_unfinished"]
+
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
+
+
+class WriteError(OSError):
+    """A file cannot be written. What had this name before is unchanged.
+
+    `errno`, `strerror` and `filename` are those of any OSError; the message is one sentence.
+    """
+
+    def __str__(self) -> str:
+        return f"'{self.filename}' cannot be written: {self.strerror}."
 
 
 @contextmanager
@@ -25,7 +39,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         the open file.
 
     Raises:
-        OSError: if the folder does not exist or cannot be written to.
+        WriteError: if the file cannot be written. Errors of reading another file in the block,
+            which name that file, stay as they are.
     """
     path = Path(path)
     if mode not in ("wb", "w"):
@@ -38,6 +53,28 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
-    except BaseException:  # also after KeyboardInterrupt
-        part.unlink(missing_ok=True)
+    except BaseException as error:  # also after KeyboardInterrupt
+        with suppress(OSError):  # a folder that allows no change any more
+            part.unlink(missing_ok=True)
+        # An error while a file is written has no file name.
+        if isinstance(error, OSError) and error.filename in (None, str(part), part):
+            reason = error.strerror or str(error)
+            raise WriteError(error.errno, reason, str(path)) from error
         raise
+
+
+def remove_unfinished(folder: Path, seconds: float = 0.0) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed.
+
+    Args:
+        folder: the folder; it need not exist.
+        seconds: keep files that were changed later than this before now, because another process
+            may be writing them.
+    """
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _UNFINISHED.fullmatch(entry.name):
+                with suppress(FileNotFoundError):  # another process has removed it
+                    modified = entry.stat(follow_symlinks=False).st_mtime
+                    if not seconds or time.time() - modified > seconds:
+                        os.unlink(entry.path)

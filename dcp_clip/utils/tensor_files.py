@@ -14,7 +14,7 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 
-from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.atomic_files import WriteError, atomic_write
 
 __all__ = [
     "TensorFileError",
@@ -100,20 +100,16 @@ def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a file with ``torch.save``; it gets its name when it is complete.
 
     Raises:
-        OSError: if the file cannot be written; the message names it.
+        WriteError: if the file cannot be written.
     """
     errors: list[OSError] = []
     try:
         with atomic_write(path) as file:
             torch.save(content, _Recorder(file, errors))
-    except (OSError, RuntimeError) as error:  # PyTorch turns an OSError into a RuntimeError
-        cause = error if isinstance(error, OSError) else next(iter(errors), None)
-        if cause is None:
+    except RuntimeError as error:  # PyTorch's, after an OSError
+        if not errors:
             raise
-        reason = cause.strerror or str(cause)
-        renamed = OSError(f"'{path}' cannot be written: {reason}.")
-        renamed.errno = cause.errno
-        raise renamed from error
+        raise WriteError(errors[0].errno, errors[0].strerror, str(path)) from error
 
 
 class _Recorder:

@@ -41,7 +41,7 @@ def test_result_does_not_depend_on_processes_and_interruptions(settings, tmp_pat
     assert len(before) == 2 * (5 + 5 + 1)
     (settings.folder / "scenes/base_train.json").unlink()
     (settings.folder / "labels/base_train/000003.png").unlink()
-    (settings.folder / "images/base_train/.1.part").write_bytes(b"unfinished")
+    (settings.folder / f"images/base_train/.{'1' * 32}.part").write_bytes(b"unfinished")
     kept = settings.folder / "images/base_train/000001.png"
     stamp = kept.stat().st_mtime_ns
     prepare_emoji_scenes(settings, SUBSETS, scenes=5, workers=2)

@@ -6,11 +6,14 @@ fit into 8 bits. A file gets its name only when it is complete and checked, so a
 can be started again.
 """
 
+import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,8 @@ from dcp_clip.data.label_statistics import check_palettes, count_labels
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.photographs import read_photograph
 from dcp_clip.data.preparation.label_encoding import LabelEncoding, read_indices
-from dcp_clip.utils.atomic_files import atomic_write
-from dcp_clip.utils.images.writing import write_png
+from dcp_clip.utils.atomic_files import WriteError, atomic_write, remove_unfinished
+from dcp_clip.utils.images.writing import write_image, write_png
 
 # An image file, and a label map: a file, or any other object that the encoding decodes.
 Pair = tuple[Path, Any]
@@ -64,6 +67,7 @@ def prepare_split(
         DatasetError: if a file is unreadable, image and label map differ in size, or a label must
             not occur; all other pairs are written nevertheless. Also if two palettes contradict
             each other, or an output folder holds files of another input; then nothing is written.
+        OSError: if an output folder takes no more files; the remaining pairs are not tried.
     """
     convert = partial(
         _convert_pair,
@@ -78,8 +82,7 @@ def prepare_split(
         (label_dir, {o[1] for o in outputs}),
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(".*.part"):  # left by atomic_write when a process is killed
-            unfinished.unlink()
+        remove_unfinished(folder)
         found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         unexpected = sorted(found - names)
         if unexpected:
@@ -103,7 +106,9 @@ def run_parallel(
 
     Raises:
         DatasetError: after all items, if the function raised DatasetError or OSError for some:
-            the first message and the number of further errors.
+            the first message and the number of further errors. Also if a worker was killed.
+        WriteError: at once, if the function raised it, because most disks that refuse a file
+            refuse all others.
     """
     task = partial(_attempt, function)
     progress = partial(tqdm, total=len(items), desc=description, unit="file", disable=None)
@@ -111,12 +116,15 @@ def run_parallel(
         outcomes = list(progress(map(task, items)))
     else:
         chunk = max(1, min(16, len(items) // (4 * workers)))
-        # Ctrl-C reaches every process. A worker that it stops while it uses a queue would block
-        # the pool, so workers ignore it.
-        with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:
+        with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
             try:
                 outcomes = list(progress(pool.map(task, items, chunksize=chunk)))
-            except KeyboardInterrupt:
+            except BrokenProcessPool as e:
+                raise DatasetError(
+                    "A worker process was killed, perhaps because the memory was full: run the "
+                    "same command again, with fewer --workers."
+                ) from e
+            except BaseException:  # also KeyboardInterrupt
                 pool.shutdown(cancel_futures=True)  # finishes only what has begun
                 raise
     errors = [error for error, _ in outcomes if error is not None]
@@ -152,13 +160,24 @@ def count_folder(
     return np.sum(histograms, axis=0, dtype=np.int64)
 
 
-def _ignore_interrupt() -> None:
+def _start_worker() -> None:
+    # Ctrl-C reaches every process. A worker that it stops while it uses a queue would block the
+    # pool, so workers ignore it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed; it would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _attempt(function: Callable[[Any], Any], item: Any) -> tuple[str | None, Any]:
     try:
         return None, function(item)
+    except WriteError:
+        raise
     except (DatasetError, OSError) as e:
         return str(e), None
 
@@ -204,13 +223,12 @@ def _convert_pair(
         _link_or_copy(image, image_out)
     else:
         photograph, train_ids = _shrink(photograph, train_ids, max_short_side)
-        with atomic_write(image_out) as f:
-            Image.fromarray(photograph).save(f, format="JPEG")
+        write_image(image_out, Image.fromarray(photograph), format="JPEG")
     if encoding.suffix == ".png":
         write_png(label_out, train_ids)
     else:
-        with atomic_write(label_out) as f:
-            Image.fromarray(train_ids).save(f, format="TIFF", compression="tiff_adobe_deflate")
+        image = Image.fromarray(train_ids)
+        write_image(label_out, image, format="TIFF", compression="tiff_adobe_deflate")
     return True
 
 

@@ -12,7 +12,7 @@ from dcp_clip.data.label_statistics import report_pixels
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.convert import Pair, count_pixels, prepare_split
 from dcp_clip.data.preparation.label_encoding import LabelEncoding
-from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,9 @@ def prepare_dataset(
 
 def _keep_settings(output: Path, settings: dict[str, str]) -> None:
     path = output / _SETTINGS_FILE
+    remove_unfinished(output)
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read_settings(path)
         if found != settings:
             raise DatasetError(
                 f"{output} was prepared with {_describe(found)}, not with {_describe(settings)}: "
@@ -121,6 +122,16 @@ def _keep_settings(output: Path, settings: dict[str, str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "w") as f:
         json.dump(settings, f)
+
+
+def _read_settings(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DatasetError(f"{path} is damaged: remove {path.parent} and start again.")
+    return found
 
 
 def _describe(settings: Mapping[str, str]) -> str:

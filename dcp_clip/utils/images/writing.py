@@ -1,7 +1,9 @@
-"""Write PNG files."""
+"""Write image files."""
 
+import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +11,25 @@ from PIL import Image
 
 from dcp_clip.utils.atomic_files import atomic_write
 
-__all__ = ["write_png"]
+__all__ = ["write_image", "write_png"]
+
+
+def write_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> None:
+    """Write an image file atomically.
+
+    Args:
+        path: the file to write.
+        image: the image.
+        options: those of `Image.save`; "format" is required.
+
+    Raises:
+        WriteError: if the file cannot be written.
+    """
+    # Pillow's JPEG and TIFF encoders write to the file's number and do not tell why they failed.
+    content = io.BytesIO()
+    image.save(content, **options)
+    with atomic_write(path) as f:
+        f.write(content.getbuffer())
 
 
 def write_png(
@@ -29,7 +49,7 @@ def write_png(
 
     Raises:
         ValueError: if a PNG, or a PNG with a palette, cannot store the array.
-        OSError: if the file cannot be written.
+        WriteError: if the file cannot be written.
     """
     if quick and palette is not None:
         raise ValueError(f"{path}: `quick` cannot be combined with a palette")
@@ -54,5 +74,4 @@ def write_png(
     if palette is not None:
         image.putpalette(np.asarray(palette, np.uint8).tobytes())
         options["bits"] = 8  # Pillow would use fewer bits, which some readers do not support
-    with atomic_write(path) as f:
-        image.save(f, format="PNG", **options)
+    write_image(path, image, format="PNG", **options)

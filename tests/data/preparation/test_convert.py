@@ -1,17 +1,24 @@
-"""Parallel work on files: order, errors, and Ctrl-C."""
+"""Parallel work on files: order, errors, Ctrl-C, and processes that are killed."""
 
+import multiprocessing
 import os
 import signal
-import time
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.preparation import convert
 from dcp_clip.data.preparation.convert import count_pixels, run_parallel
 from dcp_clip.data.preparation.label_encoding import label_encoding, read_indices
+from dcp_clip.utils.atomic_files import WriteError
 from dcp_clip.vocabulary.categories import Category
+
+STOPPING = multiprocessing.Event()
 
 
 def double(x):
@@ -25,13 +32,41 @@ def fail_on_threes(x):
 
 
 def interrupt(args):
-    """At the tenth item, send the signals of Ctrl-C: to the worker and to its parent."""
+    """At the tenth item, send the signals of Ctrl-C; later items wait until the pool is stopping.
+
+    Both signals come: to the worker, and to its parent.
+    """
     number, folder = args
     (folder / str(number)).touch()
-    time.sleep(0.02 if number > 10 else 0)  # long enough for the parent to stop the pool
     if number == 10:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getppid(), signal.SIGINT)
+    if number >= 10:
+        STOPPING.wait()
+
+
+def kill_worker(number):
+    if number == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_disk(args):
+    number, folder = args
+    (folder / str(number)).touch()
+    raise WriteError(28, "No space left on device", str(folder / str(number)))
+
+
+# A program whose workers wait; its output ends when all of them have ended.
+_WAITING = """
+import os, time
+from dcp_clip.data.preparation.convert import run_parallel
+
+def wait(number):
+    os.write(1, b"started\\n")
+    time.sleep(3600)
+
+run_parallel(wait, range(9), workers=2)
+"""
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -41,13 +76,44 @@ def test_order_and_errors(workers):
         run_parallel(fail_on_threes, range(100), workers=workers)
 
 
-def test_interrupt_ends_all_workers_soon(tmp_path):
+def test_interrupt_ends_all_workers_soon(tmp_path, monkeypatch):
+    """Ctrl-C finishes the items that have begun, and few others."""
+
+    class Pool(ProcessPoolExecutor):
+        """A pool that lets its workers continue when it has been told to stop."""
+
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            manager = self._executor_manager_thread
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            STOPPING.set()
+            if manager is not None:  # which waits for the workers
+                manager.join()
+
+    monkeypatch.setattr(convert, "ProcessPoolExecutor", Pool)
+    STOPPING.clear()
     with pytest.raises(KeyboardInterrupt):
         run_parallel(interrupt, [(i, tmp_path) for i in range(2000)], workers=2)
-    done = len(list(tmp_path.iterdir()))
-    assert 10 < done < 1000
-    time.sleep(0.1)
-    assert len(list(tmp_path.iterdir())) == done
+    assert not multiprocessing.active_children()
+    assert 10 < len(list(tmp_path.iterdir())) < 1000
+
+
+def test_a_full_disk_ends_all_workers(tmp_path):
+    with pytest.raises(WriteError, match="^'.*' cannot be written: No space left on device.$"):
+        run_parallel(fill_disk, [(i, tmp_path) for i in range(2000)], workers=2)
+    assert not multiprocessing.active_children()
+    assert len(list(tmp_path.iterdir())) < 1000
+
+
+def test_a_worker_that_is_killed_is_one_sentence():
+    with pytest.raises(DatasetError, match="A worker process was killed.*fewer --workers"):
+        run_parallel(kill_worker, range(50), workers=2)
+
+
+def test_workers_end_when_the_program_is_killed():
+    with subprocess.Popen([sys.executable, "-c", _WAITING], stdout=subprocess.PIPE) as program:
+        assert program.stdout.readline() == program.stdout.readline() == b"started\n"
+        program.kill()
+        assert program.stdout.read() == b""  # the end of the last worker
 
 
 def test_hidden_files_of_macos_are_not_counted(tmp_path):
