@@ -1,20 +1,21 @@
 """Dense features of a ViT: training-free changes of the attention in its last block.
 
-CLIP trains only the class token, so the patch tokens after the last block describe mostly the whole
-image. The methods here keep all pretrained weights and replace the attention of the last block. The
-code calls such a method a reading. ``encode_image`` does not change, because the class token always
-comes from the unchanged last block.
+A CLIP that pools by its class token trains this token only; the patch tokens of the last block hold
+mostly global content. The readings keep all pretrained weights and replace the attention of the
+last block. ``encode_image`` does not change: the class token always comes from the unchanged last
+block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["READINGS", "DenseReading", "naclip_bias", "read_dense_tokens"]
+__all__ = ["READINGS", "DenseReading", "LastBlock", "naclip_bias", "read_dense_tokens"]
 
 # Each reading is a rule for which patches attend to which.
 READINGS = {
@@ -64,57 +65,65 @@ class DenseReading:
         if self.naclip_std <= 0:
             raise ValueError(f"MODEL.CLIP.NACLIP_STD is {self.naclip_std}; it must be above 0.")
 
-    def check(self, block: nn.Module) -> None:
-        """Raise ValueError if this reading cannot be used with the last block of a tower."""
-        if self.name != "clip" and not isinstance(block.attn, nn.MultiheadAttention):
-            raise ValueError(
-                f"MODEL.CLIP.DENSE '{self.name}' needs CLIP's plain attention, but this tower has "
-                f"{type(block.attn).__name__}; set it to 'clip'."
-            )
+
+class LastBlock(Protocol):
+    """The last block of a transformer, split into the parts that a reading combines.
+
+    Tokens are (B, N, C); the prefix (the class token and registers) comes first, then the patches.
+    """
+
+    def value(self, tokens: Tensor) -> Tensor:
+        """Tokens to the values of their attention, (B, N, C)."""
+
+    def query_key_value(
+        self, tokens: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens to queries, keys and values (B, heads, N, c), as they enter the attention.
+
+        Rotary positions of the (h, w) patches are applied to queries and keys.
+        """
+
+    def output(self, mixed: Tensor) -> Tensor:
+        """Mixed values (B, N, C) to what the attention adds to the tokens."""
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """Tokens to the tokens after the feed-forward part, with its residual connection."""
 
 
 def read_dense_tokens(
-    block: nn.Module, tokens: Tensor, grid: tuple[int, int], reading: DenseReading
+    block: LastBlock, tokens: Tensor, grid: tuple[int, int], reading: DenseReading
 ) -> Tensor:
     """Run the last block with the attention of a reading other than "clip".
 
     Args:
-        block: the tower's last ``ResidualAttentionBlock``.
-        tokens: (B, 1+N, C), the input of the block, class token first.
-        grid: (h, w) of the N patches.
+        block: the tower's last block.
+        tokens: (B, N, C), the input of the block, prefix first.
+        grid: (h, w) of the patches.
         reading: which attention to use.
 
     Returns:
-        (B, 1+N, C), before the tower's final norm and projection.
+        (B, N, C); the tower's final norm and projection have to be applied.
     """
-    attn = block.attn
-    b, n, c = tokens.shape
-    # The three projections are stacked in one matrix; "maskclip" needs the last one only.
-    first = 2 * c if reading.name == "maskclip" else 0
-    qkv = F.linear(block.ln_1(tokens), attn.in_proj_weight[first:], attn.in_proj_bias[first:])
     if reading.name == "maskclip":
-        mixed = qkv
+        mixed = block.value(tokens)
     else:
-        # (3, B, heads, 1+N, C/heads)
-        query, key, value = qkv.view(b, n, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = block.query_key_value(tokens, grid)
         if reading.name == "clearclip":
             mixed = F.scaled_dot_product_attention(query, query, value)
         elif reading.name == "sclip":
             mixed = F.scaled_dot_product_attention(query, query, value)
             mixed = mixed + F.scaled_dot_product_attention(key, key, value)
         else:
-            bias = naclip_bias(grid, reading.naclip_std, tokens.device).to(key.dtype)
+            prefix = tokens.shape[1] - grid[0] * grid[1]
+            bias = naclip_bias(grid, reading.naclip_std, tokens.device, prefix).to(key.dtype)
             mixed = F.scaled_dot_product_attention(key, key, value, attn_mask=bias)
-        mixed = mixed.transpose(1, 2).reshape(b, n, c)
-    out = block.ls_1(attn.out_proj(mixed))
-    if reading.residual:
-        out = tokens + out
-        out = out + block.ls_2(block.mlp(block.ln_2(out)))
-    return out
+        mixed = mixed.transpose(1, 2).flatten(2)
+    out = block.output(mixed)
+    return block.feed_forward(tokens + out) if reading.residual else out
 
 
-def naclip_bias(grid: tuple[int, int], std: float, device: torch.device) -> Tensor:
-    """Return NACLIP's attention bias: exp(-distance^2 / (2 std^2)) between two patches.
+def naclip_bias(grid: tuple[int, int], std: float, device: torch.device, prefix: int = 1) -> Tensor:
+    """(P+N, P+N): exp(-distance^2 / (2 std^2)) between patches, 0 from and to the P first tokens.
 
     Args:
         grid: (h, w) of the N patches.
@@ -123,6 +132,7 @@ def naclip_bias(grid: tuple[int, int], std: float, device: torch.device) -> Tens
 
     Returns:
         (1+N, 1+N), with 0 from and to the class token.
+        prefix: P, the number of tokens before the patches.
     """
 
     def along(length: int) -> Tensor:
@@ -130,4 +140,4 @@ def naclip_bias(grid: tuple[int, int], std: float, device: torch.device) -> Tens
         return (-((position[:, None] - position) ** 2) / (2 * std**2)).exp()
 
     # A two-dimensional Gaussian is the product of two one-dimensional ones.
-    return F.pad(torch.kron(along(grid[0]), along(grid[1])), (1, 0, 1, 0))
+    return F.pad(torch.kron(along(grid[0]), along(grid[1])), (prefix, 0, prefix, 0))

@@ -165,7 +165,7 @@ def test_other_attention_can_be_read_by_clip_only(make_backbone):
     visual = make_backbone().visual
     visual.transformer.resblocks[-1].attn = torch.nn.Identity()
     stats = {"pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3}
-    with pytest.raises(ValueError, match="'clearclip'.*Identity.*'clip'"):
+    with pytest.raises(ValueError, match="'clearclip', but VisionTransformer.*'clip' only"):
         CLIPBackbone(visual=visual, reading=DenseReading("clearclip"), **stats)
     CLIPBackbone(visual=visual, reading=DenseReading("clip"), **stats)
 

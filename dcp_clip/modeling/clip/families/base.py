@@ -17,25 +17,38 @@ class ImageTower(ABC):
 
     It holds no weights; `CLIPBackbone` owns the tower.
 
+    Every tower pools a grid of features into one vector. The dense features follow one principle:
+    each is what the tower's own pooling says about one position alone.
+
+    * Average pooling: the norm and the projection of the tower at each position.
+    * Attention pooling: attention to one position returns its value. The dense features are the
+      value path of the pooling at each position.
+    * Class token: the last block is the pooling. The dense features are its value path at each
+      patch, or one of the other readings in :mod:`dcp_clip.modeling.clip.readings`.
+
     Attributes:
         visual: the tower.
         shapes: channels and stride of each output of :meth:`encode`.
         size_divisibility: H and W must be multiples of this many pixels.
+        pooling: "average", "attention" or "class token".
+        readings: values of MODEL.CLIP.DENSE that the tower has. "maskclip" is the principle above.
     """
 
     visual: nn.Module
     shapes: dict[str, ShapeSpec]
     size_divisibility: int
+    pooling: str
+    readings: tuple[str, ...] = ("maskclip",)
 
     @abstractmethod
     def __init__(self, visual: nn.Module, reading: DenseReading):
         """
         Args:
             visual: a tower for which :meth:`matches` is true.
-            reading: how to compute the dense features, if the family has a choice.
+            reading: how the dense features are read; one of :attr:`readings`.
 
         Raises:
-            ValueError: if this tower, or this reading with it, is not supported.
+            ValueError: if this tower is not supported.
         """
 
     @staticmethod

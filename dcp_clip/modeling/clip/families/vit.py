@@ -1,4 +1,4 @@
-"""open_clip's vision transformer with a class token."""
+"""open_clip's vision transformer: CLIP, CLIPA and CoCa."""
 
 from __future__ import annotations
 
@@ -6,33 +6,46 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.layers import ShapeSpec
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import AttentionalPooler, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.families.base import ImageTower
+from dcp_clip.modeling.clip.families.last_block import OpenClipBlock, block_readings
 from dcp_clip.modeling.clip.readings import DenseReading, read_dense_tokens
 
 __all__ = ["ViTTokens", "ViTTower", "position_embedding", "run_vit"]
 
 
 class ViTTower(ImageTower):
-    """A ViT whose class token is the image embedding.
+    """A ViT that pools by its class token, by the average of its patches, or by attention.
 
-    The dense features are the patch tokens after the last block with another attention, see
-    :mod:`dcp_clip.modeling.clip.readings`. ``res2`` to ``res4`` are the outputs of earlier blocks.
-    All of them have the stride of the patch grid, as ``shapes`` says. Decoders project them to few
-    channels before they resize them, which gives the same result and is cheaper.
+    The dense features are what the pooling says about one patch.
+
+    * Class token (CLIP): the patch tokens, read through the last block with another attention: see
+      :mod:`dcp_clip.modeling.clip.readings`.
+    * Average (CLIPA, arXiv 2305.07017): the final norm and projection of each patch token.
+    * Attention (CoCa, arXiv 2205.01917): the value path of the pooling, its final norm and its
+      projection, for each patch token.
+
+    ``res2`` to ``res4`` are the outputs of earlier blocks, all on the patch grid, as ``shapes``
+    says. Decoders project them to few channels first and resize then, which gives the same result
+    and is cheaper.
     """
 
     def __init__(self, visual: VisionTransformer, reading: DenseReading):
-        if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
+        pooling = {"tok": "class token", "avg": "average"}.get(visual.pool_type)
+        if visual.attn_pool is not None:
+            pooling = None if visual.attn_pool_contrastive else "attention"
+        if pooling is None or visual.proj is None:
             raise ValueError(
-                "CLIPBackbone supports only ViT towers that pool with a class token; choose "
-                "another MODEL.CLIP.NAME."
+                "CLIPBackbone reads a ViT that projects its class token, the average of its patches"
+                " or one attention pooling; this tower does something else."
             )
-        reading.check(visual.transformer.resblocks[-1])
-        self.visual, self._reading = visual, reading
+        self.visual, self._reading, self.pooling = visual, reading, pooling
+        self._block = OpenClipBlock.of(visual.transformer.resblocks[-1])
+        if pooling == "class token":
+            self.readings = block_readings(self._block)
         depth, width = len(visual.transformer.resblocks), visual.transformer.width
         # Evenly spaced blocks after 1/4, 1/2 and 3/4 of the depth.
         self._indices = [max(depth * q // 4 - 1, 0) for q in (1, 2, 3)]
@@ -54,17 +67,30 @@ class ViTTower(ImageTower):
         tokens = run_vit(visual, images, self._indices)
         out = {f"res{i + 2}": tokens.patches(x) for i, x in enumerate(tokens.levels)}
         dense = tokens.last
-        if self._reading.name != "clip":
-            dense = read_dense_tokens(
-                visual.transformer.resblocks[-1], tokens.before_last, tokens.grid, self._reading
-            )
+        if self.pooling == "attention":
+            dense = attend_to_itself(visual.attn_pool, dense)
+        elif self.pooling == "class token" and self._reading.name != "clip":
+            dense = read_dense_tokens(self._block, tokens.before_last, tokens.grid, self._reading)
         out["dense"] = tokens.patches(visual.ln_post(dense) @ visual.proj)
-        out["pooled"] = visual.ln_post(tokens.last[:, 0]) @ visual.proj
+        out["pooled"] = self._pool(tokens.last)
         return out
 
     def pooled(self, images: Tensor) -> Tensor:
+        return self._pool(run_vit(self.visual, images, []).last)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """The last tokens (B, 1+N, C) to the image embedding (B, D)."""
         visual = self.visual
-        return visual.ln_post(run_vit(visual, images, []).last[:, 0]) @ visual.proj
+        if self.pooling == "class token":  # the other tokens need no norm
+            return visual.ln_post(tokens[:, 0]) @ visual.proj
+        return visual._pool(tokens)[0] @ visual.proj
+
+
+def attend_to_itself(pool: AttentionalPooler, tokens: Tensor) -> Tensor:
+    """(B, N, C) to (B, N, D): the output of the pooling for each token as its only input."""
+    attn = pool.attn
+    weight = attn.v_proj_weight if attn.in_proj_weight is None else attn.in_proj_weight.chunk(3)[2]
+    return attn.out_proj(F.linear(pool.ln_k(tokens), weight, attn.in_proj_bias.chunk(3)[2]))
 
 
 @dataclass

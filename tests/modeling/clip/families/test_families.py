@@ -6,16 +6,16 @@ from open_clip.timm_model import TimmModel
 
 from dcp_clip.modeling import CLIPBackbone
 from dcp_clip.modeling.clip.families import FAMILIES, ImageTower, build_image_tower
-from dcp_clip.modeling.clip.families.convnext import ConvNeXtTower
+from dcp_clip.modeling.clip.families.hierarchical import HierarchicalTower
 from dcp_clip.modeling.clip.families.vit import ViTTower
 from dcp_clip.modeling.clip.loading import load_clip
 from dcp_clip.modeling.clip.readings import DenseReading
 
 EXPECTED = {
-    "test-convnext": ConvNeXtTower,
-    "test-convnext-mlp": ConvNeXtTower,
-    "dcp-tiny-cnn": ConvNeXtTower,
-    "dcp-tiny-cnn-s16": ConvNeXtTower,
+    "test-convnext": HierarchicalTower,
+    "test-convnext-mlp": HierarchicalTower,
+    "dcp-tiny-cnn": HierarchicalTower,
+    "dcp-tiny-cnn-s16": HierarchicalTower,
     "test-vit-16": ViTTower,
     "test-vit-14-quickgelu": ViTTower,
 }

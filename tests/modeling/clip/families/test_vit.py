@@ -49,6 +49,6 @@ def test_maskclip_is_attention_of_each_patch_to_itself(make_backbone, clip):
 
 def test_vits_with_another_pooling_are_refused(make_cfg):
     visual = load_clip(make_cfg("test-vit-16")).visual
-    visual.pool_type = "avg"
+    visual.pool_type = "none"
     with pytest.raises(ValueError, match="class token"):
         CLIPBackbone(visual=visual, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)

@@ -1,0 +1,133 @@
+"""timm's vision transformers: SigLIP, Perception Encoder, EVA, ViTamin and MobileCLIP-B."""
+
+from __future__ import annotations
+
+from inspect import signature
+
+import torch
+from detectron2.layers import ShapeSpec
+from open_clip.timm_model import TimmModel
+from timm.layers import AttentionPoolLatent, Format
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcp_clip.modeling.clip.families.base import ImageTower
+from dcp_clip.modeling.clip.families.last_block import TimmBlock, block_readings
+from dcp_clip.modeling.clip.readings import DenseReading, read_dense_tokens
+
+__all__ = ["TimmViTTower"]
+
+_POOLINGS = {"token": "class token", "avg": "average", "map": "attention"}
+
+
+class TimmViTTower(ImageTower):
+    """A ViT of timm that pools by its class token, by the average of its patches, or by attention.
+
+    The dense features are what the pooling says about one patch.
+
+    * Class token (EVA-CLIP, arXiv 2303.15389; MobileCLIP-B, arXiv 2311.17049): the patch tokens,
+      read through the last block with another attention: see
+      :mod:`dcp_clip.modeling.clip.readings`.
+    * Average (ViTamin, arXiv 2404.02132): the norms and the projection of each patch token.
+    * Attention (SigLIP, arXiv 2303.15343; SigLIP 2, arXiv 2502.14786; Perception Encoder, arXiv
+      2504.13181): the norm, the value path of the pooling with its feed-forward part, and the
+      projection, for each patch token.
+
+    ``res2`` to ``res4`` are the outputs of earlier blocks, all on the patch grid, as for a ViT of
+    open_clip. For other sizes than that of training, timm resizes the table of positions
+    bicubically and computes rotary positions for the grid.
+    """
+
+    def __init__(self, visual: TimmModel, reading: DenseReading):
+        trunk = visual.trunk
+        self.pooling = _POOLINGS.get(trunk.global_pool)
+        if self.pooling is None:
+            raise ValueError(
+                f"CLIPBackbone reads a ViT of timm that pools by {', '.join(_POOLINGS)}, not "
+                f"'{trunk.global_pool}' (timm_pool of the model config)."
+            )
+        self.visual, self._reading = visual, reading
+        _allow_any_size(trunk)
+        if self.pooling == "class token":
+            rope = getattr(trunk, "rope", None)
+            rotary = None if rope is None else lambda grid: trunk.rope.get_embed(shape=grid)
+            self._block = TimmBlock.of(trunk.blocks[-1], rotary)
+            self.readings = block_readings(self._block)
+        depth = len(trunk.blocks)
+        # Evenly spaced earlier blocks; the last quarter serves the dense features.
+        self._indices = [max(depth * q // 4 - 1, 0) for q in (1, 2, 3)]
+        patch, width = trunk.patch_embed.feat_ratio(), trunk.embed_dim
+        token = torch.zeros(1, width, device=next(visual.parameters()).device)
+        embed_dim = self._project(token).shape[1]
+        self.shapes = {f"res{i}": ShapeSpec(channels=width, stride=patch) for i in (2, 3, 4)}
+        self.shapes["dense"] = ShapeSpec(channels=embed_dim, stride=patch)
+        self.shapes["pooled"] = ShapeSpec(channels=embed_dim)
+        self.size_divisibility = patch
+
+    @staticmethod
+    def matches(visual: nn.Module) -> bool:
+        return isinstance(visual, TimmModel) and isinstance(visual.trunk, (Eva, VisionTransformer))
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        trunk = self.visual.trunk
+        depth, grid = len(trunk.blocks), trunk.patch_embed.dynamic_feat_size(images.shape[-2:])
+        # timm returns each block once, as patches alone or with the prefix.
+        wanted = sorted({*self._indices, depth - 2, depth - 1})
+        prefix = {"return_prefix_tokens": True} if trunk.num_prefix_tokens else {}
+        final, outputs = trunk.forward_intermediates(
+            images, indices=wanted, output_fmt="NLC", **prefix
+        )
+        patches = {i: x[0] if prefix else x for i, x in zip(wanted, outputs, strict=True)}
+        out = {f"res{i + 2}": _as_map(patches[j], grid) for i, j in enumerate(self._indices)}
+        tokens = final
+        if self.pooling == "class token" and self._reading.name != "clip":
+            before_last = torch.cat(outputs[wanted.index(depth - 2)][::-1], dim=1)
+            tokens = trunk.norm(read_dense_tokens(self._block, before_last, grid, self._reading))
+        dense = tokens[:, trunk.num_prefix_tokens :]
+        if self.pooling == "attention":
+            dense = attend_to_itself(trunk.attn_pool, dense)
+        out["dense"] = _as_map(self._project(dense), grid)
+        out["pooled"] = self.visual.head(trunk.forward_head(final))
+        return out
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.visual(images)
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        """From pooled features (..., C) to the joint embedding space (..., D)."""
+        trunk = self.visual.trunk
+        return self.visual.head(trunk.head(trunk.head_drop(trunk.fc_norm(tokens))))
+
+
+def attend_to_itself(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
+    """(B, N, C) to (B, N, C): the output of the pooling for each token as its only input."""
+    weight, bias = pool.kv.weight.chunk(2)[1], pool.kv.bias
+    value = F.linear(tokens, weight, None if bias is None else bias.chunk(2)[1])
+    x = pool.proj_drop(pool.proj(value))
+    return x if pool.mlp is None else x + pool.mlp(pool.norm(x))
+
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches (B, h*w, C) to (B, C, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def _allow_any_size(trunk: nn.Module) -> None:
+    """Let a tower resize its positions for every image, as timm's ``dynamic_img_size`` does.
+
+    open_clip builds the towers without this option.
+    """
+    if trunk.dynamic_img_size:
+        return
+    trunk.dynamic_img_size = True
+    embed = trunk.patch_embed
+    embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+    rope = getattr(trunk, "rope", None)
+    if rope is not None:
+        # With feat_shape, rotary positions are computed once, for one grid.
+        names = signature(type(rope)).parameters
+        options = {name: getattr(rope, name) for name in names if hasattr(rope, name)}
+        with next(trunk.parameters()).device:
+            trunk.rope = type(rope)(**{**options, "feat_shape": None})
