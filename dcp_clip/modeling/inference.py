@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.encoder_windows import window_starts
 from dcp_clip.structures import SemSegLabels
-from dcp_clip.utils.upsampling import RowResizer, resized_bands, rows_per_band
+from dcp_clip.utils.upsampling import RowResizer, resized_bands, rows_per_band, winners
 
 __all__ = ["SlidingWindow"]
 
@@ -59,6 +60,26 @@ class SlidingWindow:
         """Whether an image (3, H, W) is larger than a window."""
         return max(image.shape[-2:]) > self.size
 
+    def views(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield what :meth:`segment` gives to its functions: the reduced image, then the windows.
+
+        Args:
+            image: (3, H, W).
+        """
+        yield self._reduce(image)
+        lefts = self._starts(image.shape[2])
+        for top, left in itertools.product(self._starts(image.shape[1]), lefts):
+            yield self._crop(image, top, left)
+
+    def _starts(self, side: int) -> list[int]:
+        """The first pixels of the windows; whole cells, so that their logits are on one grid."""
+        cells = -(-side // _CELL)
+        starts = window_starts(cells, self.size // _CELL, self.stride // _CELL)
+        return [_CELL * start for start in starts]
+
+    def _crop(self, image: Tensor, top: int, left: int) -> Tensor:
+        return image[:, top : top + self.size, left : left + self.size]
+
     def segment(
         self,
         image: Tensor,
@@ -66,6 +87,7 @@ class SlidingWindow:
         num_categories: int,
         propose: Callable[[Tensor], tuple[Tensor, Tensor]],
         segment: Callable[[Tensor, Tensor], tuple[Tensor, tuple[float, float]]],
+        temperature: float = 1.0,
     ) -> tuple[SemSegLabels, Tensor, Tensor]:
         """Segment one image.
 
@@ -76,6 +98,7 @@ class SlidingWindow:
             propose: from an image (3, h, w) to the ids (K,) and scores (K,) of its categories.
             segment: from a window (3, h, w) and ids (K,) to logits (K, h', w') and the (rows,
                 columns) of their grid that the window covers.
+            temperature: that of the confidence, see :func:`dcp_clip.utils.upsampling.winners`.
 
         Returns:
             the label map, the ids (K,) and the scores (K,).
@@ -84,15 +107,8 @@ class SlidingWindow:
         ids, scores = propose(self._reduce(image))
         rows, columns = -(-height // _CELL), -(-width // _CELL)
         extent = (height / _CELL, width / _CELL)
-        writer = _LabelWriter(size, (rows, columns), extent, ids, num_categories)
-        # Windows start at whole cells, so that their logits are on the same grid.
-        tops, lefts = (
-            [
-                _CELL * start
-                for start in window_starts(cells, self.size // _CELL, self.stride // _CELL)
-            ]
-            for cells in (rows, columns)
-        )
+        writer = _LabelWriter(size, (rows, columns), extent, ids, num_categories, temperature)
+        tops, lefts = self._starts(height), self._starts(width)
         total = torch.zeros(len(ids), 0, columns, device=ids.device)
         weight = total.new_zeros(0, columns)
         done = 0  # rows of cells that no later window covers
@@ -101,7 +117,7 @@ class SlidingWindow:
             more = bottom - done - total.shape[1]
             total, weight = F.pad(total, (0, 0, 0, more)), F.pad(weight, (0, 0, 0, more))
             for left in lefts:
-                window = image[:, top : top + self.size, left : left + self.size]
+                window = self._crop(image, top, left)
                 logits = resize_to_grid(*segment(window, ids), window.shape[-2:])
                 weights = window_weights(*logits.shape[-2:], logits.device)
                 x = left // _CELL
@@ -114,7 +130,8 @@ class SlidingWindow:
             # Copied: a slice would keep the memory of the finished rows.
             total, weight = total[:, count:].clone(), weight[count:].clone()
             done = finished
-        return SemSegLabels(writer.label_map, ids, num_categories), ids, scores
+        labels = SemSegLabels(writer.label_map, ids, num_categories, writer.confidence)
+        return labels, ids, scores
 
     def _reduce(self, image: Tensor) -> Tensor:
         """The whole image (3, H, W) at the size of a window."""
@@ -145,7 +162,7 @@ def window_weights(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 class _LabelWriter:
-    """Turns finished rows of logits into rows of a label map."""
+    """Turns finished rows of logits into rows of a label map and of its confidence."""
 
     def __init__(
         self,
@@ -154,8 +171,11 @@ class _LabelWriter:
         extent: tuple[float, float],
         ids: Tensor,
         num_categories: int,
+        temperature: float,
     ):
         self.label_map = np.empty(size, np.min_scalar_type(num_categories - 1))
+        self.confidence = np.empty(size, np.float16)
+        self._temperature = temperature
         self._ids = ids.cpu().numpy().astype(self.label_map.dtype)
         self._resize = RowResizer(size, grid, extent, ids.device)
         self._logits = torch.zeros(len(ids), 0, grid[1], device=ids.device)
@@ -169,8 +189,9 @@ class _LabelWriter:
         band = rows_per_band(logits, self.label_map.shape[1])
         for start in range(self._written, end, band):
             stop = min(start + band, end)
-            best = self._resize(logits, start, stop, self._first).argmax(dim=0)
-            self.label_map[start:stop] = self._ids[best.cpu().numpy()]
+            pixels = self._resize(logits, start, stop, self._first)
+            best, self.confidence[start:stop] = winners(pixels, self._temperature)
+            self.label_map[start:stop] = self._ids[best]
         self._written = end
         # The next row of pixels still needs the last row of cells.
         self._first += logits.shape[1] - 1

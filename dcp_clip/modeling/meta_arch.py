@@ -88,9 +88,10 @@ class DCPCLIP(OpenVocabularySegmentor):
         vocabulary: Vocabulary,
         labels: Tensor | None = None,
         ids: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
         """The five stages; see :meth:`OpenVocabularySegmentor.segment`."""
-        features = self.backbone(images)
+        features = features or self.backbone(images)
         dense, pooled = features["dense"], features["pooled"]
         pixel_valid = valid_positions(
             image_sizes, images.shape[-2:], dense.shape[-2:], images.device

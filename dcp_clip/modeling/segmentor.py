@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections import defaultdict
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dcp_clip.modeling.clip.text_encoder import TextEncoder
 from dcp_clip.modeling.finite import check_logits
 from dcp_clip.modeling.inference import SlidingWindow
+from dcp_clip.modeling.inputs import input_labels, shared_vocabulary
 from dcp_clip.modeling.losses import VOID, SegmentationCriterion
 from dcp_clip.structures import Proposals, Refinement, SemSegProposals, output_size
 from dcp_clip.vocabulary import Vocabulary
@@ -68,6 +70,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         self.output = output
         self.bf16 = bf16
         self.window = window
+        self.temperature = 1.0  # of the confidence; `load_weights` sets that of its file
         for name, value in (("mean", backbone.pixel_mean), ("std", backbone.pixel_std)):
             self.register_buffer(f"pixel_{name}", torch.tensor(value).view(-1, 1, 1), False)
 
@@ -93,6 +96,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         vocabulary: Vocabulary,
         labels: Tensor | None = None,
         ids: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
         """Segment a batch.
 
@@ -103,6 +107,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             labels: (B, H', W') category ids, -1 where void. They are given in training, and in
                 evaluation if the inputs have labels.
             ids: (B, K) categories to propose instead of those that stage 1 would choose.
+            features: the output of the backbone for `images`; default: computed here.
 
         Returns:
             logits by stage ("coarse", "fine", "final", in this order, some may be missing), each
@@ -126,6 +131,19 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             self.text_encoder.encode_vocabulary(vocabulary)
         self.vocabulary = vocabulary
 
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """Encode an image (3, H, W), RGB, 0 to 255, to segment it with several vocabularies.
+
+        Returns:
+            the value "features" of an input of :meth:`forward`: the output of the backbone for the
+            image, or for the reduced image and each window if it is segmented in windows.
+        """
+        in_windows = self.window is not None and self.window.is_needed(image)
+        views = self.window.views(image) if in_windows else [image]
+        with self._autocast():
+            return [self.backbone(self._preprocess([view]).tensor) for view in views]
+
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
@@ -136,7 +154,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
                   pixels have any other number;
                 * "vocabulary": :class:`Vocabulary`, optional; default: that of the model. All
                   images of a batch share one;
-                * "height", "width": output size in pixels, optional; default: that of the image.
+                * "height", "width": output size in pixels, optional; default: that of the image;
+                * "features": optional, the result of :meth:`encode_image` for this image.
 
         Returns:
             in training a dict of named losses; in evaluation one dict for each image:
@@ -144,14 +163,15 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             * "sem_seg": :class:`SemSegProposals` of (height, width) pixels, or
               :class:`SemSegLabels`, which also answers ``argmax(dim=0)``, if the image was
               segmented in windows;
-            * "proposals": dict of "ids" (K,) and "scores" (K,).
+            * "proposals": dict of "ids" (K,) and "scores" (K,), and with stage 5 "presence" (K,),
+              the probability that the category is in the image.
 
         Raises:
             ValueError: without a vocabulary, with two different ones in a batch, or, in training,
                 without labels.
             NonFiniteError: in evaluation, if logits are NaN or infinite.
         """
-        vocabulary = self._vocabulary_of(batched_inputs)
+        vocabulary = shared_vocabulary(batched_inputs, self.vocabulary)
         with self._autocast():
             if self.training:
                 return self._losses(batched_inputs, vocabulary)
@@ -162,36 +182,16 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _vocabulary_of(self, batched_inputs: list[dict]) -> Vocabulary:
-        if not batched_inputs:
-            raise ValueError("the batch is empty: give the model one input or more.")
-        vocabularies = {x.get("vocabulary") or self.vocabulary for x in batched_inputs}
-        if len(vocabularies) != 1:
-            raise ValueError("the images of one batch must share a vocabulary; split the batch.")
-        vocabulary = vocabularies.pop()
-        if vocabulary is None:
-            raise ValueError(
-                "no vocabulary: call model.set_vocabulary(...), give each input a 'vocabulary', or "
-                "set DATASETS.TRAIN to a registered data set."
-            )
-        return vocabulary
-
     def _preprocess(self, images: list[Tensor]) -> ImageList:
         """Normalise, and pad to one size that the backbone accepts."""
         images = [(x.to(self.device).float() - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
-    def _labels_of(self, inputs: dict, num_categories: int) -> Tensor:
-        """(H, W) category ids of an input, VOID where it has no category."""
-        # Every value that is not a category is void: 255, or 65535 in data sets with more.
-        labels = inputs["sem_seg"].to(self.device).long()
-        return labels.masked_fill((labels < 0) | (labels >= num_categories), VOID)
-
     def _losses(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> dict[str, Tensor]:
         if any("sem_seg" not in x for x in batched_inputs):
             raise ValueError("training needs 'sem_seg' labels in every input; this batch has none.")
         batch = self._preprocess([x["image"] for x in batched_inputs])
-        labels = [self._labels_of(x, len(vocabulary)) for x in batched_inputs]
+        labels = [input_labels(x, len(vocabulary), self.device) for x in batched_inputs]
         labels = ImageList.from_tensors(labels, self.backbone.size_divisibility, pad_value=VOID)
         logits, proposals, refinement = self.segment(
             batch.tensor, batch.image_sizes, vocabulary, labels.tensor
@@ -207,9 +207,9 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             if self.window is not None and self.window.is_needed(x["image"]):
                 results[i] = self._result_in_windows(x, vocabulary)
             else:
-                groups[tuple(x["image"].shape[-2:])].append(i)
-        # Images of the same size share a forward pass. Images of other sizes have their own, as
-        # padding an image to the size of another one would change its answer.
+                groups[x["image"].shape[-2:], i if "features" in x else None].append(i)
+        # Images of the same size share a forward pass, unless their features are given. Images of
+        # other sizes have their own, as padding an image would change its answer.
         for members in groups.values():
             inputs = [batched_inputs[i] for i in members]
             for i, result in zip(members, self._results_of_one_size(inputs, vocabulary)):
@@ -219,36 +219,53 @@ class OpenVocabularySegmentor(nn.Module, ABC):
     def _results_of_one_size(self, inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
         labels = None
         if all("sem_seg" in x for x in inputs):
-            labels = torch.stack([self._labels_of(x, len(vocabulary)) for x in inputs])
+            labels = torch.stack([input_labels(x, len(vocabulary), self.device) for x in inputs])
         images = [x["image"] for x in inputs]
-        logits, extent, proposals = self._segment_images(images, vocabulary, labels)
+        (features,) = inputs[0].get("features", [None])
+        logits, extent, proposals = self._segment_images(
+            images, vocabulary, labels, features=features
+        )
         results = []
         for i, x in enumerate(inputs):
             keep = proposals.valid[i]
-            ids, scores = proposals.ids[i][keep], proposals.scores[i][keep]
+            ids = proposals.ids[i][keep]
             sem_seg = SemSegProposals(
-                logits[i][keep].float(), ids, len(vocabulary), output_size(x), extent
+                logits[i][keep].float(),
+                ids,
+                len(vocabulary),
+                output_size(x),
+                extent,
+                self.temperature,
             )
-            results.append({"sem_seg": sem_seg, "proposals": {"ids": ids, "scores": scores}})
+            results.append({"sem_seg": sem_seg, "proposals": proposals.of_image(i)})
         return results
 
     def _result_in_windows(self, inputs: dict, vocabulary: Vocabulary) -> dict:
+        # In the order of `SlidingWindow.views`.
+        features = iter(inputs.get("features") or itertools.repeat(None))
+        chosen: dict[str, Tensor] = {}
+
         def propose(image: Tensor) -> tuple[Tensor, Tensor]:
             labels = None
             if "sem_seg" in inputs:
-                labels = self._labels_of(inputs, len(vocabulary))[None]
-            _, _, proposals = self._segment_images([image], vocabulary, labels)
-            keep = proposals.valid[0]
-            return proposals.ids[0][keep], proposals.scores[0][keep]
+                labels = input_labels(inputs, len(vocabulary), self.device)[None]
+            _, _, proposals = self._segment_images(
+                [image], vocabulary, labels, features=next(features)
+            )
+            chosen.update(proposals.of_image(0))
+            return chosen["ids"], chosen["scores"]
 
         def segment(image: Tensor, ids: Tensor) -> tuple[Tensor, tuple[float, float]]:
-            logits, extent, _ = self._segment_images([image], vocabulary, ids=ids[None])
+            logits, extent, _ = self._segment_images(
+                [image], vocabulary, ids=ids[None], features=next(features)
+            )
             return logits[0], extent
 
-        labels, ids, scores = self.window.segment(
-            inputs["image"], output_size(inputs), len(vocabulary), propose, segment
+        sizes = output_size(inputs), len(vocabulary)
+        labels, _, _ = self.window.segment(
+            inputs["image"], *sizes, propose, segment, self.temperature
         )
-        return {"sem_seg": labels, "proposals": {"ids": ids, "scores": scores}}
+        return {"sem_seg": labels, "proposals": chosen}
 
     def _segment_images(
         self,
@@ -256,6 +273,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         vocabulary: Vocabulary,
         labels: Tensor | None = None,
         ids: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[float, float], Proposals]:
         """Segment B images (3, H, W) of the same size, 0 to 255.
 
@@ -264,9 +282,9 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             grid that the images cover, the rest is padding; the proposals.
         """
         batch = self._preprocess(images)
-        stages, proposals, _ = self.segment(
-            batch.tensor, batch.image_sizes, vocabulary, labels, ids
-        )
+        args = batch.tensor, batch.image_sizes, vocabulary, labels, ids
+        kept = {} if features is None else {"features": features}
+        stages, proposals, refinement = self.segment(*args, **kept)
         output = list(stages)[-1] if self.output == "last" else self.output
         if output not in stages:
             raise ValueError(
@@ -274,6 +292,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
                 f"{', '.join(stages)}; set it to 'last' or one of these."
             )
         logits = stages[output]
+        if isinstance(refinement, Refinement):
+            proposals.presence = refinement.class_logits.float().sigmoid()
         check_logits(logits[proposals.valid], proposals.scores[proposals.valid])
         covered = zip(images[0].shape[-2:], logits.shape[-2:], batch.tensor.shape[-2:])
         rows, columns = (side * cells / padded for side, cells, padded in covered)

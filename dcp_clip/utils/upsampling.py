@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowResizer", "category_shares", "resized_bands", "rows_per_band"]
+__all__ = ["RowResizer", "category_shares", "resized_bands", "rows_per_band", "winners"]
 
 
 def rows_per_band(maps: Tensor, width: int) -> int:
@@ -120,6 +120,24 @@ def _neighbours(start: int, stop: int, step: float, length: int) -> tuple[Tensor
     centres = centres.clamp(0, length - 1)
     before = centres.long()
     return before, (before + 1).clamp(max=length - 1), (centres - before).float()
+
+
+def winners(logits: Tensor, temperature: float | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the best category of each pixel, and the probability that it is right.
+
+    Args:
+        logits: (K, H, W).
+        temperature: the probability is the largest value of the softmax of ``logits / temperature``
+            (temperature scaling, arXiv 1706.04599); None computes no probability.
+
+    Returns:
+        (H, W) int64 positions in the K categories; (H, W) float16 probability, or None.
+    """
+    if temperature is None:
+        return logits.argmax(dim=0).cpu().numpy(), None
+    best, positions = logits.max(dim=0)
+    total = ((logits - best) / temperature).exp_().sum(dim=0)
+    return positions.cpu().numpy(), total.reciprocal_().half().cpu().numpy()
 
 
 def category_shares(label_map: np.ndarray, num_categories: int) -> np.ndarray:

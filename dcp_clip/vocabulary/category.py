@@ -89,6 +89,48 @@ def clean_name(name: str, where: str) -> str:
     return cleaned
 
 
+def split_negatives(
+    categories: Sequence[tuple[str, ...]],
+) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
+    """Remove the mark "!" of negative categories: ("!hand", "!palm") or ("!hand", "palm").
+
+    Args:
+        categories: the names of each category.
+
+    Returns:
+        the names without marks; the positions of the negative categories.
+
+    Raises:
+        VocabularyError: if a mark is not at the first name, a name is empty without it, or all
+            categories are negative.
+    """
+    marks = ("!", "！")
+    if not any(name.startswith(marks) for names in categories for name in names):
+        return tuple(categories), ()
+    plain, negatives = [], []
+    for i, names in enumerate(categories):
+        marked = [name for name in names if name.startswith(marks)]
+        if marked and marked[0] != names[0]:
+            raise VocabularyError(
+                f"Category {i} has the mark '!' at '{shortened(marked[0])}' but not at its first "
+                f"name '{shortened(names[0])}'; write it at the first name, or make two categories."
+            )
+        if marked:
+            negatives.append(i)
+        plain.append(
+            tuple(
+                dict.fromkeys(
+                    clean_name(n[1:], f"Category {i}") if n in marked else n for n in names
+                )
+            )
+        )
+    if len(negatives) == len(plain):
+        raise VocabularyError(
+            "All categories have the mark '!', so there is nothing to find; add a name without it."
+        )
+    return tuple(plain), tuple(negatives)
+
+
 def shortened(text: str, length: int = 80) -> str:
     """Return the beginning of a long text, for error messages."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

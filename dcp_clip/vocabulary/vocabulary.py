@@ -20,6 +20,7 @@ from dcp_clip.vocabulary.category import (
     clean_category,
     clean_name,
     distinct_titles,
+    split_negatives,
 )
 from dcp_clip.vocabulary.colors import Color, check_color, default_color
 from dcp_clip.vocabulary.strings import is_list_file, refuse_files, split_names
@@ -33,17 +34,22 @@ class Vocabulary:
     Names are normalised: Unicode NFC, one space for each run of white space, no white space at the
     ends. Repeated synonyms of a category are removed.
 
+    A category whose first name begins with "!", such as "!hand", is negative: it takes part like
+    any other, but its pixels are written as unknown. The mark is not a part of the name.
+
     Attributes:
         synonyms: C tuples of names; the first name of each is the main name of the category.
         display_names: C names for legends and tables.
         colors: C RGB colours, 0 to 255.
+        negatives: ids of the negative categories, in ascending order.
     """
 
-    __slots__ = ("synonyms", "display_names", "colors", "_fingerprint")
+    __slots__ = ("synonyms", "display_names", "colors", "negatives", "_fingerprint")
 
     synonyms: tuple[tuple[str, ...], ...]
     display_names: tuple[str, ...]
     colors: tuple[Color, ...]
+    negatives: tuple[int, ...]
 
     def __init__(
         self,
@@ -73,7 +79,8 @@ class Vocabulary:
             )
         if len(names) == 0:
             raise VocabularyError("The vocabulary is empty. Give at least one category name.")
-        synonyms = tuple(clean_category(entry, i) for i, entry in enumerate(names))
+        synonyms = [clean_category(entry, i) for i, entry in enumerate(names)]
+        synonyms, negatives = split_negatives(synonyms)
         check_distinct(synonyms, warn_shared=warn_shared)
         if display_names is None:
             display_names = distinct_titles(synonyms)
@@ -89,10 +96,11 @@ class Vocabulary:
                 default_color(category[0]) if color is None else check_color(color, category[0])
                 for color, category in zip(colors, synonyms, strict=True)
             ),
+            negatives,
         )
 
-    def _set(self, synonyms, display_names, colors, fingerprint=None) -> None:
-        values = (synonyms, display_names, colors, fingerprint)
+    def _set(self, synonyms, display_names, colors, negatives, fingerprint=None) -> None:
+        values = (synonyms, display_names, colors, negatives, fingerprint)
         for slot, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, slot, value)
 
@@ -223,7 +231,7 @@ class Vocabulary:
         """Return the SHA-256 (hex) of the names and synonyms in their order.
 
         It is the key of cached text features. Display names and colours do not change the text
-        features, so they do not change the fingerprint.
+        features, so they do not change the fingerprint. Nor do the marks of negative categories.
         """
         if self._fingerprint is None:
             # repr distinguishes ("a", "b") from ("a, b",).
@@ -241,6 +249,7 @@ class Vocabulary:
             self.synonyms == other.synonyms
             and self.display_names == other.display_names
             and self.colors == other.colors
+            and self.negatives == other.negatives
         )
 
     def __hash__(self) -> int:
@@ -256,12 +265,13 @@ class Vocabulary:
     def __reduce__(self) -> tuple:
         # Workers of the data loader send vocabularies to the model. Unpickling skips the checks,
         # because the constructor has already done them.
-        return _restore, (self.synonyms, self.display_names, self.colors, self.fingerprint())
+        values = (self.synonyms, self.display_names, self.colors, self.negatives)
+        return _restore, (*values, self.fingerprint())
 
 
-def _restore(synonyms, display_names, colors, fingerprint) -> Vocabulary:
+def _restore(synonyms, display_names, colors, negatives, fingerprint) -> Vocabulary:
     vocabulary = Vocabulary.__new__(Vocabulary)
-    vocabulary._set(synonyms, display_names, colors, fingerprint)
+    vocabulary._set(synonyms, display_names, colors, negatives, fingerprint)
     return vocabulary
 
 

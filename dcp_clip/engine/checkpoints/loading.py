@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
+from dcp_clip.engine.checkpoints.calibration import read_temperature
 from dcp_clip.engine.checkpoints.file_format import trained_weights
 from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer, WeightsError
 from dcp_clip.utils.shipped_files import find_weights
@@ -84,7 +85,7 @@ def warn_if_untrained(model: nn.Module, weights: str) -> None:
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Load ``MODEL.WEIGHTS`` into a model. Unlike in Detectron2, all weights must fit.
+    """Load ``MODEL.WEIGHTS`` and their calibration. Unlike in Detectron2, all weights must fit.
 
     Detectron2 logs missing weights and wrong shapes, and continues with random weights. A
     segmentation with random weights could be mistaken for a result. The file cannot run code, see
@@ -97,7 +98,8 @@ def load_weights(model: nn.Module, path: str) -> None:
             .safetensors); "" does nothing.
 
     Raises:
-        WeightsError: the message names the file and the first parameters that do not fit.
+        WeightsError: the message names the file and the first parameters that do not fit; see also
+            :func:`dcp_clip.engine.checkpoints.calibration.read_temperature`.
     """
     if not path:
         return
@@ -105,3 +107,5 @@ def load_weights(model: nn.Module, path: str) -> None:
         _WeightsReader(model).load(path)
     except WeightsError as error:
         raise WeightsError(f"MODEL.WEIGHTS: {error}") from error
+    unwrapped = getattr(model, "module", model)
+    unwrapped.temperature = read_temperature(path, unwrapped)

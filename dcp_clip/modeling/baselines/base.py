@@ -59,10 +59,11 @@ class BaselineSegmentor(OpenVocabularySegmentor):
         vocabulary: Vocabulary,
         labels: Tensor | None = None,
         ids: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
         """See :meth:`OpenVocabularySegmentor.segment`. The logits "fine" are those of all
         categories; `ids` has no effect."""
-        features = self.backbone(images)
+        features = features or self.backbone(images)
         logits = self.head(features, self.text_encoder.encode_vocabulary(vocabulary))
         pixel_valid = valid_positions(
             image_sizes, images.shape[-2:], logits.shape[-2:], images.device

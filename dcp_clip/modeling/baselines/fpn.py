@@ -99,6 +99,7 @@ class FPNBaseline(OpenVocabularySegmentor):
         vocabulary: Vocabulary,
         labels: Tensor | None = None,
         ids: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, None]:
         """See :meth:`OpenVocabularySegmentor.segment`. The logits "fine" are those of all
         categories.
@@ -107,5 +108,5 @@ class FPNBaseline(OpenVocabularySegmentor):
             ValueError: for another vocabulary than that of DATASETS.TRAIN.
         """
         self._check(vocabulary)
-        logits = self.head.layers(self.backbone(images))
+        logits = self.head.layers(features or self.backbone(images))
         return {"fine": logits}, Proposals.all_categories(logits), None

@@ -75,10 +75,11 @@ class MaskQuerySegmentor(BaselineSegmentor):
         vocabulary: Vocabulary,
         labels: Tensor | None = None,
         ids: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, MaskPredictions]:
         """See :meth:`BaselineSegmentor.segment`. The third output is the input of the criterion;
         in training there are no logits."""
-        features = self.backbone(images)
+        features = features or self.backbone(images)
         text = self.text_encoder.encode_vocabulary(vocabulary)
         predictions = self.head(features, text, image_sizes)
         masks = predictions.mask_logits[-1].float().sigmoid()

@@ -1,0 +1,42 @@
+"""Read the batched inputs of a segmentor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcp_clip.modeling.losses import VOID
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["input_labels", "shared_vocabulary"]
+
+
+def shared_vocabulary(batched_inputs: list[dict], default: Vocabulary | None) -> Vocabulary:
+    """Return the vocabulary of a batch.
+
+    Args:
+        batched_inputs: see ``OpenVocabularySegmentor.forward``.
+        default: for inputs without a vocabulary of their own.
+
+    Raises:
+        ValueError: for an empty batch, without a vocabulary, or with two different ones.
+    """
+    if not batched_inputs:
+        raise ValueError("the batch is empty: give the model one input or more.")
+    vocabularies = {x.get("vocabulary") or default for x in batched_inputs}
+    if len(vocabularies) != 1:
+        raise ValueError("the images of one batch must share a vocabulary; split the batch.")
+    vocabulary = vocabularies.pop()
+    if vocabulary is None:
+        raise ValueError(
+            "no vocabulary: call model.set_vocabulary(...), give each input a 'vocabulary', or "
+            "set DATASETS.TRAIN to a registered data set."
+        )
+    return vocabulary
+
+
+def input_labels(inputs: dict, num_categories: int, device: torch.device) -> Tensor:
+    """Return the (H, W) category ids of an input, VOID where it has no category."""
+    # Every value that is not a category is void: 255, or 65535 in data sets with more.
+    labels = inputs["sem_seg"].to(device).long()
+    return labels.masked_fill((labels < 0) | (labels >= num_categories), VOID)

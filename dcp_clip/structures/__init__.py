@@ -1,0 +1,13 @@
+"""Data structures that the stages exchange, and the output of the model."""
+
+from dcp_clip.structures.sem_seg import SemSegLabels, SemSegProposals, output_size
+from dcp_clip.structures.stages import Proposals, Refinement, TextFeatures
+
+__all__ = [
+    "Proposals",
+    "Refinement",
+    "SemSegLabels",
+    "SemSegProposals",
+    "TextFeatures",
+    "output_size",
+]
