@@ -1,4 +1,4 @@
-"""The config: its keys, and how config files and options are read."""
+"""The config keys, and functions that read config files and options."""
 
 from dcp_clip.config.keys import add_dcp_clip_config
 from dcp_clip.config.setup import get_cfg, setup_cfg

@@ -11,8 +11,8 @@ from detectron2.utils.file_io import PathManager
 __all__ = ["read_config_chain", "read_yaml"]
 
 _BASE = "_BASE_"
-# Bounds that no config reaches. A file of a few kB can stand for billions of values: each alias
-# repeats its anchor, and each _BASE_ can name two more files.
+# Limits that no real config reaches. A file of a few kB can expand to billions of values: each
+# alias repeats its anchor, and each _BASE_ can name two more files.
 _MAX_BYTES, _MAX_VALUES, _MAX_FILES = 2**20, 100_000, 100
 
 
@@ -105,7 +105,7 @@ def read_config_chain(path: Path) -> list[tuple[Path, dict]]:
     to the file that names them.
 
     Returns:
-        the path and the content of each file without ``_BASE_``. Later files have priority.
+        The path and the content (without ``_BASE_``) of each file. Later files have priority.
 
     Raises:
         FileNotFoundError: if one of the files does not exist.
@@ -143,7 +143,7 @@ def _base_files(path: Path, value: Any) -> list[Path]:
         if "://" in name:
             try:
                 file = Path(PathManager.get_local_path(name))
-            except Exception as error:  # each kind of address raises errors of its own
+            except Exception as error:  # each kind of URL raises other errors
                 raise ValueError(
                     f"config file '{path}': _BASE_ '{name}' cannot be fetched: {error}"
                 ) from error

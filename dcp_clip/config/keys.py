@@ -23,19 +23,19 @@ def _add_clip(cfg: CN) -> None:
     # open_clip's weights tag, or the path of a local file (.safetensors, .pt, .pth, .bin);
     # "" for random weights.
     cfg.MODEL.CLIP.PRETRAINED = ""
-    # How the last block of a ViT gives dense features: by the method "maskclip", "clearclip",
-    # "sclip" or "naclip", or "clip" for its normal attention.
+    # How the last block of a ViT computes dense features: with the method "maskclip", "clearclip",
+    # "sclip" or "naclip", or with its normal attention ("clip").
     cfg.MODEL.CLIP.DENSE = "maskclip"
     # Keep the residual connection and the feed-forward part of that block, as MaskCLIP and SCLIP
     # do.
     cfg.MODEL.CLIP.DENSE_RESIDUAL = False
     # Standard deviation of the Gaussian of "naclip", in patches.
     cfg.MODEL.CLIP.NACLIP_STD = 5.0
-    # The encoder sees larger images in overlapping windows of this size, in pixels; 0 for none.
+    # The encoder processes larger images in overlapping windows of this size in pixels; 0 for none.
     cfg.MODEL.CLIP.ENCODER_WINDOW = 0
     # Pixels from one encoder window to the next.
     cfg.MODEL.CLIP.ENCODER_WINDOW_STRIDE = 112
-    # Which weights of the two towers train: "none", "all", "attention" or "late"
+    # Which weights of the image and text encoder are trained: "none", "all", "attention" or "late"
     # (dcp_clip/modeling/clip/freezing.py).
     cfg.MODEL.CLIP.TRAIN_IMAGE = "none"
     cfg.MODEL.CLIP.TRAIN_TEXT = "none"
@@ -47,14 +47,14 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.DIM = 128
     # Attention heads of stages 2 and 3.
     cfg.MODEL.DCP_CLIP.NUM_HEADS = 4
-    # Factor from cosine similarities to logits; the initial value where it is learned.
+    # Factor from cosine similarities to logits. If a stage learns it, this is the initial value.
     cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE = 20.0
     # Run the model under bfloat16 autocast, in training and evaluation, on CPU or GPU. On a CPU it
     # is faster only with AVX-512 BF16 or AMX (`python tools/check_env.py` shows the CPU).
     cfg.MODEL.DCP_CLIP.BF16 = False
     # Keep convolutions in channels-last memory format; faster on CPUs and tensor cores.
     cfg.MODEL.DCP_CLIP.CHANNELS_LAST = False
-    # Which logits are the result: "last", or those of an earlier stage, "fine" or "coarse".
+    # Which logits the model returns: "last", or those of an earlier stage, "fine" or "coarse".
     cfg.MODEL.DCP_CLIP.OUTPUT = "last"
 
     cfg.MODEL.DCP_CLIP.SLIDING_WINDOW = CN()
@@ -82,12 +82,13 @@ def _add_stages(cfg: CN) -> None:
     # K, the number of proposals in training and evaluation. The decoders learn to choose among this
     # many; an evaluation with very many names can use more (docs/emoji_scenes_results.md).
     cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS = 32
-    # Weights of the image-level and of the dense evidence. Public CLIPs were trained on the first.
-    # If the dense features were trained (EmojiScenes), 0 for the first is more accurate.
+    # Weights of the image-level and of the dense similarity. Public CLIPs were trained only for the
+    # image-level one. If the dense features were also trained (EmojiScenes), a POOLED_WEIGHT of 0
+    # is more accurate.
     cfg.MODEL.DCP_CLIP.PROPOSAL.POOLED_WEIGHT = 1.0
     cfg.MODEL.DCP_CLIP.PROPOSAL.DENSE_WEIGHT = 1.0
-    # Sharpness of the smooth maximum (log-sum-exp) over the positions: a match at many positions
-    # scores higher than at one. 0 for the maximum.
+    # Sharpness of the smooth maximum (log-sum-exp) over the positions, in which a match at many
+    # positions has a higher score than a match at one. 0 for the maximum.
     cfg.MODEL.DCP_CLIP.PROPOSAL.LSE_SHARPNESS = 20.0
     # Group the tokens of one object by attention, trained with a ranking loss.
     cfg.MODEL.DCP_CLIP.PROPOSAL.LEARNED = True
@@ -121,9 +122,9 @@ def _add_stages(cfg: CN) -> None:
     # EmojiScenes, equal elsewhere), NoRefinement.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME = "MaskPooledRefinement"
-    # Learn how to weigh the evidence. If False, the mask-pooled CLIP features alone decide.
+    # Use a learned classifier. If False, only the mask-pooled CLIP features decide.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.LEARNED = True
-    # Only if LEARNED is False: exponent of the mask's probability, relative to 1 for the pixel's.
+    # Only if LEARNED is False: exponent of the mask's probability; the pixel's probability has 1.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT = 1.0
     # Temperature of the softmax that turns fine logits into the masks to pool under; above 1 for
     # softer masks.
@@ -199,7 +200,7 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.LOSS.CLASS_BALANCE = 0.0
 
     # "ADAMW", "SGD", or "MUON" (AdamW with orthogonalised steps for matrices). The recipes for
-    # COCO-Stuff use AdamW; Muon measured better on EmojiScenes.
+    # COCO-Stuff use AdamW. Muon was better on EmojiScenes.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the matrices that Muon updates, relative to that of the other parameters.
     cfg.SOLVER.MUON_LR_MULTIPLIER = 2.0
@@ -209,16 +210,15 @@ def _add_training(cfg: CN) -> None:
     # Decay of the exponential moving average of the weights; 0 for none. Evaluation uses the
     # average.
     cfg.SOLVER.EMA_DECAY = 0.0
-    # Fraction of the original CLIP weights mixed back into the image tower after training
-    # (WiSE-FT); 0.0 disables it. Training that continues from these weights starts
-    # from the mixed ones.
+    # Fraction of CLIP's original weights in the interpolation of the image tower after training
+    # (WiSE-FT); 0.0 disables it. If a training continues, it starts from the interpolated weights.
     cfg.SOLVER.WISE_FT_ALPHA = 0.0
 
 
 def _add_evaluation(cfg: CN) -> None:
-    # Oracle masks: give each true mask the category that most of its pixels were predicted as, so
-    # that only the categories can be wrong.
+    # Give each ground-truth mask the most frequent predicted category of its pixels, so that only
+    # the categories can be wrong.
     cfg.TEST.ORACLE_MASKS = False
     # Write every prediction to OUTPUT_DIR/inference/<data set>/sem_seg_predictions.json as COCO
-    # RLE; slow, and the file is large.
+    # RLE. This is slow, and the file is large.
     cfg.TEST.SAVE_PREDICTIONS = False

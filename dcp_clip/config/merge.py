@@ -1,4 +1,4 @@
-"""Merge values into a config: each must have a key that exists, and a value of the key's type."""
+"""Merge values into a config, and check that the keys exist and the types are right."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def _merge(
 def _convert(raw: Any, default: Any, name: str, where: str) -> Any:
     """Convert a value to the type of the key's default.
 
-    Texts are read as Python literals, because YAML reads 1e-4 as a text, and a command line has
-    texts only.
+    Strings are parsed as Python literals, because YAML reads 1e-4 as a string, and a command line
+    has only strings.
     """
     if isinstance(raw, os.PathLike):
         raw = os.fspath(raw)
@@ -139,7 +139,7 @@ def _literal(value: Any) -> Any:
 
 
 def _to_number(value: Any, kind: type) -> Any:
-    """Convert numbers of the other type, if that changes nothing; others stay as they are."""
+    """Convert int to float, and float to int, if the value stays the same."""
     if kind is float and type(value) is int:
         return float(value)
     if kind is int and type(value) is float and value.is_integer():
@@ -150,7 +150,7 @@ def _to_number(value: Any, kind: type) -> Any:
 
 
 def _hint(raw: Any, value: Any, kind: type) -> str:
-    """Say what a wrong value is, and how a right one is written."""
+    """Describe a wrong value, and how to write a right one."""
     if value is None:
         return "empty: write a value."
     if kind is str:
@@ -179,7 +179,7 @@ def _require_known(cfg: CfgNode, unknown: Sequence[str], where: str) -> None:
 
 
 def _explain(key: str, keys: Sequence[str]) -> str:
-    """Say what became of a key of an earlier version, or which keys are similar."""
+    """Return the new name of a key of an earlier version, or the keys that are similar."""
     for old, new in OLD_KEYS.items():
         if f"{key}.".startswith(f"{old}."):
             return f"{key} was removed" if new is None else f"{old} is called {new} now"
@@ -192,7 +192,7 @@ def _explain(key: str, keys: Sequence[str]) -> str:
 
 
 def _similar(key: str, keys: Sequence[str]) -> list[str]:
-    """At most three keys: the last part must be similar, then the whole name counts."""
+    """Return at most three keys with a similar last part, sorted by the similarity of the key."""
 
     def ratio(a: str, b: str) -> float:
         return difflib.SequenceMatcher(None, a.upper(), b.upper()).ratio()
@@ -203,7 +203,7 @@ def _similar(key: str, keys: Sequence[str]) -> list[str]:
 
 
 def _names(node: CfgNode, prefix: str = "") -> list[str]:
-    """The names of all keys and groups of keys."""
+    """Return the names of all keys and groups of keys."""
     found = []
     for key, value in node.items():
         found.append(f"{prefix}{key}")

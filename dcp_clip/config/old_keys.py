@@ -2,7 +2,7 @@
 
 __all__ = ["OLD_KEYS"]
 
-# Old names and their current names; None where the key is gone.
+# Old names and their current names; None if the key was removed.
 OLD_KEYS: dict[str, str | None] = {
     "MODEL.CLIP.NEIGHBOUR_STD": "MODEL.CLIP.NACLIP_STD",
     "MODEL.CLIP.WINDOW": "MODEL.CLIP.ENCODER_WINDOW",

@@ -1,4 +1,4 @@
-"""Read the config of a program: defaults, config files, options."""
+"""Build the config of a program from defaults, config files and options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dcp_clip.utils.shipped_files import find_config
 __all__ = ["get_cfg", "setup_cfg"]
 
 _VERSION = 2  # of Detectron2's config keys
-# Zero would divide by zero or train nothing.
+# With zero, these would divide by zero or train nothing.
 _POSITIVE = (
     "SOLVER.MAX_ITER",
     "SOLVER.IMS_PER_BATCH",
@@ -48,8 +48,7 @@ def setup_cfg(
             "camvid/dcp_clip_tiny.yaml"; "" for the defaults. The file can name others that it
             inherits from in ``_BASE_``.
         opts: KEY VALUE KEY VALUE ...
-        cfg: the config to merge into, for keys of your own; default: :func:`get_cfg`. It is
-            changed.
+        cfg: the config to change, for keys of your own; default: that of :func:`get_cfg`.
 
     Returns:
         The config. MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" if there is no CUDA
