@@ -1,7 +1,7 @@
-"""Checks that end a program instead of giving answers that have no meaning.
+"""Check that weights and logits have no NaN and no infinite values.
 
-A comparison with NaN is false, so the largest of NaN logits is category 0: a model with invalid
-weights would label every pixel with the first category, without an error.
+A comparison with NaN is false, so argmax of NaN logits is category 0. Without these checks, a model
+with invalid weights would label every pixel with the first category, without an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluation of large images in overlapping windows, with bounded memory."""
+"""Sliding-window inference of large images, with bounded memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _CELL = 4  # pixels: the logits of all windows are on one grid of this stride
 
 
 class SlidingWindow:
-    """Segments an image window by window, into the categories proposed for the whole image.
+    """Segments an image window by window, with the same K categories in all windows.
 
-    The whole image, reduced to the size of a window, chooses the K categories, so that all windows
-    have the same ones. Where windows overlap, their logits are averaged with weights that decrease
-    towards the border of a window. Finished rows become labels immediately: only one row of windows
-    and the label map are in memory.
+    Stage 1 chooses these categories on the whole image, reduced to the size of a window. Where
+    windows overlap, their logits are averaged with weights that decrease towards the border of a
+    window. Finished rows become labels immediately, so only one row of windows and the label map
+    are in memory.
     """
 
     def __init__(self, size: int, stride: int):
@@ -50,14 +50,14 @@ class SlidingWindow:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SlidingWindow | None:
-        """None if MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE is 0."""
+        """Build it from the config; None if MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE is 0."""
         node = cfg.MODEL.DCP_CLIP.SLIDING_WINDOW
         if not node.SIZE:
             return None
         return cls(node.SIZE, node.STRIDE or node.SIZE // 2 // _CELL * _CELL)
 
     def is_needed(self, image: Tensor) -> bool:
-        """Whether an image (3, H, W) is larger than a window."""
+        """Return whether an image (3, H, W) is larger than a window."""
         return max(image.shape[-2:]) > self.size
 
     def views(self, image: Tensor) -> Iterator[Tensor]:
@@ -95,13 +95,13 @@ class SlidingWindow:
             image: (3, H, W).
             size: (height, width) of the label map.
             num_categories: C.
-            propose: from an image (3, h, w) to the ids (K,) and scores (K,) of its categories.
-            segment: from a window (3, h, w) and ids (K,) to logits (K, h', w') and the (rows,
+            propose: maps an image (3, h, w) to the ids (K,) and scores (K,) of its categories.
+            segment: maps a window (3, h, w) and ids (K,) to logits (K, h', w') and the (rows,
                 columns) of their grid that the window covers.
             temperature: that of the confidence, see :func:`dcp_clip.utils.upsampling.winners`.
 
         Returns:
-            the label map, the ids (K,) and the scores (K,).
+            The label map, the ids (K,) and the scores (K,).
         """
         height, width = image.shape[-2:]
         ids, scores = propose(self._reduce(image))
@@ -144,7 +144,7 @@ class SlidingWindow:
 def resize_to_grid(
     logits: Tensor, extent: tuple[float, float], window_size: tuple[int, int]
 ) -> Tensor:
-    """The logits of a window (K, h, w) on the grid of cells that all windows share."""
+    """Resize the logits of a window (K, h, w) to the grid of cells that all windows share."""
     cells = [-(-side // _CELL) for side in window_size]
     # The cells can extend beyond the window: those of 6 pixels cover 8.
     extent = [e * n * _CELL / side for e, n, side in zip(extent, cells, window_size)]
@@ -152,7 +152,7 @@ def resize_to_grid(
 
 
 def window_weights(rows: int, columns: int, device: torch.device) -> Tensor:
-    """(rows, columns) weights of the cells of a window: largest in the middle, never zero."""
+    """Return the weights (rows, columns) of a window: largest in the middle, never zero."""
 
     def ramp(n: int) -> Tensor:
         position = torch.arange(n, device=device, dtype=torch.float32)
@@ -183,7 +183,7 @@ class _LabelWriter:
         self._written = 0
 
     def write(self, logits: Tensor) -> None:
-        """Take the next rows of logits, (K, n, columns), and label the pixels they determine."""
+        """Add the next rows of logits (K, n, columns), and label the rows of pixels in them."""
         logits = torch.cat([self._logits, logits], dim=1)
         end = self._resize.rows_within(self._first + logits.shape[1])
         band = rows_per_band(logits, self.label_map.shape[1])

@@ -29,8 +29,8 @@ class MLP(nn.Sequential):
 class CrossAttention(nn.Module):
     """Pre-norm multi-head cross-attention, biased by the CLIP similarity of query and key.
 
-    With the bias each head can use or ignore what CLIP knows about the pair, so an unseen category
-    starts from CLIP's similarity.
+    Each head has a learned weight for the bias, so it can use or ignore CLIP's similarity. With the
+    bias, categories that were not in training also start from CLIP's similarity.
     """
 
     def __init__(self, dim: int, num_heads: int, bias_init: float = 0.5):
@@ -108,12 +108,12 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def masked_max(values: Tensor, valid: Tensor) -> Tensor:
-    """Maximum over the last dimension where `valid` (broadcastable bool) holds."""
+    """Return the maximum over the last dimension where `valid` (broadcastable bool) is True."""
     return values.masked_fill(~valid, float("-inf")).amax(-1)
 
 
 def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (N, C, h, w) to `size`; returns `x` if it has that size."""
+    """Resize (N, C, h, w) bilinearly to `size`; return `x` if it already has that size."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
@@ -125,7 +125,10 @@ def valid_positions(
     grid: tuple[int, int],
     device: torch.device,
 ) -> Tensor:
-    """(B, h, w) bool: grid positions that contain at least one pixel of the image, not padding."""
+    """Return a bool mask (B, h, w) of the grid positions that contain a pixel of the image.
+
+    It is False at positions that contain only padding.
+    """
     heights, widths = torch.tensor(image_sizes, device=device).T
     rows = torch.arange(grid[0], device=device) * (padded_size[0] / grid[0])
     columns = torch.arange(grid[1], device=device) * (padded_size[1] / grid[1])

@@ -1,7 +1,7 @@
 """The losses of the stages, over the K proposals of each image.
 
-Void pixels and padding are removed before anything is averaged: they contribute exactly zero loss
-and zero gradient.
+Void (ignored) pixels and padding are removed before any average, so their loss and gradient are
+exactly zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LABEL_STRIDE = 4
 
 
 def present_categories(labels: Tensor, num_categories: int) -> Tensor:
-    """(B, C) bool: the categories with a pixel in `labels` (B, H, W); other values are void."""
+    """Return (B, C) bool: which categories have a pixel in `labels` (B, H, W)."""
     flat = labels.flatten(1)
     inside = (flat >= 0) & (flat < num_categories)
     present = torch.zeros(len(labels), num_categories + 1, dtype=torch.bool, device=labels.device)
@@ -39,7 +39,7 @@ def present_categories(labels: Tensor, num_categories: int) -> Tensor:
 
 
 def labels_to_proposals(labels: Tensor, proposals: Proposals, num_categories: int) -> Tensor:
-    """From category ids (B, H, W) to the index of the proposal; VOID if it was not proposed."""
+    """Map category ids (B, H, W) to indices of proposals; VOID if a category was not proposed."""
     b, k = proposals.ids.shape
     table = labels.new_full((b, num_categories + 1), VOID)
     order = torch.arange(k, device=labels.device).expand(b, k)
@@ -52,7 +52,9 @@ def labels_to_proposals(labels: Tensor, proposals: Proposals, num_categories: in
 
 
 def ranking_loss(logits: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
-    """Mean over the positive entries of -log p, each against the negative entries of its row.
+    """Return the mean of -log p over the positive entries.
+
+    p is a softmax of the positive entry and all negative entries of its row or column.
 
     Args:
         logits: (B, K).
@@ -66,12 +68,14 @@ def ranking_loss(logits: Tensor, positive: Tensor, negative: Tensor, dim: int) -
 
 
 class SegmentationCriterion(nn.Module):
-    """Ranking loss of the proposals; cross-entropy and dice loss of coarse, fine and final logits;
-    presence and mask classification losses.
+    """Computes all losses.
 
-    Cross-entropy over the proposals plus dice measured better than focal loss plus dice.
-    Cross-entropy can weight pixels by how rare their category is in the batch. This needs no list
-    of class weights, so it works for any vocabulary.
+    They are the ranking loss of the proposals, the cross-entropy and dice losses of the coarse,
+    fine and final logits, and the presence and mask classification losses of stage 5.
+
+    Cross-entropy over the proposals plus dice was better than focal loss plus dice. Cross-entropy
+    can give pixels of rare categories in the batch a larger weight. This needs no list of class
+    weights, so it works for any vocabulary.
     """
 
     @configurable
@@ -139,7 +143,7 @@ class SegmentationCriterion(nn.Module):
             num_categories: C.
 
         Returns:
-            named losses, to be summed.
+            The losses by name. Their sum is the total loss.
         """
         present = present_categories(labels, num_categories)
         start = self.stride // 2

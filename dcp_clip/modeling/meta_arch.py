@@ -90,7 +90,7 @@ class DCPCLIP(OpenVocabularySegmentor):
         ids: Tensor | None = None,
         features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
-        """The five stages; see :meth:`OpenVocabularySegmentor.segment`."""
+        """Run the five stages; see :meth:`OpenVocabularySegmentor.segment`."""
         features = features or self.backbone(images)
         dense, pooled = features["dense"], features["pooled"]
         pixel_valid = valid_positions(
@@ -101,7 +101,7 @@ class DCPCLIP(OpenVocabularySegmentor):
         if labels is not None and (self.training or getattr(self.proposal, "needs_labels", False)):
             present = present_categories(labels, len(vocabulary))
 
-        # Cosine similarities decide between categories, so never in half precision.
+        # Small differences of cosine similarity decide between categories, so use float32.
         with torch.autocast(self.device.type, enabled=False):
             unit = F.normalize(dense.float(), dim=1)
             embeddings = text.embeddings.float()

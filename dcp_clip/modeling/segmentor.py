@@ -1,4 +1,4 @@
-"""The base class of all segmentors: Detectron2's inputs in, losses or results out."""
+"""The base class of all segmentors, which maps Detectron2's inputs to losses or results."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ OUTPUTS = ("last", "fine", "coarse")
 
 
 class OpenVocabularySegmentor(nn.Module, ABC):
-    """Everything that open-vocabulary segmentors share except the segmentation itself.
+    """The common part of all open-vocabulary segmentors.
 
-    The forward pass has one direction: batched inputs -> :meth:`segment` -> losses or results. A
-    subclass implements :meth:`segment`, which sees tensors only.
+    The forward pass prepares the inputs, calls :meth:`segment`, and computes losses or results. A
+    subclass implements only :meth:`segment`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             criterion: computes the losses.
             vocabulary: used for inputs that have no vocabulary of their own.
             text_encoder: text tower of the same CLIP; None for a closed vocabulary.
-            output: which logits are the result: "last", or those of an earlier stage, "fine" or
+            output: which logits to return: "last", or those of an earlier stage, "fine" or
                 "coarse".
             bf16: run the forward pass under bfloat16 autocast.
             window: sliding windows for images larger than a window; None for whole images.
@@ -76,7 +76,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
 
     @staticmethod
     def common_config(cfg: CfgNode) -> dict:
-        """The arguments above that do not depend on the kind of segmentor."""
+        """Return the constructor arguments that do not depend on the kind of segmentor."""
         train = cfg.DATASETS.TRAIN
         return {
             "criterion": SegmentationCriterion(cfg),
@@ -110,8 +110,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             features: the output of the backbone for `images`; default: computed here.
 
         Returns:
-            logits by stage ("coarse", "fine", "final", in this order, some may be missing), each
-            (B, K, h, w); the proposals; the output of stage 5 if there is one.
+            The logits by stage, each (B, K, h, w): "coarse", "fine" and "final", in this order;
+            some may be missing. The proposals. The output of stage 5, or None.
         """
 
     @property
@@ -119,10 +119,9 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         return self.pixel_mean.device
 
     def set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
-        """Segment into these categories from now on, unless an input has a vocabulary of its own.
+        """Set the default vocabulary, which is used for inputs without their own vocabulary.
 
-        The names are encoded here, once; every forward pass looks their features up. With None,
-        every input needs a vocabulary.
+        The names are encoded once, in this call. With None, every input needs a vocabulary.
 
         Raises:
             ValueError: if a name is too long for CLIP; the message quotes it.
@@ -158,11 +157,11 @@ class OpenVocabularySegmentor(nn.Module, ABC):
                 * "features": optional, the result of :meth:`encode_image` for this image.
 
         Returns:
-            in training a dict of named losses; in evaluation one dict for each image:
+            In training a dict of losses by name; in evaluation one dict for each image:
 
-            * "sem_seg": :class:`SemSegProposals` of (height, width) pixels, or
-              :class:`SemSegLabels`, which also answers ``argmax(dim=0)``, if the image was
-              segmented in windows;
+            * "sem_seg": :class:`SemSegProposals` of (height, width) pixels. If the image was
+              segmented in sliding windows, it is :class:`SemSegLabels`, which also has
+              ``argmax(dim=0)``;
             * "proposals": dict of "ids" (K,) and "scores" (K,), and with stage 5 "presence" (K,),
               the probability that the category is in the image.
 
@@ -278,8 +277,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         """Segment B images (3, H, W) of the same size, 0 to 255.
 
         Returns:
-            the logits (B, K, h, w) that MODEL.DCP_CLIP.OUTPUT selects; the (rows, columns) of their
-            grid that the images cover, the rest is padding; the proposals.
+            The logits (B, K, h, w) that MODEL.DCP_CLIP.OUTPUT selects. The (rows, columns) of their
+            grid that the images cover; the rest is padding. The proposals.
         """
         batch = self._preprocess(images)
         args = batch.tensor, batch.image_sizes, vocabulary, labels, ids

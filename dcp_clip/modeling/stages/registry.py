@@ -1,4 +1,4 @@
-"""One registry for each stage, so that a config can choose any implementation by name."""
+"""One registry for each stage, so a config can choose the implementation by name."""
 
 from __future__ import annotations
 

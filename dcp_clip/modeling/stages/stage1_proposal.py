@@ -1,7 +1,7 @@
 """Stage 1: choose the K categories that are likely in this image.
 
-CLIP gives two kinds of evidence: its image-level vector says what the picture is about, and its
-dense features say what is somewhere in it, even if it is small.
+CLIP gives two kinds of evidence. The similarity with its image-level vector shows the subject of
+the image. The similarity with its dense features also shows small objects.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ __all__ = [
 ]
 
 _CATEGORIES_PER_CHUNK = 2048
-# The categories are ranked on at most this many tokens, into which similar ones are merged, so that
-# the cost of 20,000 names stays small.
+# The ranking merges similar tokens until at most this many remain, which keeps the cost of 20,000
+# names small.
 _NUM_TOKENS = 128
 # In training, the probability that a category gets a random rank.
 _RANDOM_RATIO = 0.1
 
 
 def _all_ids(batch_size: int, category_rows: Tensor) -> Tensor:
-    """(B, C) ids of all categories."""
+    """Return the ids of all categories, (B, C)."""
     return torch.arange(len(category_rows), device=category_rows.device).expand(batch_size, -1)
 
 
 class _Evidence(NamedTuple):
-    """What the categories are compared with, of unit length."""
+    """The image features, of unit length, that are compared with the text features."""
 
     tokens: Tensor  # (B, D, N)
     token_valid: Tensor  # (B, N) bool, False at padding
@@ -50,17 +50,18 @@ class _Evidence(NamedTuple):
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
 class CategoryProposal(nn.Module):
-    """Top K categories by image-level and dense CLIP evidence.
+    """Proposes the K categories with the highest image-level and dense CLIP similarity.
 
     The score of a category is ``pooled_weight * cos(pooled, text) + dense_weight * max cos(dense,
-    text)`` over the positions. No term compares categories with each other (as a softmax over the
-    vocabulary would), so a category that is not proposed cannot change the answer.
+    text)``, with the maximum over the positions. Scores do not depend on other categories, as they
+    would with a softmax over the vocabulary. So a category that is not proposed cannot change the
+    result.
 
-    The maximum over the positions is smooth (log-sum-exp): a match at many positions scores higher.
-    If the stage is learned, the tokens of one object are grouped first, and a loss on the scores of
-    the proposals teaches it to rank the categories that are present above those that are not.
+    The maximum over the positions is smooth (log-sum-exp): a match at many positions has a higher
+    score. If the stage is learned, it first groups the tokens of one object. A ranking loss on the
+    scores teaches it to rank the categories that are present above the others.
 
-    In training the categories of the ground truth are always proposed. Some of the other
+    In training, the categories of the ground truth are always proposed. Some of the other
     categories get a random rank, which teaches the decoders to reject any wrong proposal.
     """
 
@@ -86,7 +87,7 @@ class CategoryProposal(nn.Module):
             dense_weight: weight of the dense evidence.
             lse_sharpness: sharpness of the log-sum-exp over the positions; 0 for the maximum.
             grouping: the learned part; None if nothing is learned.
-            num_tokens: tokens that the ranking uses; 0 for all positions.
+            num_tokens: maximum number of tokens in the ranking; 0 for all positions.
             random_ratio: in training, the probability that a category gets a random rank.
 
         Raises:
@@ -144,11 +145,11 @@ class CategoryProposal(nn.Module):
             ids: (B, K) categories to propose, if they are already known.
 
         Returns:
-            K = min(`num_proposals`, C) proposals for each image, in vocabulary order; more in
-            training if an image has more categories.
+            K = min(`num_proposals`, C) proposals for each image, in vocabulary order. In training,
+            K is larger if an image has more categories.
         """
         evidence = self._evidence(dense, pooled, pixel_valid)
-        # The ranking is not differentiated; the scores of the proposals, computed below, are.
+        # The ranking has no gradient. The scores of the proposals are computed again, with one.
         if ids is None:
             with torch.no_grad():
                 ids = self._rank(evidence, text_features, category_rows, present)
@@ -170,7 +171,7 @@ class CategoryProposal(nn.Module):
         category_rows: Tensor,
         present: Tensor | None,
     ) -> Tensor:
-        """(B, K) ids of the best categories."""
+        """Return the ids of the K categories with the highest scores, (B, K)."""
         batch_size, num_categories = len(evidence.pooled), len(category_rows)
         if num_categories <= self.num_proposals:
             return _all_ids(batch_size, category_rows)
@@ -193,7 +194,7 @@ class CategoryProposal(nn.Module):
         return scores.topk(k, dim=1).indices
 
     def _score(self, evidence: _Evidence, text_features: Tensor) -> Tensor:
-        """Scores (B, M) of text features (B, M, D)."""
+        """Return the scores (B, M) of text features (B, M, D)."""
         score = torch.zeros(text_features.shape[:2], device=text_features.device)
         if self.pooled_weight:
             cosines = torch.einsum("bd,bmd->bm", evidence.pooled, text_features)
@@ -205,7 +206,7 @@ class CategoryProposal(nn.Module):
         return score
 
     def _max_similarity(self, similarity: Tensor, token_valid: Tensor) -> Tensor:
-        """The maximum or log-sum-exp over the last dimension where `token_valid` holds."""
+        """Return the maximum or log-sum-exp over the last dimension where `token_valid` is True."""
         if not self.lse_sharpness:
             return masked_max(similarity, token_valid)
         logits = (self.lse_sharpness * similarity).masked_fill(~token_valid, float("-inf"))
@@ -214,10 +215,10 @@ class CategoryProposal(nn.Module):
     def _propose(
         self, evidence: _Evidence, text_features: Tensor, category_rows: Tensor, ids: Tensor
     ) -> Proposals:
-        """Scores and text features of the chosen ids, from tensors of K rows only.
+        """Compute the scores and text features of the chosen ids.
 
-        The scores are computed again instead of gathered, so that their last bits do not depend on
-        the number of names in the ranking.
+        The scores are computed again from K rows instead of gathered from the ranking. So their
+        last bits do not depend on the number of names in the ranking.
         """
         synonyms = text_features[category_rows[ids]]  # (B, K, S, D)
         # One synonym at a time, as the shape of a matrix product can change its last bits.
@@ -233,7 +234,7 @@ class CategoryProposal(nn.Module):
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
 class PooledProposal(CategoryProposal):
-    """Image-level evidence only (ablation)."""
+    """Uses only the image-level evidence (ablation)."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -242,7 +243,7 @@ class PooledProposal(CategoryProposal):
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
 class DenseProposal(CategoryProposal):
-    """Dense evidence only (ablation)."""
+    """Uses only the dense evidence (ablation)."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -251,7 +252,7 @@ class DenseProposal(CategoryProposal):
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
 class AllCategories(CategoryProposal):
-    """Every category is proposed, K = C: the model without a proposal stage."""
+    """Proposes every category, K = C, as a model without stage 1."""
 
     ranks = False
 
@@ -261,10 +262,9 @@ class AllCategories(CategoryProposal):
 
 @CATEGORY_PROPOSAL_REGISTRY.register()
 class OracleProposal(CategoryProposal):
-    """Exactly the categories of the ground truth, also in evaluation: it measures what errors of
-    the proposals cost.
+    """Proposes exactly the categories of the ground truth, to measure the errors of stage 1.
 
-    The model needs the labels in evaluation as well. ``train_net.py`` reads them if the class that
+    The model needs the labels also in evaluation. ``train_net.py`` reads them if the class that
     MODEL.DCP_CLIP.PROPOSAL.NAME names has `needs_labels`.
     """
 

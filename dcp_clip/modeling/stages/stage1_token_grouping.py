@@ -1,4 +1,4 @@
-"""Stage 1, learned part: how the tokens of the dense features are grouped and merged."""
+"""Stage 1: group the tokens of the dense features (learned), and merge similar tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MAX_LOGITS = 16_000_000  # attention logits of one image in memory at a time: 6
 
 
 class TokenGrouping(nn.Module):
-    """Mixes each token with those that look like parts of the same object.
+    """Mixes each token with tokens that look like parts of the same object.
 
-    This is attention whose values are CLIP's own features, without a projection. It learns which
-    tokens belong together, not what they are called, so unseen names gain as much as seen ones. The
-    gate starts closed: an untrained module is the identity.
+    This is an attention whose values are CLIP's features without a projection. It learns which
+    tokens belong together, but not their names, so it helps unseen names as much as seen ones. The
+    gate starts closed, so an untrained module is the identity.
     """
 
     def __init__(self, embed_dim: int, dim: int, num_heads: int):
@@ -49,7 +49,7 @@ class TokenGrouping(nn.Module):
         features = tokens.transpose(1, 2)
         qk = self.query_key(features * features.shape[2] ** 0.5)
         query, key = qk.unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        # In chunks of queries: all attention logits of a large image would be gigabytes.
+        # In chunks of queries, because all attention logits of a large image would need gigabytes.
         step = max(1, _MAX_LOGITS // (self.num_heads * key.shape[2]))
         mixed = [
             tokens @ self._attention(chunk, key, token_valid).mT
@@ -58,7 +58,7 @@ class TokenGrouping(nn.Module):
         return F.normalize(tokens + torch.cat(mixed, dim=2), dim=1)
 
     def _attention(self, query: Tensor, key: Tensor, token_valid: Tensor) -> Tensor:
-        """(B, n, N): gated attention weights of n queries (B, heads, n, dim / heads)."""
+        """Return gated attention weights (B, n, N) of n queries (B, heads, n, dim / heads)."""
         logits = query @ key.mT * query.shape[-1] ** -0.5  # (B, heads, n, N)
         weight = logits.masked_fill(~token_valid[:, None, None], float("-inf")).softmax(3)
         return (weight * self.gate.tanh().view(1, -1, 1, 1)).sum(1)
@@ -67,15 +67,14 @@ class TokenGrouping(nn.Module):
 def merge_tokens(tokens: Tensor, token_valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Reduce the tokens to at most `count` by averaging the most similar ones.
 
-    The merging does not depend on the names, so the proposals among some names do not depend on
-    other names. A small object keeps a token of its own as long as no other token is similar. The
-    matching is that of ToMe (arXiv 2210.09461): every second token may be merged into the most
-    similar one of the rest.
+    The merging does not depend on the names, so the score of a name does not depend on other names.
+    A small object keeps its own token as long as no other token is similar. The matching is that of
+    ToMe (arXiv 2210.09461): every second token may be merged into the most similar of the others.
 
     Args:
         tokens: (B, D, N) of unit length.
         token_valid: (B, N) bool, False at padding, which has no weight.
-        count: most tokens to keep, 1 or more.
+        count: maximum number of tokens to keep, at least 1.
 
     Returns:
         (B, D, M) of unit length and (B, M) bool, M = min(N, count).

@@ -18,9 +18,10 @@ __all__ = ["ImageConditionedGuidance", "StaticGuidance"]
 class ImageConditionedGuidance(nn.Module):
     """Each text feature attends to the image by gated cross-attention.
 
-    The input of a category is its text feature and three numbers that summarise its similarity map
-    (maximum, mean and log-sum-exp). The numbers mean the same for every category, whether it was
-    seen in training or not. The gate starts closed: an untrained stage does not use the image.
+    The input of a category is its text feature and three statistics of its similarity map: maximum,
+    mean and log-sum-exp. They have the same meaning for every category, also for categories that
+    were not in training. The gate starts closed, so an untrained stage does not attend to the
+    image.
     """
 
     @configurable
@@ -89,7 +90,7 @@ class ImageConditionedGuidance(nn.Module):
 
 @TEXT_GUIDANCE_REGISTRY.register()
 class StaticGuidance(nn.Module):
-    """The text features unchanged: the same for every image, nothing learned."""
+    """Returns the text features unchanged. It has no learned weights."""
 
     def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
         super().__init__()

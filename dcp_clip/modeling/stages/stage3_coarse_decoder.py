@@ -16,12 +16,12 @@ __all__ = ["CosineDecoder", "DualInteractionDecoder", "ImageToTextDecoder", "Tex
 
 @COARSE_DECODER_REGISTRY.register()
 class DualInteractionDecoder(nn.Module):
-    """Dual interaction: in every layer the image features attend to the text features, then the
-    text features attend to the image features.
+    """Lets image and text features attend to each other in every layer.
 
-    The coarse logits of a category are CLIP's own similarity, scaled by a learned factor, plus the
-    product of the final image and text features. That product starts at zero, so an untrained
-    decoder gives CLIP's own answer. All weights are shared over the categories.
+    In each layer, the image features attend to the text features, then the text features attend to
+    the image features. The coarse logits of a category are CLIP's similarity times a learned
+    factor, plus the product of the final image and text features. This product starts at zero, so
+    an untrained decoder returns CLIP's similarity. All weights are shared over the categories.
     """
 
     @configurable
@@ -122,7 +122,7 @@ class DualInteractionDecoder(nn.Module):
 
 @COARSE_DECODER_REGISTRY.register()
 class ImageToTextDecoder(DualInteractionDecoder):
-    """One direction only (ablation): information flows from image to text features."""
+    """Uses only one direction (ablation): text features attend to image features."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args) -> dict:
@@ -131,7 +131,7 @@ class ImageToTextDecoder(DualInteractionDecoder):
 
 @COARSE_DECODER_REGISTRY.register()
 class TextToImageDecoder(DualInteractionDecoder):
-    """One direction only (ablation): information flows from text to image features."""
+    """Uses only one direction (ablation): image features attend to text features."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args) -> dict:
@@ -140,7 +140,7 @@ class TextToImageDecoder(DualInteractionDecoder):
 
 @COARSE_DECODER_REGISTRY.register()
 class CosineDecoder(nn.Module):
-    """CLIP's similarity times a constant; nothing learned. Stage 3 of the training-free mode."""
+    """Returns CLIP's similarity times a constant. It is stage 3 of the training-free mode."""
 
     def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec], guidance_channels: int):
         super().__init__()

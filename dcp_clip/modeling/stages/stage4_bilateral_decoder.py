@@ -82,10 +82,11 @@ def _take(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @FINE_DECODER_REGISTRY.register()
 class BilateralDecoder(nn.Module):
-    """Joint bilateral upsampling of the coarse logits to stride 4, guided by the image.
+    """Upsamples the coarse logits to stride 4 along the edges of the image.
 
-    Nothing is learned, so it works with any encoder, also with a ViT, which has no fine features.
-    It takes the place of PAMR (arXiv 1911.12448) in SCLIP and NACLIP. It needs one pass, PAMR ten.
+    It has no learned weights and needs no fine features, so it works with any encoder, also with a
+    ViT. SCLIP and NACLIP use PAMR (arXiv 1911.12448) instead, which needs ten passes instead of
+    one.
     """
 
     @configurable

@@ -18,7 +18,7 @@ _GROUPS = 4  # of group norm
 
 
 def _target_size(feature: Tensor, stride: int, target: int) -> tuple[int, int]:
-    """Size of the grid of stride `target` for an image whose `feature` has stride `stride`."""
+    """Return the size of the grid of stride `target`, if `feature` has stride `stride`."""
     h, w = feature.shape[-2:]
     return -(-h * stride // target), -(-w * stride // target)
 
@@ -38,9 +38,9 @@ def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) 
 class _CategoryStep(nn.Module):
     """One step of the category pathway: the maps of all categories are one batch.
 
-    Work that is done K times at full size is kept small. The maps are convolved before they are
-    upsampled. The image features are convolved once for each image, then weighted channel by
-    channel for each category by a gate from its text feature: K products instead of K convolutions.
+    Work that is done K times at full size must be cheap, so the maps are convolved before they are
+    upsampled. The image features are convolved once for each image. For each category, a gate from
+    its text feature then weights their channels: K products instead of K convolutions.
     """
 
     def __init__(self, channels: int, image_channels: int, text_channels: int, norm: str | None):
@@ -75,16 +75,16 @@ class _CategoryStep(nn.Module):
 
 @FINE_DECODER_REGISTRY.register()
 class PyramidDecoder(nn.Module):
-    """Two pathways from the coarse grid to stride 4, through the encoder's strides 16, 8 and 4.
+    """Refines the coarse logits in two pathways, at strides 16, 8 and 4.
 
-    The image pathway (once for each image, as in an FPN) merges the visual features of stage 3 with
-    res4, res3 and res2. The category pathway (K times, with few channels) upsamples the map of each
-    category in the same steps, guided by the image pathway. Its weights are shared over the
-    categories, so unseen categories become as sharp as seen ones. The result is added to the
-    upsampled coarse logits.
+    The image pathway runs once for each image. Like an FPN, it merges the visual features of stage
+    3 with res4, res3 and res2. The category pathway runs K times with few channels. It upsamples
+    the map of each category in the same steps, guided by the image pathway. Its weights are shared
+    over the categories, so unseen categories become as sharp as seen ones. The result is added to
+    the upsampled coarse logits.
 
-    With `pixel_text`, the product of the last image features and the text feature is added: a
-    per-pixel classifier, which learns the appearance of the trained categories quickly.
+    With `pixel_text`, the product of the last image features and the text features is added. This
+    is a per-pixel classifier, which quickly learns the appearance of the trained categories.
     """
 
     @configurable
@@ -186,7 +186,7 @@ class PyramidDecoder(nn.Module):
         for key, target in _LEVELS:
             feature = features[key]
             size = _target_size(feature, self.strides[key], target)
-            # Projection and resizing commute; the projected features are cheaper to resize.
+            # Projection and resizing commute, and the projected features are cheaper to resize.
             lateral = resize_to(self.laterals[key](feature), size)
             image = self.merges[key](resize_to(image, size) + lateral)
             maps = self.steps[key](maps, image, text_features)
@@ -199,7 +199,7 @@ class PyramidDecoder(nn.Module):
 
 
 def _category_input(coarse: Tensor, proposal_valid: Tensor) -> Tensor:
-    """(B, K, 2, h, w): logits of each category relative to all categories and to the best one."""
+    """Return (B, K, 2, h, w): each category's logits relative to all categories and to the best."""
     logits = coarse.float()
     proposed = logits.masked_fill(~proposal_valid[..., None, None], float("-inf"))
     against_all = logits - proposed.logsumexp(1, keepdim=True)
@@ -209,7 +209,7 @@ def _category_input(coarse: Tensor, proposal_valid: Tensor) -> Tensor:
 
 @FINE_DECODER_REGISTRY.register()
 class BilinearDecoder(nn.Module):
-    """Bilinear upsampling of the coarse logits to stride 4; nothing learned."""
+    """Upsamples the coarse logits bilinearly to stride 4. It has no learned weights."""
 
     def __init__(
         self,

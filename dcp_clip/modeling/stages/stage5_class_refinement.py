@@ -1,4 +1,4 @@
-"""Stage 5: the masks go back to CLIP and correct the categories."""
+"""Stage 5: pool CLIP's features under the masks, and correct the categories."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ _HIDDEN_DIM = 32  # of the classifier
 class MaskPooledRefinement(nn.Module):
     """Compares CLIP's dense features, averaged inside and outside each mask, with the K categories.
 
-    *Whether* a category is present is decided separately from *where* it is, and the two
-    probabilities are multiplied (their logarithms added), as in SAM 3 (arXiv 2511.16719).
-    Mask-pooled CLIP features follow FC-CLIP (arXiv 2308.02487). A small classifier weighs the
-    evidence. Its inputs mean the same for every category (similarities, margins, area, confidence),
-    so it works for unseen categories too.
+    As in SAM 3 (arXiv 2511.16719), *whether* a category is present is predicted separately from
+    *where* it is. The two probabilities are multiplied. Mask-pooled CLIP features follow FC-CLIP
+    (arXiv 2308.02487). A small classifier predicts the presence. Its inputs (similarities, margins,
+    area, confidence) have the same meaning for every category, so it also works for unseen ones.
 
-    With `learned` off nothing has parameters. The presence of a category is then its probability
-    among the K categories by the features under its own mask, to the power of `weight`. The final
-    logits are FC-CLIP's geometric ensemble of the probabilities of the pixel and of the mask, both
-    from CLIP's own cosine similarities: log p(pixel) + weight * log p(mask), up to a constant for
-    each pixel. FC-CLIP's exponent alpha of the mask is weight / (1 + weight): its 0.4 and 0.8 (for
-    seen and unseen categories, with a trained classifier) are weights of 0.67 and 4. There are two
-    differences. FC-CLIP pools before the tower's last norm and projection; here the projected
-    features of unit length are pooled. The masks of FC-CLIP come from a trained decoder; here they
-    come from the same features that they pool. A hard mask selects exactly the positions that are
-    similar to its category, so it would confirm any category; `temperature` softens the masks, so
-    that they include what is around them.
+    If `learned` is False, there are no parameters. The presence of a category is then its
+    probability among the K categories, computed from the features under its own mask, to the power
+    of `weight`. The final logits are FC-CLIP's geometric ensemble of the probabilities of the pixel
+    and of the mask: log p(pixel) + weight * log p(mask), up to a constant for each pixel. Both
+    probabilities come from CLIP's cosine similarities. FC-CLIP's exponent alpha of the mask is
+    weight / (1 + weight). Its 0.4 and 0.8 (for seen and unseen categories, with a trained
+    classifier) correspond to weights of 0.67 and 4.
+
+    There are two differences. FC-CLIP pools before the tower's last norm and projection; here the
+    projected features of unit length are pooled. The masks of FC-CLIP come from a trained decoder;
+    here they come from the same features that they pool. A hard mask selects exactly the positions
+    that are similar to its category, so it would confirm any category. A higher `temperature`
+    softens the masks, so they include some of their surroundings.
     """
 
     _num_outputs = 1  # of the classifier, for each mask: the logit that its category is present
@@ -113,7 +114,7 @@ class MaskPooledRefinement(nn.Module):
             pixel_valid: (B, h, w) bool, False at padding.
             proposal_valid: (B, K) bool, False for padded proposals.
         """
-        # Cosine similarities decide between categories, so never in half precision.
+        # Small differences of cosine similarity decide between categories, so use float32.
         with torch.autocast(fine.device.type, enabled=False):
             return self._refine(
                 fine, dense, text_features.float(), scores.float(), pixel_valid, proposal_valid
@@ -154,8 +155,8 @@ class MaskPooledRefinement(nn.Module):
     ) -> Tensor:
         """(B, K, 6): inputs of the classifier, which mean the same for every category."""
         area = masks.sum(2)
-        # Not the sum over all positions minus that under the mask: for a mask that fills the image,
-        # this would be rounding noise of unit length.
+        # Do not subtract the sum under the mask from the sum over all positions. For a mask that
+        # fills the image, the normalised difference would be rounding noise.
         outside = torch.bmm((1 - masks) * pixel_valid.flatten(1)[:, None], features)
         own = mask_logits.diagonal(dim1=1, dim2=2)
         log_probability = mask_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
@@ -176,17 +177,17 @@ class MaskPooledRefinement(nn.Module):
 
 @CLASS_REFINEMENT_REGISTRY.register()
 class ReassignmentRefinement(MaskPooledRefinement):
-    """The area of a mask can also be reassigned to other categories.
+    """Also reassigns the area of a mask to other categories.
 
     An object whose pixels look like several categories is split into several masks. CLIP's features
-    are pooled under each mask, and its area is distributed over the categories in proportion to how
-    well they fit; a learned bonus favours the mask's own category. The pieces of one object have
-    similar features, so they get the same category. As in MaskFormer (arXiv 2107.06278), masks
-    are classified and pixels take the category of their masks.
+    are pooled under each mask, and the area of the mask is distributed over the categories by their
+    probability. A learned bonus favours the mask's own category. The pieces of one object have
+    similar features, so they get the same category. As in MaskFormer (arXiv 2107.06278), masks are
+    classified and pixels get the category of their masks.
 
-    The pooled features are CLIP's projected ones before normalisation, which is what CLIP pools for
-    an image. Positions are weighted by the square of the mask, as those at the border of an object
-    also show what is around it.
+    The pooled features are CLIP's projected features before normalisation, as CLIP pools them for
+    an image. Positions are weighted by the square of the mask, because positions at the border of
+    an object also show its surroundings.
     """
 
     _num_outputs = 2  # presence, and the bonus of the mask's own category
@@ -223,14 +224,14 @@ class ReassignmentRefinement(MaskPooledRefinement):
 
 
 def _logit_of_log(log_probability: Tensor) -> Tensor:
-    """The logit whose log-sigmoid is `log_probability` (<= 0), finite at probability 1."""
+    """Return the logit whose log-sigmoid is `log_probability` (<= 0), finite at probability 1."""
     log_probability = log_probability.clamp(max=-1e-6)
     return log_probability - (-torch.expm1(log_probability)).log()
 
 
 @CLASS_REFINEMENT_REGISTRY.register()
 class NoRefinement(nn.Module):
-    """Masks do not correct the categories."""
+    """Skips stage 5."""
 
     def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
         super().__init__()
