@@ -39,12 +39,12 @@ class Benchmark:
 
     @property
     def label_ext(self) -> str:
-        """Suffix of the label maps."""
+        """The suffix of the label maps."""
         return ".tif" if self.wide else ".png"
 
     @property
     def ignore_label(self) -> int:
-        """Value of the ignored pixels in the label maps."""
+        """The value of ignored pixels in the label maps."""
         return IGNORE_LABEL_16 if self.wide else IGNORE_LABEL
 
     def dataset_name(self, split: str) -> str:

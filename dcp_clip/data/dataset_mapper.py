@@ -1,4 +1,4 @@
-"""The dataset mapper: from a record of a data set to the input of a model."""
+"""The dataset mapper, which turns a record of a data set into an input of the model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -27,10 +27,11 @@ class SemSegDatasetMapper(DatasetMapper):
 
     - ``DatasetMapper`` reads label maps as 8-bit grey values, so every label above 255 becomes 255
       (ADE20K-847, PASCAL-Context-459).
-    - Photographs are read as by ``Predictor``, see docs/image_formats.md. ``DatasetMapper`` clips
-      those of 16 bits at 255, and shows the hidden colours of transparent pixels.
-    - Labels that the data set does not have are errors. Otherwise they would be ignored in training
-      and would distort an evaluation without notice.
+    - Photographs are read in the same way as in ``Predictor``, see docs/image_formats.md.
+      ``DatasetMapper`` clips 16-bit values at 255, and shows the hidden colours of transparent
+      pixels.
+    - Labels that the data set does not have are errors. Otherwise, training would ignore them, and
+      they would distort an evaluation without a warning.
     - If a photograph has an EXIF rotation, it is rotated only if its label map is.
 
     Call it as ``SemSegDatasetMapper(cfg, is_train=True)``, like ``DatasetMapper``.
@@ -133,13 +134,13 @@ class SemSegDatasetMapper(DatasetMapper):
         return record
 
     def _read_image(self, path: str | Path, label_file: str | Path | None) -> np.ndarray:
-        """The photograph in ``image_format``, (H, W, 3), oriented as its label map."""
+        """Read the photograph (H, W, 3) in ``image_format``, rotated like its label map."""
         size = None if label_file is None else partial(label_size, label_file)
         image = read_photograph(path, size)
         return image[:, :, ::-1] if self.image_format == "BGR" else image
 
     def _read_codes(self, path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Read a label map as 8-bit codes, the only type that all augmentations treat alike.
+        """Read a label map as 8-bit codes, the only type that all augmentations support.
 
         Returns:
             (H, W) uint8 codes, 255 where ignored, and the (256,) int64 labels of the codes.

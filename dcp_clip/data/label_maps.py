@@ -1,7 +1,7 @@
 """Read the label maps of prepared benchmarks and of users' own data.
 
-The numbers are those that the file stores. A file whose numbers could mean something else is an
-error: a wrong number is a wrong label, and no later step can see it.
+The labels are the numbers that the file stores. If the numbers could mean something else, the file
+is an error, because no later step can detect a wrong label.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def read_labels(path: str | Path) -> np.ndarray:
 
 
 def read_pixels(path: str | Path, modes: tuple[str, ...], kind: str) -> np.ndarray:
-    """Read the pixels of a label map in one of some Pillow modes, without conversion.
+    """Read the pixels of a label map without conversion, if its Pillow mode is accepted.
 
     Args:
         path: a PNG or TIFF file.

@@ -1,4 +1,4 @@
-"""Check the label maps of a data set as a whole: how often each category occurs, and palettes."""
+"""Check all label maps of a data set together: the frequencies of categories, and the palettes."""
 
 import logging
 import textwrap
@@ -134,7 +134,7 @@ def report_pixels(
 
 
 def describe_fault(pixels: np.ndarray, names: Sequence[str], ignore_label: int) -> str:
-    """Say what makes the label maps of a data set useless; "" if nothing does."""
+    """Return why the label maps of a data set are useless; "" if they are not."""
     if not pixels[:-1].any():
         return (
             f"all pixels have the ignored label {ignore_label}, so there is nothing to learn or to "

@@ -1,8 +1,8 @@
 """Match photographs with their label maps, one to one.
 
-Detectron2's ``load_sem_seg`` takes the intersection of two folders that differ. A half-finished
-conversion is then trained and evaluated on fewer images with only a warning. Here a difference is
-an error.
+If two folders differ, Detectron2's ``load_sem_seg`` uses their intersection. After an incomplete
+conversion, it would train and evaluate on fewer images with only a warning. Here a difference is an
+error.
 """
 
 from collections.abc import Hashable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Read the photographs of data sets, oriented as their label maps."""
+"""Read the photographs of data sets with the same rotation as their label maps."""
 
 from collections.abc import Callable
 from pathlib import Path

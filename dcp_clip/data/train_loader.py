@@ -1,4 +1,4 @@
-"""The training loader: Detectron2's, with a stream of images that a resumed training continues."""
+"""Detectron2's training loader with a state, so a resumed training continues with the same data."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _POSITION = "_position"  # of a record in the stream; removed before the model s
 
 
 class ResumableLoader:
-    """Batches of a training that can be interrupted at any iteration without changing the result.
+    """A training loader that a resumed training can continue with the same batches.
 
     Each image has a position in an endless stream, which the sampler defines. The random numbers of
-    its augmentation depend on the seed, the process and this position only, not on earlier images
-    or on the number of loader workers. :meth:`state_dict` tells which images were used and which
-    wait for others of a similar aspect ratio, so a new loader continues with the same batches.
-    Loading does not use the global random number generators.
+    its augmentation depend only on the seed, the process and this position. They do not depend on
+    earlier images or on the number of loader workers. :meth:`state_dict` contains the number of
+    used images, and the images that wait for others of a similar aspect ratio. Loading does not use
+    the global random number generators.
     """
 
     def __init__(self, loader, seed: int | None = None):
@@ -61,13 +61,13 @@ class ResumableLoader:
             yield batch
 
     def _waiting(self) -> list[int]:
-        """The positions of the images that wait for others of a similar aspect ratio."""
+        """Return the positions of images that wait for others of a similar aspect ratio."""
         if self._groups is None:
             return []
         return [record[_POSITION] for group in self._groups._buckets for record in group]
 
     def state_dict(self) -> dict:
-        """What a new loader needs in order to continue after the last batch."""
+        """Return what a new loader needs to continue after the last batch."""
         return {
             "seed": self._images.seed,
             "sampler_seed": getattr(self._sampler.sampler, "_seed", None),
@@ -76,7 +76,7 @@ class ResumableLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue after the last batch of another loader; before the first batch of this one."""
+        """Continue after the last batch of another loader. Call it before the first batch."""
         self._images.seed = state["seed"]
         if state["sampler_seed"] is not None:
             self._sampler.sampler._seed = state["sampler_seed"]
@@ -84,7 +84,7 @@ class ResumableLoader:
         self._sampler.start, self._sampler.waiting = state["used"], frozenset(state["waiting"])
 
     def skip(self, count: int) -> None:
-        """Start after the first `count` images of the stream; before the first batch."""
+        """Start after the first `count` images of the stream. Call it before the first batch."""
         self._used = self._sampler.start = count
 
 

@@ -1,8 +1,8 @@
-"""Mean IoU and other scores of a confusion matrix, by the conventions of published figures.
+"""Mean IoU and other scores of a confusion matrix, with the three formulas of published figures.
 
-The conventions differ in the number of categories that the sum of IoU is divided by. They disagree
-if a category has no pixel in the ground truth (in PASCAL-Context 459 this holds for 114 of 459
-categories, a factor of 1.33):
+The formulas ("conventions") divide the sum of IoU by different numbers of categories. The results
+differ if a category has no pixel in the ground truth. In PASCAL-Context 459 this is true for 114 of
+459 categories, so the results differ by a factor of up to 1.33:
 
 * "present": categories present in the ground truth, as in Detectron2 since July 2022 and here;
 * "seen": categories present or predicted, as in release v0.6 of Detectron2. Later builds are also
@@ -54,7 +54,7 @@ def count_pairs(prediction: np.ndarray, labels: np.ndarray, num_categories: int)
 
 
 def assign_majority_labels(pairs: np.ndarray) -> np.ndarray:
-    """Give all pixels of each label the prediction that is most frequent among them.
+    """Replace the predictions of each label's pixels by the most frequent one (oracle masks).
 
     Args:
         pairs: (C + 1, C + 1) from :func:`count_pairs` for one image.
@@ -137,7 +137,7 @@ def score(matrix: np.ndarray) -> Scores:
 
 @contextlib.contextmanager
 def silent_upstream() -> Iterator[None]:
-    """Disable the log of :class:`SemSegEvaluator`, which shows figures by its own formula."""
+    """Disable the log of :class:`SemSegEvaluator`, which shows figures of its own formula."""
     upstream = logging.getLogger(SemSegEvaluator.__module__)
     disabled, upstream.disabled = upstream.disabled, True
     try:

@@ -1,4 +1,4 @@
-"""What the figures of an evaluation depend on: settings, weights, software and hardware."""
+"""Describe what influences an evaluation: settings, weights, software and hardware."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of categories with separate figures: things and stuff, base and unseen categories."""
+"""Groups of categories that are reported separately: things, stuff, base and unseen categories."""
 
 from __future__ import annotations
 

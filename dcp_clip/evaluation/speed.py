@@ -1,4 +1,4 @@
-"""Images per second of an evaluation."""
+"""Measure the images per second of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NUM_WARM_UP = 5
 class SpeedEvaluator(DatasetEvaluator):
     """Measures the time of an evaluation, and the time within the model.
 
-    The time within the model includes the argmax over the categories, which can take longer than
-    the rest if there are many. :class:`dcp_clip.structures.SemSegProposals` computes it on demand
-    and keeps the result for the other evaluators; they compute the argmax of a plain tensor again.
+    The time within the model includes the argmax over the categories. With many categories, argmax
+    can take longer than the rest. :class:`dcp_clip.structures.SemSegProposals` computes it only
+    once and caches the result. For a plain tensor, the other evaluators compute it again.
 
-    Use it as a context manager: it measures the model while the context is open. In a list of
-    evaluators it must be the last, so that the time of the others is part of the evaluation.
+    Use this class as a context manager: it measures the model while the context is open. In a list
+    of evaluators it must be the last one, so that the time of the others is included.
     """
 
     def __init__(self, model: nn.Module):

@@ -45,7 +45,7 @@ class TensorFileError(ValueError):
 
 
 def refuse_pickle(path: str | Path) -> None:
-    """Raise `TensorFileError` for a path or address whose suffix is that of a pickle.
+    """Raise `TensorFileError` for a path or URL whose suffix is that of a pickle.
 
     The suffix counts with and without a query ("?...").
     """
@@ -55,7 +55,7 @@ def refuse_pickle(path: str | Path) -> None:
 
 
 def require_tensors(path: str | Path) -> None:
-    """Raise `TensorFileError` for a file that is no file of tensors at first sight."""
+    """Raise `TensorFileError` for a file that is obviously not a file of tensors."""
     refuse_pickle(path)
     if reason := _visible_problem(Path(path)):
         raise TensorFileError(path, reason)
@@ -113,7 +113,7 @@ def write_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 class _Recorder:
-    """A file that keeps the errors of its writing."""
+    """A file that records the errors of writing."""
 
     def __init__(self, file: IO[bytes], errors: list[OSError]) -> None:
         self._file, self._errors = file, errors
@@ -130,7 +130,7 @@ class _Recorder:
 
 
 def _visible_problem(path: Path) -> str:
-    """Return what is wrong with a file that is no file of tensors at first sight; "" if nothing."""
+    """Return why a file is obviously not a file of tensors; "" if there is no such reason."""
     if path.is_dir():
         return "is a folder: give a file in it, such as model_final.pth"
     if not path.exists():
@@ -156,9 +156,9 @@ def _visible_problem(path: Path) -> str:
 
 
 def explain(path: Path, error: Exception) -> str:
-    """Explain an error of reading a file, to be read after its name.
+    """Explain a read error, as the end of a sentence that begins with the name of the file.
 
-    PyTorch's own messages advise to allow that the file runs code.
+    PyTorch's own messages are not shown, because they advise to allow the file to run code.
     """
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"

@@ -1,4 +1,4 @@
-"""From the content of JSON and YAML files to categories."""
+"""Convert the content of JSON and YAML files to categories."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Vocabularies as strings: separators, and what must not be read as a name."""
+"""Parse vocabularies in strings, and refuse strings that are probably not names."""
 
 import contextlib
 import re
@@ -147,7 +147,7 @@ def _unquoted(name: str, text: str) -> str:
 
 
 def _refuse_existing_path(text: str) -> None:
-    """A file or folder of the current directory is not a category, also if it has no suffix."""
+    """Raise an error for the name of a file or folder in the current directory."""
     exists = False
     if text and not any(character in text for character in ";,|\n"):
         with contextlib.suppress(OSError, ValueError):  # too long, or with a NUL

@@ -1,4 +1,4 @@
-"""The common parts of the programs in ``datasets/``: errors, settings and the report."""
+"""The common code of the programs in ``datasets/``: errors, settings and the report."""
 
 import json
 import logging
@@ -29,8 +29,8 @@ def run_program(
 ) -> int:
     """Call ``prepare(root=root, workers=workers, **options)`` and return the exit status.
 
-    Messages go to standard error. An error in the data ends in one sentence without a traceback,
-    and so does Ctrl-C.
+    Messages go to standard error. An error in the data, and Ctrl-C, end with one sentence and
+    without a traceback.
 
     Args:
         prepare: the function that prepares a data set.

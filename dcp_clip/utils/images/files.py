@@ -1,8 +1,8 @@
 """Open image files safely: a fixed list of formats, bounded size, and one type of error.
 
-Every image file that the project reads is opened here: photographs, label maps and drawings. Pillow
-recognises a format by the content of a file, not by its name, and one of its formats (EPS) starts
-another program. Here a file of another format is an error, whatever its name is.
+This module opens every image file that the project reads: photographs, label maps and drawings.
+Pillow recognises a format by the content of a file, not by its name, and one of its formats (EPS)
+starts another program. Here a file of another format is an error, whatever its name is.
 """
 
 import io

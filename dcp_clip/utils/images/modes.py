@@ -1,6 +1,6 @@
 """Convert decoded images of every mode and depth to 8-bit RGB; docs/image_formats.md has the rules.
 
-If a rule has to guess something, or leaves something out, it logs a notice that names the file.
+If a rule must guess or omit something, it logs a notice that names the file.
 """
 
 import logging
