@@ -1,1 +1,1 @@
-"""What tools/benchmark.py and tools/dry_run.py measure, and how they report it."""
+"""The measurements and reports of tools/benchmark.py and tools/dry_run.py."""

@@ -18,10 +18,10 @@ from dcp_clip.vocabulary import Vocabulary
 
 
 def measure_inference(subject: BenchmarkModel, num_categories: int, repeats: int) -> dict:
-    """The whole forward pass relative to the image encoder alone.
+    """Measure the whole forward pass relative to the image encoder alone.
 
-    The "added" time is that of the whole forward pass with the features of the encoder given. This
-    is more precise than the difference of two long times.
+    The "added" time is that of the whole forward pass with precomputed encoder features. This is
+    more precise than the difference of two long times.
     """
     vocabulary = make_vocabulary(num_categories)
     encoder, whole = subject.encoder(), subject.forward(vocabulary)
@@ -40,7 +40,7 @@ def measure_inference(subject: BenchmarkModel, num_categories: int, repeats: int
 def measure_training(
     subject: BenchmarkModel, batch: int, num_categories: int, repeats: int
 ) -> dict:
-    """A training step relative to the forward pass of the image encoder on the same images.
+    """Measure a training step relative to the image encoder's forward pass on the same images.
 
     Raises:
         ValueError: if nothing in the model trains.
@@ -58,7 +58,7 @@ def measure_training(
 
 
 def measure_text(subject: BenchmarkModel, num_categories: int) -> dict:
-    """Encoding a vocabulary, and reading it from the cache on disk in a second start."""
+    """Measure encoding a vocabulary, and reading it from the cache on disk in a second start."""
     encoder, vocabulary = subject.model.text_encoder, make_vocabulary(num_categories)
     encoder.encode_vocabulary(Vocabulary(["a warm-up"]))
     seconds = []

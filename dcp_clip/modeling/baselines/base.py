@@ -1,4 +1,4 @@
-"""Shared parts of the baselines: CLIP's two towers, all C categories, and a feature pyramid."""
+"""Common code of the baselines: CLIP's two towers, all C categories, and a feature pyramid."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class BaselineSegmentor(OpenVocabularySegmentor):
 def cosine_similarity(unit: Tensor, text: TextFeatures) -> Tensor:
     """(B, C, ...) cosine similarity of unit-length features (B, D, ...) and all categories.
 
-    The similarity of a category is that of its best synonym. It decides between categories and is
-    therefore never computed in half precision.
+    The similarity of a category is that of its best synonym. Small differences decide between
+    categories, so it is computed in float32.
     """
     with torch.autocast(unit.device.type, enabled=False):
         rows = text.category_rows.expand(len(unit), -1, -1)
