@@ -17,6 +17,7 @@ and results.json, see docs/benchmarks.md.
 # ruff: noqa: E402  (The arguments are parsed before the imports that take seconds.)
 
 import argparse
+import contextlib
 import logging
 import sys
 from argparse import Namespace
@@ -73,10 +74,9 @@ import dcp_clip
 import torch
 import torch.multiprocessing as mp
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.engine import Trainer
@@ -88,7 +88,8 @@ from dcp_clip.engine.checkpoints.loading import (
     shipped_weights,
     warn_if_untrained,
 )
-from dcp_clip.engine.checkpoints.training_folder import prepare_training_folder
+from dcp_clip.engine.checkpoints.training_folder import training_folder
+from dcp_clip.engine.logs import set_up_logs
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 
@@ -104,37 +105,15 @@ USER_ERRORS = (
     WeightsError,
     FloatingPointError,
 )
-# Long messages of Detectron2 that go to OUTPUT_DIR/log.txt only.
-FILE_ONLY = ("Environment info", "Contents of args", "Running with full config", "Model:\n")
 
 
-def setup(args: Namespace) -> CfgNode:
-    """Read the config, and set up the output folder and the loggers."""
-    if args.config_file:  # default_setup opens it
+def read_config(args: Namespace) -> CfgNode:
+    """Read the config that the arguments name."""
+    if args.config_file:
         args.config_file = dcp_clip.model_zoo.get_config_file(args.config_file)
     cfg = dcp_clip.setup_cfg(args.config_file, args.opts)
     cfg.freeze()
-    if not args.eval_only:
-        prepare_training_folder(cfg, args.resume)
-    # default_setup imports a module that warns about every machine without a GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    rank = comm.get_rank()
-    loggers = [
-        # default_setup calls the first two in the same way and gets the same loggers.
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="dcp_clip"),
-    ]
-    for handler in (handler for logger in loggers for handler in logger.handlers):
-        if handler.stream is sys.stdout and not args.debug:
-            handler.addFilter(is_for_screen)
-    default_setup(cfg, args)
     return cfg
-
-
-def is_for_screen(record: logging.LogRecord) -> bool:
-    """Return False for long messages and for tracebacks."""
-    return not record.exc_info and not record.getMessage().startswith(FILE_ONLY)
 
 
 def weights_to_evaluate(cfg: CfgNode, args: Namespace) -> str:
@@ -158,13 +137,8 @@ def weights_to_evaluate(cfg: CfgNode, args: Namespace) -> str:
     return cfg.MODEL.WEIGHTS
 
 
-def main(args: Namespace) -> dict | None:
-    """Train, or evaluate with ``--eval-only``, in one process."""
-    cfg = setup(args)
-    if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+def evaluate(cfg: CfgNode, args: Namespace) -> dict:
+    """Evaluate on DATASETS.TEST, and compare with TEST.EXPECTED_RESULTS."""
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty: set the data sets to evaluate.")
     weights = weights_to_evaluate(cfg, args)
@@ -178,6 +152,19 @@ def main(args: Namespace) -> dict | None:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def main(args: Namespace) -> dict | None:
+    """Train, or evaluate with ``--eval-only``, in one process."""
+    cfg = read_config(args)
+    own = contextlib.nullcontext() if args.eval_only else training_folder(cfg, args.resume)
+    with own:
+        set_up_logs(cfg, args, args.debug)
+        if args.eval_only:
+            return evaluate(cfg, args)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 def describe(error: Exception) -> str:

@@ -22,6 +22,10 @@ from hypothesis import settings
 from PIL import Image
 
 from dcp_clip.config import setup_cfg
+from dcp_clip.emoji_scenes.art import SEEN_ART, UNSEEN_ART
+from dcp_clip.emoji_scenes.names import load_name_list
+from dcp_clip.emoji_scenes.register import FOLDER
+from dcp_clip.emoji_scenes.sprites import save_sprites
 from dcp_clip.vocabulary import Vocabulary
 
 # A slow machine is no failure.
@@ -254,6 +258,21 @@ def write_stripes():
             label[: 5 * i] = 255
             Image.fromarray(image).save(folder / "images" / f"{i}.png")
             Image.fromarray(label).save(folder / "labels" / f"{i}.png")
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_sprites():
+    """``write_sprites(root)``: sprites of EmojiScenes, a dozen things in every style, of noise."""
+
+    def write(root):
+        rng = np.random.default_rng(0)
+        names = [thing.name for thing in load_name_list().things[:12]]
+        for art in (*SEEN_ART, UNSEEN_ART):
+            images = rng.integers(0, 256, (12, 24, 24, 4), dtype=np.uint8)
+            images[..., 3] = 255
+            save_sprites(root / FOLDER / "sprites" / f"{art.style}.npz", names, images)
 
     return write
 

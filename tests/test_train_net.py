@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,7 +131,8 @@ def test_train_and_resume(workspace, trained):
 
 
 def files(folder: Path) -> list[tuple]:
-    return sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.iterdir())
+    found = (p for p in folder.iterdir() if p.name != ".training.lock")
+    return sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in found)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--resume",)])
@@ -142,6 +144,20 @@ def test_checkpoints_are_protected(workspace, trained, arguments):
     message = "had 3 categories and has 300" if arguments else "another training .*add --resume"
     assert re.search(message, log.rstrip().splitlines()[-1])
     assert files(workspace / "out") == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_folder_of_another_training(workspace, trained, processes):
+    """A second training changes nothing; an evaluation works."""
+    before = files(workspace / "out")
+    with filelock.FileLock(workspace / "out" / ".training.lock"):
+        arguments = ["--resume", *(two_processes() if processes == 2 else [])]
+        status, log = launch(workspace, "out", *arguments, **{"SOLVER.MAX_ITER": 7})
+        assert status == 1 and "Traceback" not in log
+        assert log.count("Another training is writing to OUTPUT_DIR 'out'") == 1
+        assert files(workspace / "out") == before
+        if processes == 1:
+            train_net(workspace, "out", "--eval-only", "--resume")
 
 
 def free_port() -> int:
@@ -211,21 +227,21 @@ def test_shipped_weights_are_the_default(workspace):
 @pytest.mark.parametrize("resume", [False, True])
 def test_report_names_the_evaluated_weights(program, make_cfg, tmp_path, monkeypatch, resume):
     opts = {"MODEL.WEIGHTS": "given.pth", "OUTPUT_DIR": str(tmp_path), "DATASETS.TEST": ("x",)}
-    monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts=opts))
     save_checkpoint(tmp_path)
     loaded, reported = [], []
     monkeypatch.setattr(program, "load_weights", lambda model, path: loaded.append(path))
     monkeypatch.setattr(
         program.Trainer, "test", lambda cfg, model: reported.append(cfg.MODEL.WEIGHTS) or {}
     )
-    program.main(program.parse_args(["--eval-only", *(["--resume"] if resume else [])]))
+    args = program.parse_args(["--eval-only", *(["--resume"] if resume else [])])
+    program.evaluate(make_cfg(opts=opts), args)
     assert loaded == reported == [str(tmp_path / "model_0000099.pth") if resume else "given.pth"]
 
 
-def test_no_data_set_to_evaluate_is_an_error(program, make_cfg, monkeypatch):
-    monkeypatch.setattr(program, "setup", lambda args: make_cfg(opts={"DATASETS.TEST": ()}))
+def test_no_data_set_to_evaluate_is_an_error(program, make_cfg):
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
-        program.main(program.parse_args(["--eval-only"]))
+        args = program.parse_args(["--eval-only"])
+        program.evaluate(make_cfg(opts={"DATASETS.TEST": ()}), args)
 
 
 def test_two_processes_train_and_evaluate(workspace):

@@ -33,15 +33,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 def pretrain(args: argparse.Namespace) -> dict | None:
     """Pre-train, or evaluate and return the zero-shot accuracies."""
-    from detectron2.engine import default_setup
-    from detectron2.utils.logger import setup_logger
-
     from dcp_clip import model_zoo
     from dcp_clip.config import get_cfg, setup_cfg
     from dcp_clip.emoji_scenes.pretraining import CLIPTrainer, add_pretraining_config
     from dcp_clip.engine.checkpoints.file_format import half_precision
     from dcp_clip.engine.checkpoints.loading import has_weights, last_checkpoint, load_weights
-    from dcp_clip.engine.checkpoints.training_folder import prepare_training_folder
+    from dcp_clip.engine.checkpoints.training_folder import training_folder
+    from dcp_clip.engine.logs import set_up_logs
     from dcp_clip.utils.tensor_files import write_tensors
 
     cfg = get_cfg()
@@ -49,11 +47,8 @@ def pretrain(args: argparse.Namespace) -> dict | None:
     args.config_file = model_zoo.get_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts, cfg)
     cfg.freeze()
-    if not args.eval_only:
-        prepare_training_folder(cfg, args.resume)
-    default_setup(cfg, args)
-    setup_logger(output=cfg.OUTPUT_DIR, name="dcp_clip")
     if args.eval_only:
+        set_up_logs(cfg, args)
         if not (args.resume or has_weights(cfg)):
             raise ValueError(
                 "The config names no weights to evaluate: set MODEL.WEIGHTS, or give --resume for "
@@ -62,11 +57,13 @@ def pretrain(args: argparse.Namespace) -> dict | None:
         model = CLIPTrainer.build_model(cfg)
         load_weights(model, last_checkpoint(cfg.OUTPUT_DIR) if args.resume else cfg.MODEL.WEIGHTS)
         return CLIPTrainer.test(cfg, model)
-    trainer = CLIPTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-    path = Path(cfg.OUTPUT_DIR) / "clip.pth"
-    write_tensors(path, half_precision(trainer.model.clip_state()))
+    with training_folder(cfg, args.resume):
+        set_up_logs(cfg, args)
+        trainer = CLIPTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+        path = Path(cfg.OUTPUT_DIR) / "clip.pth"
+        write_tensors(path, half_precision(trainer.model.clip_state()))
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return None
 

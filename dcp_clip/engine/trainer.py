@@ -29,6 +29,7 @@ from dcp_clip.engine.checkpoints.loading import load_weights
 from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
 from dcp_clip.engine.checkpoints.training_folder import training_record
 from dcp_clip.engine.ema import EMAHook
+from dcp_clip.engine.metrics import MetricsHook
 from dcp_clip.engine.optimizer import build_optimizer
 from dcp_clip.engine.resume import ResumeHook
 from dcp_clip.engine.weight_interpolation import WeightInterpolationHook
@@ -127,7 +128,10 @@ class Trainer(DefaultTrainer):
         ]
         later = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         index = next(i for i, hook in enumerate(result) if isinstance(hook, later))
-        return [*result[:index], *own_hooks, *result[index:]]
+        evaluation = next(hook for hook in result if isinstance(hook, hooks.EvalHook))
+        writer = next((hook for hook in result if isinstance(hook, hooks.PeriodicWriter)), None)
+        metrics = MetricsHook(self.cfg.OUTPUT_DIR, evaluation, writer)
+        return [*result[:index], *own_hooks, *result[index:], metrics]
 
     def _evaluate_during_training(self) -> dict:
         cfg = self.cfg.clone()

@@ -1,5 +1,6 @@
 """A small data set, a config, and a trainer with reproducible steps."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -49,10 +50,19 @@ def config(make_cfg, dataset, tmp_path):
     return config
 
 
-class Repeating(Trainer):
-    """Every iteration has the same batch. The training is interrupted at iteration `stop_at`."""
+class Interruptible(Trainer):
+    """A training that is interrupted at iteration `stop_at`."""
 
     stop_at = None
+
+    def run_step(self):
+        if self.iter == self.stop_at:
+            raise KeyboardInterrupt
+        super().run_step()
+
+
+class Repeating(Interruptible):
+    """Every iteration has the same batch."""
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -73,11 +83,6 @@ class Repeating(Trainer):
 
         return Forever()
 
-    def run_step(self):
-        if self.iter == self.stop_at:
-            raise KeyboardInterrupt
-        super().run_step()
-
 
 @pytest.fixture(scope="session")
 def repeating():
@@ -86,11 +91,21 @@ def repeating():
 
 
 @pytest.fixture(scope="session")
-def run():
-    """``run(cfg, resume, stop_at)``: trains to the end, or until `stop_at`; returns the trainer."""
+def interruptible():
+    """The class of the trainer with the batches of the data set."""
+    return Interruptible
 
-    def run(cfg, resume=False, stop_at=None, cls=Repeating):
-        torch.manual_seed(0)
+
+@pytest.fixture(scope="session")
+def run():
+    """``run(cfg, resume, stop_at)``: trains to the end, or until `stop_at`; returns the trainer.
+
+    The global random numbers start from `seed`; another seed stands for a new process.
+    """
+
+    def run(cfg, resume=False, stop_at=None, cls=Repeating, seed=0):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
         trainer = cls(cfg)
         trainer.stop_at = stop_at
         trainer.resume_or_load(resume)

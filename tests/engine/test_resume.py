@@ -1,5 +1,9 @@
 """Resumed training equals undisturbed training to the last bit."""
 
+import functools
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,7 @@ from PIL import Image
 
 from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.data.train_loader import build_train_loader
-from dcp_clip.engine import Trainer
+from dcp_clip.engine.checkpoints.training_folder import training_folder
 
 NAME = "test_resume_sem_seg"
 OPTIONS = {
@@ -65,28 +69,10 @@ def make_config(make_cfg, dataset, tmp_path):
     return make
 
 
-class Interrupted(Trainer):
-    stop_at = None
-
-    def run_step(self):
-        if self.iter == self.stop_at:
-            raise KeyboardInterrupt
-        super().run_step()
-
-
-def train(cfg, stop_at=None, resume=False, seed=0):
-    """Train in what stands for a new process: with other global random numbers each time."""
-    torch.manual_seed(seed if not resume else 1000 + seed)
-    np.random.seed(seed if not resume else 1000 + seed)
-    trainer = Interrupted(cfg)
-    trainer.stop_at = stop_at
-    trainer.resume_or_load(resume)
-    if stop_at is None:
-        trainer.train()
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-    return trainer
+@pytest.fixture
+def train(run, interruptible):
+    """``train(cfg, ...)``: as the fixture `run`, with the batches of the data set."""
+    return functools.partial(run, cls=interruptible)
 
 
 def assert_same_state(a, b):
@@ -94,16 +80,63 @@ def assert_same_state(a, b):
         assert torch.equal(value, b.model.state_dict()[name]), name
 
 
-def test_interrupted_training_equals_undisturbed_training(make_config):
-    expected = train(make_config("undisturbed"))
+def metrics(cfg):
+    """The lines of metrics.json without times and speeds."""
+    lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    timed = ("time", "data_time", "rank_data_time", "eta_seconds")
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in timed and "speed/" not in k}
+        for line in lines
+    ]
+
+
+def test_interrupted_training_equals_undisturbed_training(make_config, train):
+    before = make_config("undisturbed")
+    expected = train(before)
     cfg = make_config("interrupted")
     train(cfg, stop_at=3)  # the last checkpoint is after 2 iterations
-    train(cfg, stop_at=5, resume=True, seed=1)
-    resumed = train(cfg, resume=True, seed=2)
+    train(cfg, stop_at=5, resume=True, seed=1001)
+    resumed = train(cfg, resume=True, seed=1002)
     assert_same_state(expected, resumed)
+    assert metrics(cfg) == metrics(before)
+    # An evaluation after 3 and 6 iterations and at the end.
+    evaluated = [x["iteration"] for x in metrics(cfg) if "sem_seg/mIoU" in x]
+    assert evaluated == [2, 5, 7]
 
 
-def test_another_seed_gives_another_training(make_config):
+def test_longer_training_keeps_the_metrics(make_config, train):
+    """Also the final evaluation of the shorter one."""
+    cfg = make_config("a", **{"SOLVER.MAX_ITER": 2})
+    train(cfg)
+    before = metrics(cfg)
+    assert [x["iteration"] for x in before] == [0, 1, 2]
+    with Path(cfg.OUTPUT_DIR, "metrics.json").open("a") as file:
+        file.write('{"iteration": 3, "total_l')  # a full disk, for example
+    cfg.SOLVER.MAX_ITER = 4
+    train(cfg, resume=True)
+    assert metrics(cfg)[:3] == before
+    assert [x["iteration"] for x in metrics(cfg)[3:]] == [2, 3, 4]
+
+
+def test_same_seed_same_bits(make_config, train):
+    """Without a seed of the program, the global random numbers count, too."""
+    a, b = make_config("a"), make_config("b")
+    assert_same_state(train(a), train(b))
+    assert metrics(a) == metrics(b)
+
+
+def test_one_warning_about_a_fallback(make_config, train, caplog):
+    """With --resume, the programs look for the last checkpoint twice."""
+    cfg = make_config("a")
+    train(cfg, stop_at=5)
+    (Path(cfg.OUTPUT_DIR) / "model_0000003.pth").write_bytes(b"")
+    with training_folder(cfg, resume=True):
+        resumed = train(cfg, resume=True)
+    assert resumed.start_iter == 2
+    assert caplog.text.count("the newest complete checkpoint") == 1
+
+
+def test_another_seed_gives_another_training(make_config, train):
     a = train(make_config("a"))
     b = train(make_config("b", SEED=4))
     assert any(

@@ -3,17 +3,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.emoji_scenes.art import SEEN_ART, UNSEEN_ART
-from dcp_clip.emoji_scenes.names import load_name_list
 from dcp_clip.emoji_scenes.pretraining import CLIPTrainer
 from dcp_clip.emoji_scenes.register import FOLDER
-from dcp_clip.emoji_scenes.sprites import save_sprites
 from dcp_clip.engine.checkpoints.safe_checkpointer import WeightsError
 from dcp_clip.engine.checkpoints.training_folder import ResumeError
 from dcp_clip.modeling.clip.loading import load_clip
@@ -39,15 +35,10 @@ def program(load_program):
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(tmp_path, monkeypatch, write_sprites):
     """Sprites of a dozen things in every style."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    rng = np.random.default_rng(0)
-    names = [thing.name for thing in load_name_list().things[:12]]
-    for art in (*SEEN_ART, UNSEEN_ART):
-        images = rng.integers(0, 256, (12, 24, 24, 4), dtype=np.uint8)
-        images[..., 3] = 255
-        save_sprites(tmp_path / "data" / FOLDER / "sprites" / f"{art.style}.npz", names, images)
+    write_sprites(tmp_path / "data")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dcp_clip.utils.tensor_files import (
     write_tensors,
 )
 
-__all__ = ["SafeCheckpointer", "WeightsError"]
+__all__ = ["SafeCheckpointer", "WeightsError", "find_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,37 +102,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                 pickle.
         """
         if self._last is None:
-            self._last = self._find_last()
+            self._last, warning = find_checkpoint(self.save_dir)
+            if warning:
+                logger.warning(warning)
         return self._last
-
-    def _find_last(self) -> str:
-        folder = Path(self.save_dir)
-        tag = folder / _LAST
-        name, problem = "", "does not exist"
-        if tag.is_file():
-            name = tag.read_text(encoding="utf-8", errors="replace").strip()
-            problem = "is empty"
-        if name:
-            if not name.isprintable() or Path(name).name != name:
-                problem = "does not contain the name of a file in its folder"
-            else:
-                _call(refuse_pickle, folder / name)
-                damaged = damage(folder / name)
-                if not damaged:
-                    return str(folder / name)
-                problem = f"names '{name}', which {damaged}"
-        newest = _newest_checkpoint(folder)
-        if newest is not None:
-            logger.warning(
-                "'%s' %s: using '%s', the newest complete checkpoint.", tag, problem, newest.name
-            )
-            return str(newest)
-        if tag.exists() or any(damage(p) for p in folder.glob("model_*.pth")):
-            raise WeightsError(
-                f"'{tag}' {problem}, and the folder has no complete checkpoint: start a new "
-                "training in another folder."
-            )
-        return ""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; see Detectron2's method.
@@ -210,6 +183,44 @@ class SafeCheckpointer(DetectionCheckpointer):
             check_weights(state, f"'{path}'")
         except NonFiniteError as error:
             raise WeightsError(str(error)) from error
+
+
+def find_checkpoint(folder: str | Path) -> tuple[str, str]:
+    """Find the last complete checkpoint in a folder.
+
+    Returns:
+        its path, "" if there has been none; and a warning if it is not the one that
+        ``last_checkpoint`` names, else "".
+
+    Raises:
+        WeightsError: if there are only damaged checkpoints, or ``last_checkpoint`` names a pickle.
+    """
+    folder = Path(folder)
+    tag = folder / _LAST
+    name, problem = "", "does not exist"
+    if tag.is_file():
+        name = tag.read_text(encoding="utf-8", errors="replace").strip()
+        problem = "is empty"
+    if name:
+        if not name.isprintable() or Path(name).name != name:
+            problem = "does not contain the name of a file in its folder"
+        else:
+            _call(refuse_pickle, folder / name)
+            damaged = damage(folder / name)
+            if not damaged:
+                return str(folder / name), ""
+            problem = f"names '{name}', which {damaged}"
+    newest = _newest_checkpoint(folder)
+    if newest is not None:
+        return str(newest), (
+            f"'{tag}' {problem}: using '{newest.name}', the newest complete checkpoint."
+        )
+    if tag.exists() or any(damage(p) for p in folder.glob("model_*.pth")):
+        raise WeightsError(
+            f"'{tag}' {problem}, and the folder has no complete checkpoint: start a new training "
+            "in another folder."
+        )
+    return "", ""
 
 
 def _call(function: Callable, path: str | Path) -> Any:

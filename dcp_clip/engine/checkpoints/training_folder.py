@@ -1,20 +1,25 @@
-"""The output folder of a training: protect its checkpoints, and check that a resume is valid."""
+"""The output folder of a training: lock it, protect its checkpoints, and check what is resumed."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 from detectron2.config import CfgNode
-from torch import nn
+from detectron2.utils import comm
 
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine.checkpoints.file_format import read_checkpoint
-from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
+from dcp_clip.engine.checkpoints.safe_checkpointer import WeightsError, find_checkpoint
+from dcp_clip.utils.atomic_files import remove_unfinished
 
-__all__ = ["ResumeError", "prepare_training_folder", "training_record"]
+__all__ = ["ResumeError", "prepare_training_folder", "training_folder", "training_record"]
+
+logger = logging.getLogger(__name__)
 
 # Config keys, and groups of keys, that change what the model computes with the same weights.
 _ARCHITECTURE = (
@@ -31,8 +36,11 @@ _ARCHITECTURE = (
     "MODEL.DCP_CLIP.CLASS_REFINEMENT",
     "MODEL.BASELINES",
 )
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")  # the files of atomic_write
 _MAX_NAMED = 3  # differences that an error message names
+_LOCK = ".training.lock"
+# Loader workers of a killed training end within 5 seconds (torch.utils.data); with an early version
+# of filelock they hold the lock until then.
+_WAIT = 8.0
 
 
 class ResumeError(ValueError):
@@ -66,6 +74,62 @@ def _flatten(value: Any, key: str, target: dict[str, Any]) -> None:
         target[key] = value
 
 
+@contextlib.contextmanager
+def training_folder(cfg: CfgNode, resume: bool) -> Iterator[None]:
+    """Lock OUTPUT_DIR for a training and prepare it, see :func:`prepare_training_folder`.
+
+    Every process of the training calls this. Only the main process uses the folder; an error of it
+    is raised in all processes, before any of them writes to the folder. The operating system
+    releases the lock when the main process ends, however it ends. A file system without locks is
+    a warning.
+
+    Raises:
+        ResumeError, WeightsError: as :func:`prepare_training_folder`; also if another training
+            uses the folder.
+        OSError: if the folder cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        error = None
+        if comm.is_main_process():
+            try:
+                stack.enter_context(_lock(Path(cfg.OUTPUT_DIR)))
+                prepare_training_folder(cfg, resume)
+            except (ResumeError, WeightsError, OSError) as raised:
+                error = raised
+        if error := comm.all_gather(error)[0]:
+            raise error
+        yield
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is created."""
+    _require_no_file(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=_WAIT)
+    except filelock.Timeout:
+        raise ResumeError(
+            f"Another training is writing to OUTPUT_DIR '{folder}': wait until it ends, or choose "
+            "another OUTPUT_DIR."
+        ) from None
+    except NotImplementedError:
+        logger.warning(
+            "The file system of OUTPUT_DIR '%s' cannot lock files: start no second training there.",
+            folder,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_no_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ResumeError(f"OUTPUT_DIR is '{folder}', which is a file: choose another folder.")
+
+
 def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
     """Check that a training may write to OUTPUT_DIR, and remove temporary files of killed runs.
 
@@ -82,8 +146,7 @@ def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
         WeightsError: if the checkpoint to resume from cannot be read.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    if folder.exists() and not folder.is_dir():
-        raise ResumeError(f"OUTPUT_DIR is '{folder}', which is a file: choose another folder.")
+    _require_no_file(folder)
     checkpoints = sorted(folder.glob("model_*.pth"))
     if not resume and (checkpoints or (folder / "last_checkpoint").exists()):
         found = checkpoints[-1].name if checkpoints else "last_checkpoint"
@@ -93,12 +156,10 @@ def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
             "OUTPUT_DIR."
         )
     if resume:
-        path = SafeCheckpointer(nn.Module(), str(folder)).get_checkpoint_file()
+        path, _ = find_checkpoint(folder)  # the trainer's checkpointer logs the warning
         if path:
             _check_record(read_checkpoint(path, mmap=True).get("training"), cfg, path)
-    for path in folder.glob(".*.part") if folder.is_dir() else ():
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    remove_unfinished(folder)
 
 
 def _check_record(record: Any, cfg: CfgNode, path: str) -> None:

@@ -1,16 +1,20 @@
 """The output folder of a training: what may be overwritten, resumed and removed."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dcp_clip.data.catalog import register_sem_seg
+from dcp_clip.engine.checkpoints import training_folder as module
 from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
 from dcp_clip.engine.checkpoints.training_folder import (
     ResumeError,
     prepare_training_folder,
+    training_folder,
     training_record,
 )
 
@@ -138,3 +142,52 @@ def test_temporary_files_of_killed_runs_are_removed(config, trained, tmp_path):
     prepare_training_folder(config(), resume=True)
     names = {path.name for path in out.iterdir()}
     assert names == {"last_checkpoint", "mine.part", "model_0000003.pth"}
+
+
+HOLDER = """
+import sys, time, multiprocessing
+from dcp_clip.config import get_cfg
+from dcp_clip.engine.checkpoints.training_folder import training_folder
+cfg = get_cfg()
+cfg.OUTPUT_DIR = sys.argv[1]
+with training_folder(cfg, False):
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(3,)).start()
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_second_training_is_refused_until_the_first_is_killed(config, tmp_path, monkeypatch):
+    """Also if a loader worker, which has the open lock file, lives a little longer."""
+    cfg = config(OUTPUT_DIR=str(tmp_path / "new" / "folder"))
+    command = [sys.executable, "-c", HOLDER, cfg.OUTPUT_DIR]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout.readline() == "locked\n"
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "_WAIT", 0.1)
+                with pytest.raises(ResumeError, match="Another training .*new/folder'.*wait"):
+                    with training_folder(cfg, resume=False):
+                        raise AssertionError("two trainings")
+        finally:
+            first.kill()
+    for _ in range(2):  # it is released at the end of a training, too
+        with training_folder(cfg, resume=False):
+            pass
+
+
+def test_error_of_the_folder_releases_the_lock(config, trained):
+    with pytest.raises(ResumeError, match="another training"):
+        with training_folder(config(), resume=False):
+            raise AssertionError("it overwrites checkpoints")
+    with training_folder(config(), resume=True):
+        pass
+
+
+def test_file_system_without_locks_is_a_warning(config, monkeypatch, caplog):
+    def acquire(self, timeout):
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with training_folder(config(), resume=False):
+        assert "cannot lock files: start no second training" in caplog.text
