@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 
 from dcp_clip.folder_run.line_file import LineFile, file_state
-from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 
 __all__ = [
     "LABELS_SUFFIX",
@@ -142,6 +142,7 @@ class RunFolder:
                 "another output folder, or replace the results with --overwrite"
             )
         with writing(self.folder):
+            remove_unfinished(self.folder)
             if unfinished_folder(self.folder).exists():
                 shutil.rmtree(unfinished_folder(self.folder))
             if difference:
@@ -169,7 +170,7 @@ class RunFolder:
                         f"{path} exists and is not from a run in {self.folder}; choose another "
                         "output folder, or replace the file with --overwrite"
                     )
-            with writing(self._manifest), self._replace(self._manifest) as file:
+            with writing(self._manifest), atomic_write(self._manifest) as file:
                 file.write(json.dumps(self._settings, indent=1).encode() + b"\n")
         with writing(self.results.path):
             self.results.write("")
@@ -186,16 +187,6 @@ class RunFolder:
                 f"cannot read {self._manifest}: {error}; choose another output folder"
             ) from error
         return _describe_difference(before, self._settings)
-
-    @contextmanager
-    def _replace(self, path: Path) -> Iterator[Any]:
-        """Open a new file. It replaces `path` when it is complete."""
-        aside = unfinished_folder(self.folder)
-        aside.mkdir(exist_ok=True)
-        with atomic_write(aside / path.name) as file:
-            yield file
-        os.replace(aside / path.name, path)
-        aside.rmdir()
 
     def _lines(self) -> Iterator[tuple[bytes, dict | None]]:
         """Yield the lines of the results and their content, which is None for a damaged line."""
@@ -226,7 +217,7 @@ class RunFolder:
         self.repeated = count - len(usable)
         if self.repeated:
             numbers = set(usable.values())
-            with self._replace(self.results.path) as file:
+            with atomic_write(self.results.path) as file:
                 for number, (line, _) in enumerate(self._lines(), 1):
                     if number in numbers:
                         file.write(line)
