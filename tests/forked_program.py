@@ -8,6 +8,7 @@ and answers each with a line: both are JSON. The client is the fixture `fork_pro
 
 import importlib
 import json
+import multiprocessing
 import os
 import resource
 import runpy
@@ -21,21 +22,26 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
 class Disturbance:
-    """Counts what a process does to the files in a folder, and acts at one of the moments.
+    """Counts what a process and its workers do to the files in a folder, and acts at a moment.
 
     Attributes:
         action: "kill", "term" (the signals), a name of `ERRORS`, "size" or "none".
         at: number of the moment, from 1; for "size", the largest size of a file in bytes.
-        count: number of moments until now.
+        count: number of moments of all processes until now.
     """
 
     def __init__(self, folder: str, action: str, at: int) -> None:
-        self.folder, self.action, self.at, self.count = folder, action, at, 0
+        self.folder, self.action, self.at = folder, action, at
+        self.process, self.counter = os.getpid(), multiprocessing.Value("i", 0)
         self.write, self.fsync = os.write, os.fsync
         os.write, os.fsync = self.disturbed_write, self.disturbed_fsync
         sys.addaudithook(self.audit)
         if action == "size":
             resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))
+
+    @property
+    def count(self) -> int:
+        return self.counter.value
 
     def disturbed_write(self, fd: int, data: bytes) -> int:
         """Write a line; if the disturbance comes now, only a part of it."""
@@ -63,17 +69,20 @@ class Disturbance:
             self.moment(event)
 
     def moment(self, event: str) -> None:
-        self.count += 1
+        with self.counter.get_lock():
+            self.counter.value += 1
+            count = self.counter.value
         if self.action in ERRORS:
             # A full disk stays full, but files can be removed.
             lasting = event in ("open", "os.mkdir", "write", "fsync")
-            if self.count == self.at or (self.count > self.at > 0 and lasting):
+            if count == self.at or (count > self.at > 0 and lasting):
                 number = ERRORS[self.action]
                 raise OSError(number, os.strerror(number))
-        elif self.count == self.at and self.action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif self.count == self.at and self.action == "term":
-            os.kill(os.getpid(), signal.SIGTERM)
+        elif count == self.at and self.action == "kill":
+            os.kill(self.process, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)  # a worker; the others must end by themselves
+        elif count == self.at and self.action == "term":
+            os.kill(self.process, signal.SIGTERM)
 
 
 def run_program(program: str, request: dict, counter: str) -> int:
@@ -96,6 +105,7 @@ def answer(program: str, request: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         counter = Path(folder, "moments")
         names = [Path(folder, "out"), Path(folder, "err")]
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             for fd, name in enumerate(names, 1):
@@ -109,7 +119,10 @@ def answer(program: str, request: dict) -> dict:
                     sys.excepthook(*sys.exc_info())
                 sys.stderr.flush()
                 os._exit(status)
+        os.close(writer)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.read(reader, 1)  # returns when the workers of the process have ended, too
+        os.close(reader)
         out, err = (name.read_text() for name in names)
         moments = int(counter.read_text()) if counter.exists() else 0
     return {"status": status, "out": out, "err": err, "moments": moments}
