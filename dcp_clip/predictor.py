@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,82 +17,22 @@ from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_if_untrained
 from dcp_clip.modeling.finite import check_weights
+from dcp_clip.prediction import (
+    EncodedImage,
+    FoundCategory,
+    Prediction,
+    checked_threshold,
+    make_prediction,
+)
 from dcp_clip.utils.images.reading import read_image_and_size
-from dcp_clip.utils.upsampling import category_shares
-from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["EncodedImage", "FoundCategory", "Prediction", "Predictor", "VocabularySpec"]
 
 logger = logging.getLogger(__name__)
 
 # Accepted by `dcp_clip.data.parse_vocabulary`.
 VocabularySpec = Vocabulary | str | os.PathLike | Sequence
-
-
-@dataclass(frozen=True)
-class FoundCategory:
-    """A category with at least one pixel in the label map.
-
-    Attributes:
-        id: position in the vocabulary, and value in the label map.
-        name: display name.
-        share: fraction of the area, 0 to 1.
-        score: score of the category in stage 1 for this image. A higher score means a more likely
-            category, but the score is not a probability.
-    """
-
-    id: int
-    name: str
-    share: float
-    score: float
-
-
-@dataclass
-class Prediction:
-    """The segmentation of one image.
-
-    Attributes:
-        label_map: (H, W) category ids in the smallest unsigned integer type that can store C ids.
-        vocabulary: the C categories.
-        category_ids: (K,) int64, the ids of the proposed categories.
-        scores: (K,) float32, the scores of the proposed categories.
-        found: the categories in the label map, the largest area first.
-        milliseconds: time to resize the image, run the model and make the label map. It does not
-            include the time to read the file.
-    """
-
-    label_map: np.ndarray
-    vocabulary: Vocabulary
-    category_ids: np.ndarray
-    scores: np.ndarray
-    found: list[FoundCategory]
-    milliseconds: float
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The fraction of the area (0 to 1) by display name, the largest area first.
-
-        If two categories have the same display name, the second one gets its id as a suffix.
-        """
-        shares: dict[str, float] = {}
-        for category in self.found:
-            taken = category.name in shares
-            name = f"{category.name} ({category.id})" if taken else category.name
-            shares[name] = category.share
-        return shares
-
-    def overlay(self, image: np.ndarray, **options: Any) -> np.ndarray:
-        """Draw the regions over the image, and a legend below it.
-
-        Args:
-            image: the image that was segmented, (H, W, 3) uint8 RGB.
-            **options: other arguments of `dcp_clip.utils.visualization.draw_overlay`.
-
-        Returns:
-            np.ndarray: (H', W', 3) uint8 RGB.
-        """
-        shares = np.zeros(len(self.vocabulary))
-        shares[[category.id for category in self.found]] = [c.share for c in self.found]
-        return draw_overlay(image, self.label_map, self.vocabulary, shares, **options)
 
 
 class Predictor:
@@ -116,6 +55,10 @@ class Predictor:
         prediction = predictor("street.jpg")
         print(prediction.shares)
         prediction = predictor("cat.jpg", vocabulary="cat; sofa; wall")  # for this image only
+
+        predictor.set_image("cat.jpg")  # encoded once
+        for names in ("cat; sofa", "cat; cushion; wall"):
+            print(predictor.predict(names).shares)
     """
 
     def __init__(
@@ -126,6 +69,7 @@ class Predictor:
         model: nn.Module | None = None,
         allow_random_weights: bool = False,
         max_input_pixels: int = 16_000_000,
+        unknown_below: float | None = None,
     ) -> None:
         """
         Args:
@@ -135,10 +79,12 @@ class Predictor:
             allow_random_weights: accept a config without `MODEL.WEIGHTS` and without
                 `MODEL.CLIP.PRETRAINED`.
             max_input_pixels: image files with more pixels are downscaled while they are read.
+            unknown_below: pixels with a smaller confidence become unknown (0 to 1; 0 for none);
+                default: `TEST.UNKNOWN_BELOW`.
 
         Raises:
             ValueError: if the config sets neither `MODEL.WEIGHTS` nor `MODEL.CLIP.PRETRAINED`, or
-                there is neither a vocabulary nor a training set.
+                there is neither a vocabulary nor a training set, or `unknown_below` is invalid.
             WeightsError: if the weights cannot be read or belong to another model.
             NonFiniteError: if a weight is NaN or infinite.
             VocabularyError: if the vocabulary is invalid.
@@ -159,6 +105,10 @@ class Predictor:
         check_weights(model.state_dict(), self.cfg.MODEL.WEIGHTS)
         self.model = model.eval()
         self.max_input_pixels = max_input_pixels
+        self.unknown_below = checked_threshold(
+            cfg.TEST.UNKNOWN_BELOW if unknown_below is None else unknown_below
+        )
+        self.image: EncodedImage | None = None
         self._resizing = ResizeForTest(self.cfg)
         self.set_vocabulary(vocabulary)
 
@@ -169,6 +119,8 @@ class Predictor:
         weights: str | os.PathLike | None = None,
         opts: Sequence[str] = (),
         vocabulary: VocabularySpec | None = None,
+        *,
+        imports: Sequence[str] = (),
         **options: Any,
     ) -> "Predictor":
         """Create a predictor from a config file.
@@ -178,6 +130,7 @@ class Predictor:
             weights: a checkpoint; default: `MODEL.WEIGHTS` of the config.
             opts: alternating config keys and values that override the file.
             vocabulary: see `set_vocabulary`.
+            imports: modules of your own to import first, see `dcp_clip.setup_cfg`.
             **options: other arguments of the constructor.
 
         Raises:
@@ -186,7 +139,8 @@ class Predictor:
             ValueError, WeightsError, VocabularyError: see the constructor.
         """
         opts = list(opts) + (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else [])
-        return cls(setup_cfg(os.fspath(config_file), opts), vocabulary, **options)
+        cfg = setup_cfg(os.fspath(config_file), opts, imports=imports)
+        return cls(cfg, vocabulary, **options)
 
     def set_vocabulary(self, vocabulary: VocabularySpec) -> None:
         """Set the vocabulary of the following images.
@@ -206,51 +160,99 @@ class Predictor:
         self.model.set_vocabulary(vocabulary)
         self.vocabulary = vocabulary
 
+    def set_image(
+        self, image: str | os.PathLike | np.ndarray, size: tuple[int, int] | None = None
+    ) -> EncodedImage:
+        """Encode an image once, to segment it with several vocabularies.
+
+        `predict` then segments this image without running the encoder. The predictor keeps the last
+        image only. If several threads set images, each of them passes the result of its own call:
+        `predictor(encoded, vocabulary=...)`.
+
+        The features are kept on the device of the model. For an image of 640 x 640 pixels and
+        ConvNeXt-B they take 30 MB, see `EncodedImage.nbytes`. In sliding windows they grow with the
+        number of windows. They belong to the weights that the model has in this call.
+
+        Args:
+            image, size: see `__call__`.
+
+        Raises:
+            ImageReadError, ValueError: see `__call__`.
+        """
+        image, size = self._read(image, size)
+        resized = self._resize(image)
+        encoded = EncodedImage(image, size, resized, self.model.encode_image(resized))
+        self.image = encoded  # returned from the variable: another thread may set another image
+        return encoded
+
     @torch.no_grad()
     def __call__(
         self,
-        image: str | os.PathLike | np.ndarray,
+        image: str | os.PathLike | np.ndarray | EncodedImage,
         size: tuple[int, int] | None = None,
         vocabulary: VocabularySpec | None = None,
+        unknown_below: float | None = None,
     ) -> Prediction:
         """Segment an image.
 
         Args:
-            image: an image file, or an (H, W, 3) uint8 RGB array.
+            image: an image file, an (H, W, 3) uint8 RGB array, or an image from `set_image`.
             size: (height, width) of the label map; default: the size of the image after its EXIF
-                rotation.
+                rotation, or that given to `set_image`.
             vocabulary: the vocabulary for this image, see `set_vocabulary`; default: the current
                 one. The text features of recent vocabularies are cached.
+            unknown_below: pixels with a smaller confidence become unknown; default: that of the
+                predictor.
 
         Raises:
             ImageReadError: if the file cannot be read.
             VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP.
-            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty.
+            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty; if
+                `unknown_below` is not from 0 to 1; if there can be unknown pixels and the
+                vocabulary has more than 65,535 names.
             NonFiniteError: if the model computes NaN or infinite logits.
         """
         # Keep a reference, because another thread may set another vocabulary during this call.
         vocabulary = self.vocabulary if vocabulary is None else parse_vocabulary(vocabulary)
+        below = self.unknown_below if unknown_below is None else checked_threshold(unknown_below)
+        if isinstance(image, EncodedImage):
+            start = time.perf_counter()
+            inputs = {"image": image.resized, "features": image.features}
+            size = size or image.size
+        else:
+            image, size = self._read(image, size)
+            start = time.perf_counter()
+            inputs = {"image": self._resize(image)}
+        inputs |= {"height": size[0], "width": size[1], "vocabulary": vocabulary}
+        output = self.model([inputs])[0]
+        ids, scores = (output["proposals"][key].tolist() for key in ("ids", "scores"))
+        scores = dict(zip(ids, scores, strict=True))
+        prediction = make_prediction(output["sem_seg"], scores, vocabulary, below)
+        prediction.milliseconds = 1000 * (time.perf_counter() - start)
+        return prediction
+
+    def predict(self, vocabulary: VocabularySpec | None = None, **options: Any) -> Prediction:
+        """Segment the last image of `set_image`.
+
+        Args:
+            vocabulary, **options: `vocabulary`, `size` and `unknown_below` of `__call__`.
+
+        Raises:
+            ValueError: if no image was set; see also `__call__`.
+        """
+        if self.image is None:
+            raise ValueError("There is no image; call set_image first.")
+        return self(self.image, vocabulary=vocabulary, **options)
+
+    def _read(
+        self, image: str | os.PathLike | np.ndarray, size: tuple[int, int] | None
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return the (H, W, 3) uint8 RGB image, and the (height, width) of its label map."""
         if isinstance(image, (str, os.PathLike)):
             image, file_size = read_image_and_size(image, self.max_input_pixels)
             size = size or file_size
         _check_image(image)
-        start = time.perf_counter()
-        size = size or image.shape[:2]
-        inputs = {"image": self._resize(image), "height": size[0], "width": size[1]}
-        output = self.model([{**inputs, "vocabulary": vocabulary}])[0]
-        sem_seg, proposals = output["sem_seg"], output["proposals"]
-        label_map = sem_seg.label_map()
-        milliseconds = 1000 * (time.perf_counter() - start)
-        scores = dict(zip(proposals["ids"].tolist(), proposals["scores"].tolist(), strict=True))
-        ids = sem_seg.category_ids.tolist()
-        return Prediction(
-            label_map=label_map,
-            vocabulary=vocabulary,
-            category_ids=np.array(ids, np.int64),
-            scores=np.array([scores[i] for i in ids], np.float32),
-            found=_found(label_map, vocabulary, scores),
-            milliseconds=milliseconds,
-        )
+        return image, size or image.shape[:2]
 
     def _resize(self, image: np.ndarray) -> Tensor:
         """Resize an RGB image for the model and convert it to a (3, h, w) uint8 tensor."""
@@ -284,14 +286,3 @@ def _check_image(image: np.ndarray) -> None:
             return
     got = f"{image.shape} {image.dtype}" if is_array else type(image).__name__
     raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.")
-
-
-def _found(
-    label_map: np.ndarray, vocabulary: Vocabulary, scores: dict[int, float]
-) -> list[FoundCategory]:
-    shares = category_shares(label_map, len(vocabulary))
-    found = [
-        FoundCategory(i, vocabulary.display_names[i], float(shares[i]), scores[i])
-        for i in np.flatnonzero(shares).tolist()
-    ]
-    return sorted(found, key=lambda category: (-category.share, category.id))

@@ -18,8 +18,8 @@ LAYERS = [
     {"config"},
     {"engine"},
     {"evaluation"},
-    {"modeling", "data"},
-    {"structures"},
+    {"modeling", "data", "prediction"},
+    {"structures", "formats"},
     {"utils"},
     {"vocabulary"},
 ]

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from PIL import Image
 from torch.nn import functional as F
 
+from dcp_clip.config import get_cfg
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegProposals

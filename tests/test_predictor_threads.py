@@ -108,3 +108,15 @@ def test_two_predictors_share_a_model(predictor, make_cfg, image, expected):
     predictor.set_vocabulary(VOCABULARIES[1])
     _assert_same(other(image), expected[2])
     _assert_same(predictor(image), expected[1])
+
+
+def test_threads_with_kept_images(predictor, make_image):
+    images = [np.ascontiguousarray(make_image(64, 64, seed=i).permute(1, 2, 0)) for i in range(3)]
+    answers = [[predictor(image, vocabulary=v) for v in VOCABULARIES] for image in images]
+
+    def use(i):
+        encoded = predictor.set_image(images[i % 3])
+        prediction = predictor(encoded, vocabulary=VOCABULARIES[i % 4])
+        _assert_same(prediction, answers[i % 3][i % 4])
+
+    _run(24, use)

@@ -42,6 +42,10 @@ def _add_clip(cfg: CN) -> None:
 
 
 def _add_model(cfg: CN) -> None:
+    # Modules of your own that this config needs. `--import` sets it. A config never imports a
+    # module itself, so programs refuse a config whose modules are not given with `--import`.
+    cfg.MODEL.IMPORTS = ()
+
     cfg.MODEL.DCP_CLIP = CN()
     # Width d of the decoders.
     cfg.MODEL.DCP_CLIP.DIM = 128
@@ -222,3 +226,7 @@ def _add_evaluation(cfg: CN) -> None:
     # Write every prediction to OUTPUT_DIR/inference/<data set>/sem_seg_predictions.json as COCO
     # RLE. This is slow, and the file is large.
     cfg.TEST.SAVE_PREDICTIONS = False
+    # Evaluate only this many images of each data set, evenly spaced in its list; 0 for all.
+    cfg.TEST.MAX_IMAGES = 0
+    # Pixels whose confidence is smaller become unknown in `Predictor` and the demo; 0 for none.
+    cfg.TEST.UNKNOWN_BELOW = 0.0

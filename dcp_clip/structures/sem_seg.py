@@ -18,11 +18,11 @@ class SemSegProposals(TensorLike):
     """Logits of the proposed categories of one image, a compact form of a (C, H, W) tensor.
 
     Only the K maps of the proposed categories are stored, at the resolution of the model. The
-    logits of all other categories are minus infinity. ``argmax(dim=0)`` and ``to(device)`` are all
-    that :class:`detectron2.evaluation.SemSegEvaluator` needs. ``shape``, ``softmax(dim=0)``,
-    ``numpy()`` and the logits of one category, ``sem_seg[id]``, also work as those of a tensor; for
-    anything else call :meth:`to_dense`. ``argmax`` upsamples the maps in bands of rows, so neither
-    a C x H x W nor a K x H x W tensor is created.
+    logits of all other categories are minus infinity. ``argmax`` upsamples the maps in bands of
+    rows, so no tensor of C x H x W or K x H x W is created. Detectron2's ``SemSegEvaluator`` uses
+    only ``argmax(dim=0)`` and ``to(device)``. ``shape``, ``softmax(dim=0)``, ``numpy()`` and the
+    logits of one category, ``sem_seg[id]``, also work as on a tensor. For anything else call
+    :meth:`to_dense`.
 
     Attributes:
         maps: (K, h, w) float, logits on the model's grid.
@@ -95,6 +95,7 @@ class SemSegProposals(TensorLike):
         """Return the category ids of :meth:`argmax` as small unsigned integers.
 
         The result is cached, so callers must not modify it. It takes at most an eighth of the
+        memory of :meth:`argmax` for up to 256 categories. It takes at most an eighth of the
         memory of :meth:`argmax` for up to 256 categories.
 
         Returns:

@@ -26,6 +26,10 @@ MAX_PALETTE_CATEGORIES = 255
 # Limits of the legend: entries, and characters of a name.
 MAX_ENTRIES, MAX_CHARACTERS = 20, 24
 
+# Unknown pixels in legends and results, and their colour: grey, with stripes in overlays.
+UNKNOWN_NAME = "unknown"
+_UNKNOWN = (120, 120, 120)
+
 _TEXT, _FAINT_TEXT, _OTHER = (32, 33, 36), (112, 117, 122), (190, 190, 190)
 
 LegendEntry = tuple[str, tuple[int, int, int], float]  # name, RGB colour, share of the area
@@ -38,6 +42,7 @@ def draw_overlay(
     shares: np.ndarray | None = None,
     alpha: float = 0.5,
     min_share: float = 0.005,
+    unknown_share: float = 0.0,
 ) -> np.ndarray:
     """Draw coloured regions over an image, and a legend below it.
 
@@ -52,6 +57,8 @@ def draw_overlay(
         shares: (C,) fractions of the area; default: computed from `label_map`.
         alpha: opacity of the regions, 0 to 1.
         min_share: the legend combines categories with a smaller share as "other".
+        unknown_share: fraction of the area with the value `Vocabulary.unknown_id`. Above 0, these
+            pixels have grey stripes and an entry in the legend.
 
     Returns:
         np.ndarray: (H'', W'', 3) uint8 RGB, the picture with its legend.
@@ -65,7 +72,11 @@ def draw_overlay(
     columns = ((np.arange(width) + 0.5) * (label_map.shape[1] / width)).astype(np.int64)
     labels = label_map[np.ix_(rows, columns)]
     picture = _paint_regions(np.asarray(photo), labels, vocabulary, alpha)
-    legend = _draw_legend(_legend_entries(shares, vocabulary, min_share), max(width, MIN_SIDE))
+    entries = _legend_entries(shares, vocabulary, min_share)
+    if unknown_share:
+        _paint_unknown(picture, labels == vocabulary.unknown_id)
+        entries.append((UNKNOWN_NAME, _UNKNOWN, unknown_share))
+    legend = _draw_legend(entries, max(width, MIN_SIDE))
     canvas = Image.new("RGB", (legend.width, height + legend.height), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))
     canvas.paste(legend, (0, height))
@@ -81,7 +92,7 @@ def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: V
 
     Args:
         path: the file to write.
-        label_map: (H, W) category ids, 0 to C-1.
+        label_map: (H, W) category ids, 0 to C-1, or `Vocabulary.unknown_id`.
         vocabulary: C categories.
 
     Raises:
@@ -96,7 +107,10 @@ def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: V
     if len(vocabulary) > MAX_PALETTE_CATEGORIES:
         write_png(path, label_map.astype(np.uint16, copy=False))
     else:
-        write_png(path, label_map.astype(np.uint8, copy=False), palette=vocabulary.colors)
+        colors = list(vocabulary.colors)
+        if label_map.max() >= len(colors):  # 255 for unknown pixels
+            colors += [_UNKNOWN] * (256 - len(colors))
+        write_png(path, label_map.astype(np.uint8, copy=False), palette=colors)
 
 
 def drawing_size(width: int, height: int) -> tuple[int, int]:
@@ -129,6 +143,14 @@ def _paint_regions(
     edge = cv2.dilate(edge, np.ones((line_width, line_width), np.uint8)).astype(bool)
     picture[edge] = np.rint(0.15 * picture[edge] + 0.85 * 255)
     return picture
+
+
+def _paint_unknown(picture: np.ndarray, unknown: np.ndarray) -> None:
+    """Draw diagonal grey stripes over the pixels of an (H, W) bool mask."""
+    period = max(6, round(max(unknown.shape) / 60))
+    y, x = np.nonzero(unknown)
+    stripe = (x + y) % period < period // 2
+    picture[y[stripe], x[stripe]] = _UNKNOWN
 
 
 def _legend_entries(

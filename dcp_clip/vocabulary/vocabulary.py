@@ -208,6 +208,11 @@ class Vocabulary:
 
     # ---- methods
 
+    @property
+    def unknown_id(self) -> int:
+        """The value of unknown pixels in label maps: 255, or 65535 with more than 255 names."""
+        return 255 if len(self) <= 255 else 65535
+
     def index(self, name: str) -> int:
         """Return the id of the category with this name.
 

@@ -63,7 +63,7 @@ def test_windows_give_the_labels_of_the_whole_image(size, output, window, diviso
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
     model, slider = LocalModel(divisor), SlidingWindow(*window)
     sem_seg, ids, scores = slider.segment(
-        image, output or size, len(NAMES), model.propose, model.segment
+        image, output or size, len(NAMES), model.propose, model.segment, temperature=50.0
     )
     maps = logits_of_whole(image, output or size)
     best, second = maps.topk(2, dim=0).values
@@ -71,6 +71,10 @@ def test_windows_give_the_labels_of_the_whole_image(size, output, window, diviso
     label_map = sem_seg.argmax(dim=0)
     assert torch.equal(label_map[clear], IDS[maps.argmax(0)][clear])
     assert label_map.shape == (output or size)
+    confidence = (maps / 50).softmax(0).amax(0)
+    torch.testing.assert_close(
+        torch.from_numpy(sem_seg.confidence()).float(), confidence, atol=1e-3, rtol=0
+    )
     assert torch.equal(ids, IDS) and torch.equal(scores, IDS / 10)
     assert max(model.calls[0]) <= slider.size
     assert all(max(call) <= slider.size for call in model.calls)
