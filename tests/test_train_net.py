@@ -69,17 +69,22 @@ def workspace(tmp_path_factory):
 
 
 def launch(
-    workspace: Path, output: str, *arguments: str, program: str = "program.py", **options
+    workspace: Path,
+    output: str,
+    *arguments: str,
+    program: str = "program.py",
+    environment: dict[str, str] | None = None,
+    **options,
 ) -> tuple[int, str]:
     """Run the program; return its exit status and its output."""
     options = {**OPTIONS, "OUTPUT_DIR": output, **options}
     command = [sys.executable, program, "--config-file", str(CONFIG), *arguments]
     command += [str(x) for pair in options.items() for x in pair]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,
         cwd=workspace,
-        env=environment,
+        env={**variables, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -295,6 +300,33 @@ def test_error_of_a_user_is_one_sentence(workspace, processes):
 def test_debug_shows_the_traceback(workspace):
     status, log = launch(workspace, "debug", "--debug", **{"MODEL.WEIGHTS": "absent.pth"})
     assert status == 1 and "Traceback" in log and "WeightsError: MODEL.WEIGHTS: " in log
+
+
+CHINESE = f"""
+_BASE_: "{CONFIG}"
+DATASETS:
+  TEST: ("mini",)
+  SEM_SEG_FOLDERS:  # 训练
+    - name: "mini"
+      images: "data/train/images"
+      labels: "data/train/labels"
+      names: ["天空", "树", "汽车"]
+"""
+
+
+def test_names_that_the_locale_has_not(workspace):
+    """The log is in UTF-8; the screen shows the numbers of the characters."""
+    (workspace / "chinese.yaml").write_text(CHINESE, encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    options = {"DATASETS.TRAIN": ("mini",), "DATASETS.TEST": ("mini",), "SOLVER.MAX_ITER": 2}
+    arguments = ["--config-file", "chinese.yaml"]
+    screen = train_net(workspace, "chinese", *arguments, environment=locale, **options)
+    log = (workspace / "chinese" / "log.txt").read_text(encoding="utf-8")
+    assert "Traceback" not in screen + log and "Error" not in screen
+    assert "天空" in log and r"\u5929\u7a7a" in screen
+    status, screen = launch(workspace, "输出", *arguments, environment=locale, **options)
+    assert status == 1 and "Traceback" not in screen
+    assert "set the environment variable LC_ALL" in screen.rstrip().splitlines()[-1]
 
 
 def test_damaged_image_is_one_sentence(workspace):

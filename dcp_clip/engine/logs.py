@@ -11,8 +11,6 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from dcp_clip.utils.arguments import escape_unprintable_output
-
 __all__ = ["set_up_logs"]
 
 # Long messages of Detectron2 that go to OUTPUT_DIR/log.txt only.
@@ -22,15 +20,13 @@ _FILE_ONLY = ("Environment info", "Contents of args", "Running with full config"
 def set_up_logs(cfg: CfgNode, args: argparse.Namespace, debug: bool = False) -> None:
     """Do what Detectron2's ``default_setup`` does: loggers, ``config.yaml`` and the seed.
 
-    Log files are in UTF-8 in every locale, and a terminal shows characters that its encoding does
-    not have as their numbers. The screen shows no tracebacks and no long messages.
+    Log files are in UTF-8 in every locale. The screen shows no tracebacks and no long messages.
 
     Args:
         cfg: the whole config.
         args: the arguments of the program.
         debug: show everything on the screen.
     """
-    escape_unprintable_output()
     # default_setup imports a module that warns about every machine without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     rank = comm.get_rank()

@@ -32,5 +32,8 @@ def escape_unprintable_output() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         # Notebooks and tests replace the streams by objects that have no encoding.
-        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        errors = getattr(stream, "errors", None)
+        # In the C locale, Python writes bytes of file names as they are, but no other characters.
+        is_c_locale = errors == "surrogateescape" and stream.encoding.lower() != "utf-8"
+        if (errors == "strict" or is_c_locale) and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

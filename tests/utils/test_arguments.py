@@ -49,9 +49,17 @@ def test_streams_without_an_encoding_are_left_alone(monkeypatch):
     assert sys.stdout.getvalue() == "天空\n"
 
 
-def test_every_process_that_imports_the_package_can_print_any_name():
-    code = "import dcp_clip; print('天空'); print(dcp_clip.Vocabulary(['天空']))"
-    run = subprocess.run([sys.executable, "-c", code], env=ASCII, capture_output=True, text=True)
+C_LOCALE = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+C_LOCALE.pop("PYTHONIOENCODING", None)
+
+
+@pytest.mark.parametrize("environment", [ASCII, C_LOCALE], ids=["terminal", "locale"])
+def test_every_process_that_imports_the_package_can_print_any_name(environment):
+    code = (
+        "import dcp_clip; print('\\u5929\\u7a7a'); print(dcp_clip.Vocabulary(['\\u5929\\u7a7a']))"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("\\u5929\\u7a7a") == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,14 @@ def training_folder(cfg: CfgNode, resume: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is created."""
+    try:
+        os.fsencode(folder)
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ResumeError(
+            f"OUTPUT_DIR is {ascii(str(folder))}, and the locale has no such characters: set the "
+            "environment variable LC_ALL to C.UTF-8, or choose another folder."
+        ) from error
     _require_no_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / _LOCK)
