@@ -15,13 +15,21 @@ POLICIES = {
     "all": ("",),
     # Queries, keys, values and position embeddings. CAT-Seg (arXiv 2303.11797) found that training
     # the queries and values of a ViT keeps its open vocabulary best.
-    "attention": (r"attn\.in_proj", r"positional_embedding"),
+    "attention": (
+        r"attn\.in_proj",  # open_clip's ViT
+        r"attn\.(qkv|[qkv]_proj|[qkv]_bias)",  # timm's ViT and Eva
+        r"attnpool\.[qkv]_proj",  # CLIP's ResNets, whose only attention is their pooling
+        r"positional_embedding|pos_embed$",
+    ),
     # The layers closest to the joint embedding space.
     "late": (
-        r"stages\.3\.",
+        r"stages\.[34]\.|final_conv",  # ConvNeXt and FastViT
+        r"trunk\.layers\.3\.",  # Swin
+        r"visual\.layer4\.|attnpool",  # CLIP's ResNets
         r"trunk\.head",
         r"^visual\.head",
-        r"resblocks\.(8|9|1\d|2\d)\.",
+        r"(resblocks|trunk\.blocks)\.(8|9|\d\d)\.",  # transformers
+        r"attn_pool\.",
         r"proj$",
     ),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import json
 import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -59,15 +61,17 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
     if shared is not None and (name, pretrained) in shared:
         return shared[name, pretrained]
     if open_clip.get_model_config(name) is None:
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.7)
         raise CLIPWeightsError(
             f"MODEL.CLIP.NAME is '{name}', which open_clip {open_clip.__version__} does not know; "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists the names."
+            + (f"did you mean {' or '.join(map(repr, close))}? " if close else "")
+            + "`python -c 'import open_clip; print(open_clip.list_models())'` lists the names."
         )
     if not pretrained:
-        model = _create(name)
-    elif Path(pretrained).suffix in WEIGHT_SUFFIXES or "/" in pretrained:
-        model = _create(name)
-        _load_file(model, name, Path(pretrained))
+        model = _create(name, force_preprocess_cfg=_pixel_stats(name, None))
+    elif (path := weights_file(pretrained)) is not None:
+        model = _create(name, force_preprocess_cfg=_pixel_stats(name, path))
+        _load_file(model, name, path)
     else:
         model = _load_tag(name, pretrained)
     model.eval()
@@ -76,12 +80,57 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
     return model
 
 
+def weights_file(pretrained: str) -> Path | None:
+    """The file that MODEL.CLIP.PRETRAINED names, whether it exists or not; None for a tag or ""."""
+    if not pretrained or (Path(pretrained).suffix not in WEIGHT_SUFFIXES and "/" not in pretrained):
+        return None
+    path = Path(pretrained)
+    shipped = _PACKAGE_PARENT / path
+    return shipped if not path.is_file() and shipped.is_file() else path
+
+
 def clip_pixel_stats(model: torch.nn.Module) -> tuple[list[float], list[float]]:
-    """Return the pixel mean and standard deviation that `model` expects; RGB, 0 to 255 scale."""
+    """Mean and standard deviation of the pixels that `model` expects; RGB, 0 to 255 scale."""
     preprocess = open_clip.model.get_model_preprocess_cfg(model)
-    mean = preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)
-    std = preprocess.get("std", open_clip.OPENAI_DATASET_STD)
-    return [255.0 * x for x in mean], [255.0 * x for x in std]
+    return [255.0 * x for x in preprocess["mean"]], [255.0 * x for x in preprocess["std"]]
+
+
+def _pixel_stats(name: str, path: Path | None) -> dict[str, tuple[float, ...]]:
+    """ "mean" and "std" of the pixels for weights that do not come from a tag, on the 0 to 1 scale.
+
+    They are in ``open_clip_config.json`` beside the weights, as on the Hugging Face Hub. Without
+    this file, they are those of the weights of this model that open_clip knows. Without any, they
+    are those of OpenAI's CLIP.
+
+    Raises:
+        CLIPWeightsError: for a file of another format.
+    """
+    config = None if path is None else path.with_name("open_clip_config.json")
+    if config is not None and config.is_file():
+        try:
+            stats = json.loads(config.read_text(encoding="utf-8"))["preprocess_cfg"]
+            return {key: tuple(float(x) for x in stats[key]) for key in ("mean", "std")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CLIPWeightsError(
+                f"'{config}' has no 'mean' and 'std' below 'preprocess_cfg', as open_clip writes "
+                f"it; correct or remove it. ({_in_one_line(error)})"
+            ) from error
+    tags = [
+        open_clip.get_pretrained_cfg(name, tag)
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    ]
+    known = {(tuple(cfg["mean"]), tuple(cfg["std"])) for cfg in tags}
+    if len(known) == 1:
+        mean, std = known.pop()
+        return {"mean": mean, "std": std}
+    if known and path is not None:
+        logger.warning(
+            "Weights of %s exist for different means of the pixels; for %s that of OpenAI's CLIP "
+            "is used. Put open_clip_config.json beside the file if it needs another one.",
+            name,
+            path,
+        )
+    return {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
 
 
 def _create(name: str, **kwargs) -> torch.nn.Module:
@@ -92,6 +141,16 @@ def _create(name: str, **kwargs) -> torch.nn.Module:
         return open_clip.create_model(
             name, force_custom_text=True, pretrained_text=False, output_dict=False, **kwargs
         )
+    except (RuntimeError, OSError) as error:
+        text = open_clip.get_model_config(name)["text_cfg"].get("hf_model_name")
+        if text is None:
+            raise
+        raise CLIPWeightsError(
+            f"The text tower of '{name}' (MODEL.CLIP.NAME) is '{text}' of the Hugging Face Hub: "
+            "install `pip install transformers`, and without internet fetch its config.json on "
+            "another machine (`hf download`) and copy the cache (HF_HOME). "
+            f"({_in_one_line(error)})"
+        ) from error
     finally:
         root.disabled = before
 
@@ -126,8 +185,6 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
 
 
 def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:
-    if not path.is_file() and (_PACKAGE_PARENT / path).is_file():
-        path = _PACKAGE_PARENT / path
     if not path.is_file():
         raise CLIPWeightsError(
             f"MODEL.CLIP.PRETRAINED names the file '{path}', which does not exist; put CLIP's "

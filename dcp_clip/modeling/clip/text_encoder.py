@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from dcp_clip.modeling.clip.feature_memory import FeatureMemory
-from dcp_clip.modeling.clip.loading import load_clip
+from dcp_clip.modeling.clip.loading import load_clip, weights_file
 from dcp_clip.modeling.clip.text_cache import cache_file, read_features, write_features
 from dcp_clip.modeling.clip.text_tower import encode_tokens, needed_lengths, rounded_lengths
 from dcp_clip.modeling.clip.tokenizer import build_tokenizer, tokenize
@@ -96,7 +96,9 @@ class TextEncoder(nn.Module):
         node, name = cfg.MODEL.DCP_CLIP.VOCABULARY, cfg.MODEL.CLIP.NAME
         return {
             "text": clip.text,
-            "tokenizer": build_tokenizer(name, clip.text.vocab_size),
+            "tokenizer": build_tokenizer(
+                name, clip.text.vocab_size, weights_file(cfg.MODEL.CLIP.PRETRAINED)
+            ),
             "model_name": name,
             "templates": load_templates(node.TEMPLATES),
             "synonym_pooling": node.SYNONYM_POOLING,
@@ -130,7 +132,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (N, context length) to text features (N, D), as CLIP's ``encode_text``."""
-        return self.text(tokens)
+        return encode_tokens(self.text, tokens)
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextFeatures:
         """Return the text features of every category.

@@ -54,7 +54,8 @@ def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
     is true.
     """
     if type(text) is not TextTransformer or tokens.shape[1] >= text.context_length:
-        return text(tokens)
+        out = text(tokens)
+        return out[0] if isinstance(out, tuple) else out  # CoCa's also returns the tokens
     length, dtype = tokens.shape[1], text.transformer.get_cast_dtype()
     x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
     x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])

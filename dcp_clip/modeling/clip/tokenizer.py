@@ -1,17 +1,20 @@
-"""CLIP's tokenizer, and a variant with fewer tokens for small text towers."""
+"""CLIP's tokenizer, those of the Hugging Face Hub, and one with fewer tokens for small towers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import open_clip
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
+from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.vocabulary import VocabularyError
 from dcp_clip.vocabulary.prompts import build_prompts
 
-__all__ = ["PrefixTokenizer", "build_tokenizer", "tokenize"]
+__all__ = ["HubTokenizer", "PrefixTokenizer", "build_tokenizer", "tokenize"]
 
 
 class PrefixTokenizer(SimpleTokenizer):
@@ -45,16 +48,75 @@ class PrefixTokenizer(SimpleTokenizer):
         self.all_special_ids = [self.sot_token_id, self.eot_token_id]
 
 
-def build_tokenizer(model_name: str, vocab_size: int):
-    """Return the tokenizer of an open_clip model, limited to the tokens of its text tower.
+class HubTokenizer:
+    """A tokenizer of the Hugging Face Hub, as SigLIP and CLIPA have; loaded when it is needed.
+
+    Its files are read from the folder of the weights if they are there, else from the cache of the
+    Hub, else downloaded.
+    """
+
+    def __init__(self, model_name: str, folder: Path | None):
+        """
+        Args:
+            model_name: open_clip's name of a model whose config names a tokenizer of the Hub.
+            folder: the folder of the weights, if they are a local file.
+        """
+        self._model_name, self._folder = model_name, folder
+
+    @cached_property
+    def _tokenizer(self) -> HFTokenizer:
+        text = open_clip.get_model_config(self._model_name)["text_cfg"]
+        source = hub_name = text["hf_tokenizer_name"]
+        if self._folder is not None and (self._folder / "tokenizer_config.json").is_file():
+            source = str(self._folder)
+        try:
+            return HFTokenizer(
+                source,
+                context_length=text.get("context_length", DEFAULT_CONTEXT_LENGTH),
+                tokenizer_mode=text.get("tokenizer_mode"),
+                **text.get("tokenizer_kwargs", {}),
+            )
+        except ImportError as error:
+            raise CLIPWeightsError(
+                f"The tokenizer of '{self._model_name}' (MODEL.CLIP.NAME) needs a package that is "
+                f"not installed: `pip install transformers sentencepiece`. ({error})"
+            ) from error
+        except Exception as error:  # the client of the hub raises many types of errors
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CLIPWeightsError(
+                f"The tokenizer of '{self._model_name}' (MODEL.CLIP.NAME) cannot be loaded from "
+                f"'{source}'; fetch tokenizer.json and tokenizer_config.json of '{hub_name}' "
+                "on a machine with internet and put them beside the file of MODEL.CLIP.PRETRAINED. "
+                f"({reason[:300]})"
+            ) from error
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        return self._tokenizer(texts)
+
+    @property
+    def pad_token_id(self) -> int:
+        return self._tokenizer.tokenizer.pad_token_id
+
+    def length(self, text: str) -> int:
+        """Number of tokens of a text, with its end, however long it is."""
+        own = self._tokenizer
+        return len(own.tokenizer(own.clean_fn(text)).input_ids)
+
+
+def build_tokenizer(model_name: str, vocab_size: int, weights: Path | None = None):
+    """The tokenizer of an open_clip model, limited to the tokens of its text tower.
 
     Args:
-        model_name: name of the model in open_clip.
+        model_name: open_clip's name.
         vocab_size: number of tokens of the text tower.
+        weights: local file of the weights; a tokenizer of the Hub can be beside it.
 
     Returns:
-        A callable that maps a list of strings to token ids (N, L).
+        a callable from a list of strings to token ids (N, L).
     """
+    config = open_clip.get_model_config(model_name) or {}
+    if config.get("text_cfg", {}).get("hf_tokenizer_name"):
+        return HubTokenizer(model_name, None if weights is None else weights.parent)
     tokenizer = open_clip.get_tokenizer(model_name)
     if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
         return PrefixTokenizer(vocab_size, context_length=tokenizer.context_length)
@@ -62,25 +124,29 @@ def build_tokenizer(model_name: str, vocab_size: int):
 
 
 def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Return token ids (N * T, L) of N names in T templates, in the order of `build_prompts`.
+    """Token ids (N * T, L) of N names in T templates, in the order of :func:`build_prompts`.
 
     Raises:
         VocabularyError: if a name does not fit the context; the message quotes it.
     """
     prompts = build_prompts(names, templates)
     tokens = tokenizer(prompts)
-    end = getattr(tokenizer, "eot_token_id", None)
-    if end is None:
-        return tokens
     context = tokens.shape[1]
     # Only a sequence that fills the context may have been truncated.
-    for i in (tokens[:, -1] == end).nonzero()[:, 0].tolist():
-        length = len(tokenizer.encode(prompts[i])) + 2
+    if isinstance(tokenizer, HubTokenizer):
+        # The end of text and padding can be the same token, so the one before the last decides.
+        full, count = tokens[:, -2] != tokenizer.pad_token_id, tokenizer.length
+    elif (end := getattr(tokenizer, "eot_token_id", None)) is not None:
+        full, count = tokens[:, -1] == end, lambda text: len(tokenizer.encode(text)) + 2
+    else:
+        return tokens
+    for i in full.nonzero()[:, 0].tolist():
+        length = count(prompts[i])
         if length > context:
             name = names[i // len(templates)]
             raise VocabularyError(
                 f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} characters) "
-                f"needs {length} tokens in the prompt, but CLIP's context has {context}; "
+                f"needs {length} tokens in the prompt, but CLIP's context holds {context}; "
                 "shorten it."
             )
     return tokens
