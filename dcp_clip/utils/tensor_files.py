@@ -145,6 +145,11 @@ def _visible_problem(path: Path) -> str:
         return "is a Git LFS pointer, not the file itself: run `git lfs pull`, or download the file"
     if head.startswith(b"PK") and _has_entry(path, "/constants.pkl"):
         return "is a TorchScript program, not a file of weights: save the model's state dict"
+    if head.startswith(b"PK") and _is_compressed(path):
+        return (
+            "contains compressed data, which can fill the memory and is not from torch.save: "
+            "save the weights again"
+        )
     if path.suffix == ".safetensors":
         return ""  # it starts with a length, which can look like text
     if head.lstrip()[:1] == b"<":
@@ -185,6 +190,14 @@ def _has_entry(path: Path, suffix: str) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return any(name.endswith(suffix) for name in file.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _is_compressed(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
 

@@ -49,6 +49,15 @@ def torchscript(path):
             file.writestr(name, b"2")
 
 
+def compressed(path):
+    torch.save(TENSORS, path)
+    with zipfile.ZipFile(path) as source:
+        content = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in content.items():
+            file.writestr(name, data)
+
+
 WRONG = {
     "a folder": lambda path: path.mkdir(),
     "does not exist": lambda path: None,
@@ -64,6 +73,7 @@ WRONG = {
     "no regular file": os.mkfifo,
     "no readable file of PyTorch": lambda path: path.write_bytes(b"\x00\x01\xff" * 99),
     "a TorchScript program": torchscript,
+    "compressed data": compressed,
 }
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import logging
 import os
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +19,8 @@ import torch
 from torch import Tensor
 
 from dcp_clip.structures import TextFeatures
-from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.atomic_files import remove_unfinished
+from dcp_clip.utils.tensor_files import read_tensors, write_tensors
 
 __all__ = ["MAX_FOLDER_BYTES", "cache_file", "read_features", "write_features"]
 
@@ -31,8 +30,7 @@ logger = logging.getLogger(__name__)
 # removed.
 MAX_FOLDER_BYTES = 1 << 30
 _FILE_NAME = re.compile(r"[0-9a-f]{64}\.pt")
-_LEFTOVER = re.compile(r"\..*\.part")  # of a process that was killed while it wrote
-_LEFTOVER_SECONDS = 3600.0
+_LEFTOVER_SECONDS = 3600.0  # what is older was left by a process that was killed
 
 
 def cache_file(folder: str, key: tuple[str, ...]) -> Path | None:
@@ -61,7 +59,9 @@ def read_features(
         read or does not contain the features of this vocabulary.
     """
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        if path.stat().st_size > MAX_FOLDER_BYTES:
+            raise ValueError("it is larger than the whole cache may be")
+        data = read_tensors(path)
         features = TextFeatures(data["embeddings"], data["rows"])
         if problem := _find_problem(features, rows, width):
             raise ValueError(problem)
@@ -69,7 +69,9 @@ def read_features(
             raise ValueError("its checksum is wrong")
     except FileNotFoundError:
         return None
-    except Exception as error:  # torch.load raises many types of errors for damaged files
+    except Exception as error:  # the content can be anything
+        if not os.path.exists(path):  # another process has just removed it
+            return None
         logger.warning(
             "The names are encoded again, because the text cache %s cannot be used (%s).",
             path,
@@ -91,15 +93,11 @@ def write_features(path: Path, features: TextFeatures) -> None:
     if not _is_normalised(features.embeddings):
         return
     data = {"embeddings": features.embeddings, "rows": features.category_rows}
-    # torch.save would turn the OSError of a full disk into a RuntimeError.
-    content = io.BytesIO()
-    torch.save({**data, "sha256": _digest(features)}, content)
-    if content.tell() > MAX_FOLDER_BYTES:
+    if features.embeddings.nbytes > MAX_FOLDER_BYTES:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(content.getbuffer())
+        write_tensors(path, {**data, "sha256": _digest(features)})
         _prune(path)
     except OSError as error:
         reason = error.strerror or error
@@ -109,8 +107,10 @@ def write_features(path: Path, features: TextFeatures) -> None:
 def _find_problem(features: TextFeatures, rows: Tensor, width: int | None) -> str | None:
     """Return why the tensors of a file are not the features of a vocabulary; None if they are."""
     embeddings = features.embeddings
-    if not isinstance(embeddings, Tensor) or not isinstance(features.category_rows, Tensor):
-        return "it contains no tensors"
+    for tensor in (embeddings, features.category_rows):
+        # Not a parameter, and not sparse.
+        if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.requires_grad:
+            return "it contains no tensors"
     if features.category_rows.dtype != rows.dtype or not torch.equal(features.category_rows, rows):
         return "it belongs to other names"
     shape = (int(rows.max()) + 1, width or (embeddings.shape[-1] if embeddings.dim() else 0))
@@ -132,18 +132,16 @@ def _digest(features: TextFeatures) -> str:
 
 def _prune(written: Path) -> None:
     """Remove old incomplete files, and the least recently used files of a folder too large."""
+    remove_unfinished(written.parent, _LEFTOVER_SECONDS)
     files, total = [], 0
     with os.scandir(written.parent) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):  # another process has removed it
                 stat = entry.stat(follow_symlinks=False)
-                if _FILE_NAME.fullmatch(entry.name):
+                if _FILE_NAME.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
                     total += stat.st_size
                     if entry.name != written.name:
                         files.append((stat.st_mtime, stat.st_size, entry.path))
-                elif _LEFTOVER.fullmatch(entry.name):
-                    if time.time() - stat.st_mtime > _LEFTOVER_SECONDS:
-                        os.unlink(entry.path)
     for _, size, path in sorted(files):
         if total <= MAX_FOLDER_BYTES:
             break
