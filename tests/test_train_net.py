@@ -151,18 +151,16 @@ def test_checkpoints_are_protected(workspace, trained, arguments):
     assert files(workspace / "out") == before
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_folder_of_another_training(workspace, trained, processes):
-    """A second training changes nothing; an evaluation works."""
+def test_folder_of_another_training(workspace, trained):
+    """A second training changes nothing, whatever its number of processes; an evaluation works."""
     before = files(workspace / "out")
     with filelock.FileLock(workspace / "out" / ".training.lock"):
-        arguments = ["--resume", *(two_processes() if processes == 2 else [])]
+        arguments = ["--resume", *two_processes()]
         status, log = launch(workspace, "out", *arguments, **{"SOLVER.MAX_ITER": 7})
         assert status == 1 and "Traceback" not in log
         assert log.count("Another training is writing to OUTPUT_DIR 'out'") == 1
         assert files(workspace / "out") == before
-        if processes == 1:
-            train_net(workspace, "out", "--eval-only", "--resume")
+        train_net(workspace, "out", "--eval-only", "--resume")
 
 
 def free_port() -> int:
@@ -324,9 +322,6 @@ def test_names_that_the_locale_has_not(workspace):
     log = (workspace / "chinese" / "log.txt").read_text(encoding="utf-8")
     assert "Traceback" not in screen + log and "Error" not in screen
     assert "天空" in log and r"\u5929\u7a7a" in screen
-    status, screen = launch(workspace, "输出", *arguments, environment=locale, **options)
-    assert status == 1 and "Traceback" not in screen
-    assert "set the environment variable LC_ALL" in screen.rstrip().splitlines()[-1]
 
 
 def test_damaged_image_is_one_sentence(workspace):

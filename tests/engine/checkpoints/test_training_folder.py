@@ -191,3 +191,12 @@ def test_file_system_without_locks_is_a_warning(config, monkeypatch, caplog):
     monkeypatch.setattr("filelock.FileLock.acquire", acquire)
     with training_folder(config(), resume=False):
         assert "cannot lock files: start no second training" in caplog.text
+
+
+def test_folder_that_the_locale_cannot_express(config, tmp_path):
+    """In an ASCII locale, Python reads the argument "/\u00e9" so."""
+    cfg = config(OUTPUT_DIR=f"{tmp_path}/\udcc3\udca9")
+    with pytest.raises(ResumeError, match=r"udca9', .* LC_ALL to C.UTF-8"):
+        with training_folder(cfg, resume=False):
+            raise AssertionError("TensorBoard cannot write there")
+    assert not list(tmp_path.glob("?"))
