@@ -68,9 +68,9 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
             + "`python -c 'import open_clip; print(open_clip.list_models())'` lists the names."
         )
     if not pretrained:
-        model = _create(name, force_preprocess_cfg=_pixel_stats(name, None))
+        model = create_clip(name, force_preprocess_cfg=_pixel_stats(name, None))
     elif (path := weights_file(pretrained)) is not None:
-        model = _create(name, force_preprocess_cfg=_pixel_stats(name, path))
+        model = create_clip(name, force_preprocess_cfg=_pixel_stats(name, path))
         _load_file(model, name, path)
     else:
         model = _load_tag(name, pretrained)
@@ -133,7 +133,16 @@ def _pixel_stats(name: str, path: Path | None) -> dict[str, tuple[float, ...]]:
     return {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
 
 
-def _create(name: str, **kwargs) -> torch.nn.Module:
+def create_clip(name: str, **kwargs) -> torch.nn.Module:
+    """Build the model with an open_clip name, by default with random weights.
+
+    Args:
+        name: open_clip's name.
+        kwargs: further arguments of ``open_clip.create_model``.
+
+    Raises:
+        CLIPWeightsError: if the text tower is one of the Hugging Face Hub and cannot be built.
+    """
     # open_clip logs a warning about random weights, but MODEL.WEIGHTS may replace them later.
     root = logging.getLogger()
     before, root.disabled = root.disabled, True
@@ -173,7 +182,7 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
             f"but MODEL.CLIP.NAME '{name}' builds the other activation; set it to '{other}'."
         )
     try:
-        return _create(name, pretrained=tag)
+        return create_clip(name, pretrained=tag)
     except Exception as error:  # the Hugging Face client raises many types of errors
         where = source.get("hf_hub") or source.get("url") or f"{name}/{tag}"
         raise CLIPWeightsError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from timm.layers import apply_rot_embed_cat
@@ -60,19 +58,17 @@ class OpenClipBlock:
 class TimmBlock:
     """A block of timm's ViT or Eva, with the norm before or after each part.
 
-    `rotary` gives the rotary positions of a grid (h, w); None for a tower without them. See
+    `rope` computes the rotary positions of a grid; None for a tower without them. See
     :class:`LastBlock`.
     """
 
-    def __init__(self, block: nn.Module, rotary: Callable[[tuple[int, int]], Tensor] | None):
-        self._block, self._rotary = block, rotary
+    def __init__(self, block: nn.Module, rope: nn.Module | None):
+        self._block, self._rope = block, rope
         # EVA02-E normalises what each part adds, not what it sees.
         self._post_norm = type(block).__name__ == "EvaBlockPostNorm"
 
     @staticmethod
-    def of(
-        block: nn.Module, rotary: Callable[[tuple[int, int]], Tensor] | None
-    ) -> TimmBlock | None:
+    def of(block: nn.Module, rope: nn.Module | None) -> TimmBlock | None:
         """None for a block whose attention has other parts than those that are read here."""
         attn = getattr(block, "attn", None)
         known = type(block).__name__ in ("Block", "EvaBlock", "EvaBlockPostNorm")
@@ -81,7 +77,7 @@ class TimmBlock:
             return None
         if getattr(attn, "num_kv_heads", attn.num_heads) != attn.num_heads:
             return None
-        return TimmBlock(block, rotary)
+        return TimmBlock(block, rope)
 
     def _project(self, tokens: Tensor, first: int) -> Tensor:
         """Queries, keys and values from the `first` of the three on, side by side."""
@@ -106,8 +102,8 @@ class TimmBlock:
         qkv = self._project(tokens, 0).unflatten(2, (3, attn.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         query, key = attn.q_norm(query), attn.k_norm(key)
-        if self._rotary is not None:
-            rotary = self._rotary(grid)
+        if self._rope is not None:
+            rotary = self._rope.get_embed(shape=grid)
             half = {"half": True} if getattr(attn, "rotate_half", False) else {}
             prefix = tokens.shape[1] - grid[0] * grid[1]
             query, key = (

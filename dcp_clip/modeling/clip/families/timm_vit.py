@@ -7,9 +7,11 @@ from inspect import signature
 import torch
 from detectron2.layers import ShapeSpec
 from open_clip.timm_model import TimmModel
-from timm.layers import AttentionPoolLatent, Format
+from timm.layers import AttentionPoolLatent, Format, nchw_to
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem
+from timm.models.vitamin import MbConvStages
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +38,8 @@ class TimmViTTower(ImageTower):
       projection, for each patch token.
 
     ``res2`` to ``res4`` are the outputs of earlier blocks, all on the patch grid, as for a ViT of
-    open_clip. For other sizes than that of training, timm resizes the table of positions
+    open_clip. ViTamin and MobileCLIP-B start with convolutions: their strides 4 and 8 are ``res2``
+    and ``res3``. For other sizes than that of training, timm resizes the table of positions
     bicubically and computes rotary positions for the grid.
     """
 
@@ -51,17 +54,20 @@ class TimmViTTower(ImageTower):
         self.visual, self._reading = visual, reading
         _allow_any_size(trunk)
         if self.pooling == "class token":
-            rope = getattr(trunk, "rope", None)
-            rotary = None if rope is None else lambda grid: trunk.rope.get_embed(shape=grid)
-            self._block = TimmBlock.of(trunk.blocks[-1], rotary)
+            self._block = TimmBlock.of(trunk.blocks[-1], getattr(trunk, "rope", None))
             self.readings = block_readings(self._block)
-        depth = len(trunk.blocks)
+        patch, width, depth = trunk.patch_embed.feat_ratio(), trunk.embed_dim, len(trunk.blocks)
+        self._stem = _stem_steps(trunk.patch_embed)
+        device = next(visual.parameters()).device
+        levels = [(_output_channels(step), 4 << i) for i, step in enumerate(self._stem[:-1])]
         # Evenly spaced earlier blocks; the last quarter serves the dense features.
-        self._indices = [max(depth * q // 4 - 1, 0) for q in (1, 2, 3)]
-        patch, width = trunk.patch_embed.feat_ratio(), trunk.embed_dim
-        token = torch.zeros(1, width, device=next(visual.parameters()).device)
-        embed_dim = self._project(token).shape[1]
-        self.shapes = {f"res{i}": ShapeSpec(channels=width, stride=patch) for i in (2, 3, 4)}
+        self._indices = [max(depth * q // 4 - 1, 0) for q in (1, 2, 3)][len(levels) :]
+        levels += [(width, patch)] * len(self._indices)
+        embed_dim = self._project(torch.zeros(1, width, device=device)).shape[1]
+        self.shapes = {
+            f"res{i + 2}": ShapeSpec(channels=channels, stride=stride)
+            for i, (channels, stride) in enumerate(levels)
+        }
         self.shapes["dense"] = ShapeSpec(channels=embed_dim, stride=patch)
         self.shapes["pooled"] = ShapeSpec(channels=embed_dim)
         self.size_divisibility = patch
@@ -72,20 +78,26 @@ class TimmViTTower(ImageTower):
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         trunk = self.visual.trunk
-        depth, grid = len(trunk.blocks), trunk.patch_embed.dynamic_feat_size(images.shape[-2:])
-        # timm returns each block once, as patches alone or with the prefix.
-        wanted = sorted({*self._indices, depth - 2, depth - 1})
-        prefix = {"return_prefix_tokens": True} if trunk.num_prefix_tokens else {}
-        final, outputs = trunk.forward_intermediates(
-            images, indices=wanted, output_fmt="NLC", **prefix
-        )
-        patches = {i: x[0] if prefix else x for i, x in zip(wanted, outputs, strict=True)}
-        out = {f"res{i + 2}": _as_map(patches[j], grid) for i, j in enumerate(self._indices)}
-        tokens = final
+        grid = trunk.patch_embed.dynamic_feat_size(images.shape[-2:])
+        levels, x = [], images
+        for step in self._stem:
+            x = step(x)
+            levels.append(x)
+        levels = levels[:-1]
+        x = nchw_to(x, Format.NHWC) if self._stem else trunk.patch_embed(images)
+        x = trunk._pos_embed(x)
+        x, rope = x if isinstance(x, tuple) else (x, None)
+        x = trunk.norm_pre(x)
+        prefix, before_last = trunk.num_prefix_tokens, x
+        for i, block in enumerate(trunk.blocks):
+            before_last = x
+            x = block(x) if rope is None else block(x, rope=rope)
+            levels += [_as_map(x[:, prefix:], grid)] * self._indices.count(i)
+        out = {f"res{i + 2}": level for i, level in enumerate(levels)}
+        final = tokens = trunk.norm(x)
         if self.pooling == "class token" and self._reading.name != "clip":
-            before_last = torch.cat(outputs[wanted.index(depth - 2)][::-1], dim=1)
             tokens = trunk.norm(read_dense_tokens(self._block, before_last, grid, self._reading))
-        dense = tokens[:, trunk.num_prefix_tokens :]
+        dense = tokens[:, prefix:]
         if self.pooling == "attention":
             dense = attend_to_itself(trunk.attn_pool, dense)
         out["dense"] = _as_map(self._project(dense), grid)
@@ -107,6 +119,21 @@ def attend_to_itself(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
     value = F.linear(tokens, weight, None if bias is None else bias.chunk(2)[1])
     x = pool.proj_drop(pool.proj(value))
     return x if pool.mlp is None else x + pool.mlp(pool.norm(x))
+
+
+def _stem_steps(embed: nn.Module) -> list[nn.Module]:
+    """The convolutions of a hybrid tower, one step for each of its strides 4, 8 and 16."""
+    backbone = getattr(embed, "backbone", None)
+    if isinstance(backbone, ConvStem):  # MobileCLIP-B
+        return [*backbone]
+    if isinstance(backbone, MbConvStages):  # ViTamin
+        first, *others = backbone.stages
+        return [nn.Sequential(backbone.stem, first), *others, backbone.pool]
+    return []
+
+
+def _output_channels(step: nn.Module) -> int:
+    return [m for m in step.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
