@@ -51,6 +51,15 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help="address for several processes, such as tcp://127.0.0.1:50000; by default a free port "
         "of this machine",
     )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module of your own first, such as my_heads for my_heads.py in this folder "
+        "(docs/new_head.md); can be repeated",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     parser.add_argument(
         "opts",
@@ -111,7 +120,7 @@ def read_config(args: Namespace) -> CfgNode:
     """Read the config that the arguments name."""
     if args.config_file:
         args.config_file = dcp_clip.model_zoo.get_config_file(args.config_file)
-    cfg = dcp_clip.setup_cfg(args.config_file, args.opts)
+    cfg = dcp_clip.setup_cfg(args.config_file, args.opts, imports=args.imports)
     cfg.freeze()
     return cfg
 

@@ -54,6 +54,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", nargs="+", default=CONFIGS, metavar="YAML")
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--size", nargs=2, type=positive, default=[640, 640], metavar=("H", "W"))
     add("--output-size", nargs=2, type=positive, metavar=("H", "W"), help="default: --size")
     add("--vocabulary-sizes", nargs="+", type=positive, default=SIZES, metavar="C")
@@ -106,7 +108,8 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
 
     # No data set is needed, and the text cache on disk would hide the time of the text tower.
     opts = ["DATASETS.TRAIN", "()", "MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", args.device]
-    cfg = setup_cfg(config_file, [*opts, "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", "", *args.opts])
+    opts += ["MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", "", *args.opts]
+    cfg = setup_cfg(config_file, opts, imports=args.imports)
     subject = BenchmarkModel(cfg, args.size, args.output_size or args.size)
     result = {"config": config_file, "clip": cfg.MODEL.CLIP.NAME}
     result |= {"weights": cfg.MODEL.CLIP.PRETRAINED or "random weights"}
@@ -139,7 +142,9 @@ def benchmark_photographs(args: argparse.Namespace, config_file: str) -> dict:
     images = list_images([args.demo or args.bf16])[: args.images]
     opts = ["MODEL.DEVICE", args.device, *args.opts]
     weights = shipped_weights(config_file, args.opts)
-    predictor = Predictor.from_config_file(config_file, weights, opts, args.vocabulary)
+    predictor = Predictor.from_config_file(
+        config_file, weights, opts, args.vocabulary, imports=args.imports
+    )
 
     def segment(paths: Sequence[Path]) -> None:
         with tempfile.TemporaryDirectory() as folder:

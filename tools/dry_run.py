@@ -31,6 +31,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML")
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--output", type=Path, metavar="DIR", help="default: output/dry_run/<name of the config>")
     add("--num-gpus", type=int, metavar="N", help="default: SOLVER.REFERENCE_WORLD_SIZE, or 1")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
@@ -47,7 +49,7 @@ def load_config(args: argparse.Namespace):
 
     fixed = ["MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu"]
     fixed += ["MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
-    cfg = setup_cfg(args.config_file, args.opts + fixed)
+    cfg = setup_cfg(args.config_file, args.opts + fixed, imports=args.imports)
     args.num_gpus = args.num_gpus or max(cfg.SOLVER.REFERENCE_WORLD_SIZE, 1)
     cfg = Trainer.auto_scale_workers(cfg, args.num_gpus)
     if cfg.SOLVER.IMS_PER_BATCH % args.num_gpus:

@@ -47,6 +47,15 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument(
         "--config-file", metavar="FILE", help="config of the training, for --wise-ft-alpha"
     )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module of your own that the config needs (docs/new_head.md); can be "
+        "repeated",
+    )
     args = parser.parse_args(argv)
     if (args.wise_ft_alpha is None) != (args.config_file is None):
         parser.error("--wise-ft-alpha and --config-file must be given together")
@@ -74,14 +83,14 @@ from dcp_clip.utils.arguments import format_error
 from dcp_clip.utils.tensor_files import TensorFileError, write_tensors
 
 
-def read_original_tower(config_file: str) -> dict[str, Tensor]:
+def read_original_tower(config_file: str, imports: Sequence[str]) -> dict[str, Tensor]:
     """Return the state dict of a config's image tower with the original CLIP weights.
 
     Raises:
         SystemExit: if the config names no CLIP weights, or they cannot be read.
     """
     try:
-        cfg = dcp_clip.setup_cfg(config_file, ["MODEL.DEVICE", "cpu"])
+        cfg = dcp_clip.setup_cfg(config_file, ["MODEL.DEVICE", "cpu"], imports=imports)
         if not cfg.MODEL.CLIP.PRETRAINED:
             sys.exit(f"{config_file} names no CLIP weights (MODEL.CLIP.PRETRAINED).")
         return build_backbone(cfg).state_dict()
@@ -106,7 +115,7 @@ def export(args: Namespace) -> None:
                 f"{args.checkpoint} is interpolated already, with SOLVER.WISE_FT_ALPHA {applied}: "
                 "train with 0.0 to choose another value, or leave out --wise-ft-alpha."
             )
-        original = read_original_tower(args.config_file)
+        original = read_original_tower(args.config_file, args.imports)
         # An exported file has half precision, which is not precise enough to interpolate.
         weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
         tower = {k.removeprefix(TOWER): v for k, v in weights.items() if k.startswith(TOWER)}

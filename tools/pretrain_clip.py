@@ -24,6 +24,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", default="configs/emoji_scenes/clip_tiny.yaml", metavar="YAML")
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     resume_help = "continue from the last checkpoint in OUTPUT_DIR; with --eval-only, evaluate it"
     add("--resume", action="store_true", help=resume_help)
     add("--eval-only", action="store_true", help="only measure the zero-shot accuracy")
@@ -45,7 +47,7 @@ def pretrain(args: argparse.Namespace) -> dict | None:
     cfg = get_cfg()
     add_pretraining_config(cfg)
     args.config_file = model_zoo.get_config_file(args.config_file)
-    cfg = setup_cfg(args.config_file, args.opts, cfg)
+    cfg = setup_cfg(args.config_file, args.opts, cfg, imports=args.imports)
     cfg.freeze()
     if args.eval_only:
         set_up_logs(cfg, args)

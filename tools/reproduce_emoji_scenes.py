@@ -137,13 +137,9 @@ def make_tasks(
     trainings, evaluations = {}, []
 
     def arguments(name: str, mode: str, test: tuple[str, ...], folder: Path, *more: str) -> list:
-        command = [
-            "--config-file",
-            rows[name]["config"],
-            mode,
-            *args.opts,
-            *rows[name]["overrides"],
-        ]
+        command = ["--config-file", rows[name]["config"], mode]
+        command += [word for module in args.imports for word in ("--import", module)]
+        command += [*args.opts, *rows[name]["overrides"]]
         if args.clip:
             command += ["MODEL.CLIP.PRETRAINED", str(args.clip.resolve())]
         command += ["DATASETS.TRAIN", f"('{prefix}base_train',)", "DATASETS.TEST", str(test)]
@@ -172,7 +168,9 @@ def run_tasks(tasks: Sequence[Task], jobs: int) -> None:
     Raises:
         ReproductionError: if a task fails.
     """
-    environment = dict(os.environ)
+    # train_net.py runs in another folder, but --import also searches this one.
+    path = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, os.getcwd()])}
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = "1"
     running: set[subprocess.Popen] = set()
@@ -270,12 +268,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--split", choices=("val", "test"), default="test", help="scenes for the evaluation")
     add("--base-split", type=int, choices=(0, 1), default=0, help="which names are base")
     add("--jobs", type=int, default=1, metavar="N", help="processes; one thread each if above 1")
-    add(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="overrides of all rows' configs",
-    )
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of all configs")
     return parser
 
 

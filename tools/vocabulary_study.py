@@ -46,6 +46,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="YAML",
         help="default: %(default)s",
     )
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--dataset", default="emoji_scenes_unseen_test", help="default: %(default)s")
     add("--sizes", type=size_list, default=SIZES, metavar="N,N,...", help=f"default: {SIZES}")
     add(
@@ -97,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit=args.images,
             seed=args.seed,
             special=args.special,
+            imports=args.imports,
         )
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         if type(error) is RuntimeError:  # a bug; user errors are subclasses with a clear message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 
 from dcp_clip import data
 from dcp_clip.config.files import read_config_chain
+from dcp_clip.config.imports import import_modules, require_imported
 from dcp_clip.config.keys import add_dcp_clip_config
 from dcp_clip.config.merge import merge_file, merge_options
 from dcp_clip.utils.shipped_files import find_config
@@ -37,7 +38,11 @@ def get_cfg() -> CfgNode:
 
 
 def setup_cfg(
-    config_file: str | Path = "", opts: Sequence = (), cfg: CfgNode | None = None
+    config_file: str | Path = "",
+    opts: Sequence = (),
+    cfg: CfgNode | None = None,
+    *,
+    imports: Sequence[str] = (),
 ) -> CfgNode:
     """Read a config file and command-line overrides.
 
@@ -48,7 +53,9 @@ def setup_cfg(
             "camvid/dcp_clip_tiny.yaml"; "" for the defaults. The file can name others that it
             inherits from in ``_BASE_``.
         opts: KEY VALUE KEY VALUE ...
-        cfg: the config to change, for keys of your own; default: that of :func:`get_cfg`.
+        cfg: the config to change; default: that of :func:`get_cfg`.
+        imports: names of modules to import first, such as "my_heads". A module can register heads
+            and stages, and its function ``add_config(cfg)`` can add keys (docs/new_head.md).
 
     Returns:
         The config. MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" if there is no CUDA
@@ -60,11 +67,18 @@ def setup_cfg(
         KeyError: for keys that do not exist; the message names similar keys, and the new name of a
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
-            that must be positive is not, INPUT.FORMAT is not "RGB", or an entry of
-            DATASETS.SEM_SEG_FOLDERS is wrong.
+            that must be positive is not, INPUT.FORMAT is not "RGB", an entry of
+            DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
+            MODEL.IMPORTS names a module that is not in `imports`.
     """
     cfg = get_cfg() if cfg is None else cfg
-    for path, content in read_config_chain(find_config(config_file)) if config_file else ():
+    chain = read_config_chain(find_config(config_file)) if config_file else []
+    for path, content in chain:  # before the merge, which finds keys of missing modules unknown
+        if isinstance(model := content.get("MODEL"), Mapping) and "IMPORTS" in model:
+            merge_file(cfg, {"MODEL": {"IMPORTS": model.pop("IMPORTS")}}, str(path))
+            require_imported(cfg.MODEL.IMPORTS, imports, f"config file '{path}'")
+    import_modules(cfg, imports)
+    for path, content in chain:
         version = content.pop("VERSION", _VERSION)
         if version != _VERSION:
             raise ValueError(
@@ -72,6 +86,7 @@ def setup_cfg(
             )
         merge_file(cfg, content, str(path))
     merge_options(cfg, list(opts))
+    require_imported(cfg.MODEL.IMPORTS, imports, "the options")
     _check_values(cfg)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -82,6 +97,10 @@ def setup_cfg(
 
 
 def _check_values(cfg: CfgNode) -> None:
+    if cfg.TEST.MAX_IMAGES < 0:
+        raise ValueError(
+            f"TEST.MAX_IMAGES is {cfg.TEST.MAX_IMAGES}, but must be at least 0 (0 for all images)."
+        )
     for key in _POSITIVE:
         value = cfg
         for part in key.split("."):

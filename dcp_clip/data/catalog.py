@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dcp_clip.data.label_maps import read_labels
@@ -20,6 +21,11 @@ logger = logging.getLogger(__name__)
 def datasets_root() -> Path:
     """Return the folder of all data sets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """Return at most `limit` of the indices 0 ... count-1, evenly spaced, with both ends."""
+    return np.linspace(0, count - 1, min(limit, count)).round().astype(int).tolist()
 
 
 def register_sem_seg(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dcp_clip.data.catalog import evenly_spaced
 from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.data.train_loader import (
     ResumableLoader,
@@ -239,7 +240,11 @@ class Trainer(DefaultTrainer):
             # The evaluators read the label maps themselves, at their original size.
             with_labels=getattr(proposal, "needs_labels", False),
         )
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        chosen = evenly_spaced(len(records), cfg.TEST.MAX_IMAGES or len(records))
+        return build_detection_test_loader(
+            [records[i] for i in chosen], mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -89,6 +89,12 @@ class WeightInterpolationHook(HookBase):
                 f"SOLVER.WISE_FT_ALPHA is {alpha}, but the backbone of {type(model).__name__} is "
                 "not CLIP's image tower alone: set it to 0.0."
             )
+        # Configs inherit this value, and it changes what the training gives.
+        logger.info(
+            "SOLVER.WISE_FT_ALPHA is %s: after the last iteration, the image tower will have this "
+            "fraction of CLIP's original weights. Set it to 0.0 to keep the trained weights.",
+            alpha,
+        )
         return cls(model, alpha, average)
 
     def after_step(self) -> None:
@@ -96,6 +102,11 @@ class WeightInterpolationHook(HookBase):
             for tower in self._towers:
                 interpolate_weights(tower.state_dict(), self._original, self._alpha)
             self._done = True
+            logger.info(
+                "Interpolated the image tower with CLIP's original weights (SOLVER.WISE_FT_ALPHA "
+                "%s).",
+                self._alpha,
+            )
 
     def before_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter and not self._done:

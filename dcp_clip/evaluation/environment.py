@@ -60,6 +60,7 @@ def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         "dcp_clip": f"{__version__}, {source_commit()}",
         "model": f"{cfg.MODEL.META_ARCHITECTURE}, logits: {cfg.MODEL.DCP_CLIP.OUTPUT}"
         + (", categories by majority vote in the true masks" if cfg.TEST.ORACLE_MASKS else ""),
+        **_describe_choices(cfg),
         "CLIP": f"{cfg.MODEL.CLIP.NAME}, weights: {cfg.MODEL.CLIP.PRETRAINED or 'none'}",
         "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS or "none",
         "weights fingerprint": weights_fingerprint(model),
@@ -67,6 +68,16 @@ def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         "device": f"{device}, processes: {comm.get_world_size()}",
         **software_and_hardware(),
     }
+
+
+def _describe_choices(cfg: CfgNode) -> dict[str, str]:
+    """Describe settings that most evaluations leave at their defaults."""
+    rows = {}
+    if cfg.MODEL.IMPORTS:
+        rows["imported modules"] = ", ".join(cfg.MODEL.IMPORTS)
+    if limit := cfg.TEST.MAX_IMAGES:
+        rows["images"] = f"at most {limit} of each data set, evenly spaced (TEST.MAX_IMAGES)"
+    return rows
 
 
 def _describe_settings(cfg: CfgNode, model: nn.Module) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dcp_clip.data.catalog import evenly_spaced
 from dcp_clip.data.label_maps import read_labels
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.experiments.growing_vocabulary import GrowingVocabulary, StudyError
@@ -78,8 +79,7 @@ class StudyImages:
         records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
         if metadata.get("num_foreground") is not None:
             raise StudyError(f"{dataset} has a background without a name: use another --dataset.")
-        taken = np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int)
-        self.indices = taken.tolist()
+        self.indices = taken = evenly_spaced(len(records), limit)
         self.is_thing, self._ignore_label = metadata.get("is_thing"), metadata.ignore_label
         self._files = [records[i]["sem_seg_file_name"] for i in taken]
         self.present = [np.unique(self.labels(i)) for i in range(len(taken))]

@@ -44,6 +44,7 @@ def run_study(
     limit: int = 200,
     seed: int = 0,
     special: bool = False,
+    imports: Sequence[str] = (),
 ) -> dict:
     """Run the whole study.
 
@@ -56,6 +57,7 @@ def run_study(
         limit: largest number of images.
         seed: seed of the random choices for each image.
         special: whether to include :func:`special_rows`.
+        imports: modules to import first, see :func:`dcp_clip.setup_cfg`.
 
     Returns:
         ``{"images": number, "own_names": number, "environment": {...}, "rows": [figures]}``.
@@ -64,7 +66,9 @@ def run_study(
         StudyError: if the study is not possible.
         WeightsError: if the weights do not fit the model.
     """
-    cfg = setup_cfg(config_file, opts)
+    cfg = setup_cfg(config_file, opts, imports=imports)
+    if cfg.TEST.MAX_IMAGES:
+        raise StudyError("TEST.MAX_IMAGES is for train_net.py: set it to 0 and use --images.")
     if shipped := shipped_weights(config_file, opts):
         cfg.MODEL.WEIGHTS = str(shipped)
     model = _build_model(cfg)

@@ -129,21 +129,26 @@ class SegmentationCriterion(nn.Module):
     def forward(
         self,
         logits: dict[str, Tensor],
-        refinement: Refinement | None,
+        refinement: Refinement | dict[str, Tensor] | None,
         proposals: Proposals,
         labels: Tensor,
         num_categories: int,
     ) -> dict[str, Tensor]:
-        """
+        """Every criterion has this interface; the first three arguments come from ``segment``.
+
         Args:
-            logits: "coarse" (B, K, h, w), "fine" and (with stage 5) "final" (B, K, H/4, W/4).
-            refinement: output of stage 5, or None.
+            logits: "coarse" (B, K, h, w), "fine" and (with stage 5) "final" (B, K, H/4, W/4); maps
+                that are missing have no loss.
+            refinement: output of stage 5; or a head's own losses by name, which are added; or None.
             proposals: the K categories of each image.
             labels: (B, H, W) category ids of the padded input; values outside 0 .. C-1 are void.
             num_categories: C.
 
         Returns:
             The losses by name. Their sum is the total loss.
+
+        Raises:
+            ValueError: if a head's own loss has the name of another loss.
         """
         present = present_categories(labels, num_categories)
         start = self.stride // 2
@@ -169,7 +174,14 @@ class SegmentationCriterion(nn.Module):
             absent = proposals.valid & ~present & present.any(1, keepdim=True)
             loss = ranking_loss(self.scale * proposals.scores, present, absent, dim=1)
             losses["loss_proposal"] = self.proposal_weight * loss
-        if refinement is not None:
+        if isinstance(refinement, dict):
+            if repeated := sorted(losses.keys() & refinement.keys()):
+                raise ValueError(
+                    f"The head's own losses {', '.join(repeated)} have names of other losses: "
+                    "rename them."
+                )
+            losses |= refinement
+        elif refinement is not None:
             losses |= self._class_losses(refinement, proposals, present)
         return losses
 

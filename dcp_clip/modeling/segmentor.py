@@ -47,7 +47,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         """
         Args:
             backbone: a :class:`CLIPBackbone`, or a network on top of one.
-            criterion: computes the losses.
+            criterion: computes the losses; its interface is :meth:`SegmentationCriterion.forward`.
             vocabulary: used for inputs that have no vocabulary of their own.
             text_encoder: text tower of the same CLIP; None for a closed vocabulary.
             output: which logits to return: "last", or those of an earlier stage, "fine" or
@@ -97,7 +97,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         labels: Tensor | None = None,
         ids: Tensor | None = None,
         features: dict[str, Tensor] | None = None,
-    ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
+    ) -> tuple[dict[str, Tensor], Proposals, Refinement | dict[str, Tensor] | None]:
         """Segment a batch.
 
         Args:
@@ -111,7 +111,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
 
         Returns:
             The logits by stage, each (B, K, h, w): "coarse", "fine" and "final", in this order;
-            some may be missing. The proposals. The output of stage 5, or None.
+            some may be missing. The proposals. What the criterion gets as its second argument: the
+            output of stage 5, a head's own losses by name, or None.
         """
 
     @property

@@ -114,6 +114,20 @@ def test_report_mentions_oracle_masks(config, datasets, model, tmp_path):
     assert "by majority vote in the true masks" in report(tmp_path)[1]
 
 
+def test_part_of_a_data_set(config, datasets, model, tmp_path):
+    """The images are evenly spaced, with both ends, and the report says how many there are."""
+    every = Trainer.build_test_loader(config(SMALL), SMALL).dataset
+    for limit, chosen in ((2, [0, 2]), (1, [0]), (9, [0, 1, 2]), (0, [0, 1, 2])):
+        cfg = config(SMALL, **{"TEST.MAX_IMAGES": limit})
+        part = Trainer.build_test_loader(cfg, SMALL).dataset
+        assert [x["file_name"] for x in part] == [every[i]["file_name"] for i in chosen]
+    part = Trainer.test(config(SMALL, **{"TEST.MAX_IMAGES": 2}), model)
+    assert part["speed"]["images"] == 2
+    assert "at most 2 of each data set, evenly spaced (TEST.MAX_IMAGES)" in report(tmp_path)[1]
+    Trainer.test(config(SMALL), model)
+    assert "MAX_IMAGES" not in report(tmp_path)[1]
+
+
 def test_finished_data_sets_survive_an_interruption(config, datasets, model, tmp_path, monkeypatch):
     build = Trainer.build_test_loader
 

@@ -37,13 +37,15 @@ def assert_same(state: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop_at", [None, 4])
-def test_final_weights_are_interpolated(config, clip, decay, stop_at, run):
+def test_final_weights_are_interpolated(config, clip, decay, stop_at, run, caplog):
     """With and without interruption, with and without a moving average.
 
     The weights in the final checkpoint are the same.
     """
     opts = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.EMA_DECAY": decay}
+    caplog.set_level("INFO", "dcp_clip")
     plain = run(config("plain", **opts))
+    assert "WISE_FT_ALPHA" not in caplog.text
     own = Trainer(config("own", **opts)).model.state_dict()
     expected = mixture(plain.model.state_dict(), own)
     with pytest.raises(AssertionError, match="backbone"):
@@ -55,6 +57,10 @@ def test_final_weights_are_interpolated(config, clip, decay, stop_at, run):
     cfg = config("mixed", **opts)
     mixed = run(cfg, resume=stop_at is not None)
     assert_same(mixed.model.state_dict(), expected)
+    # Configs inherit the value, so the log shows it at the start and at the end.
+    messages = [m for m in caplog.messages if f"WISE_FT_ALPHA is {ALPHA}" in m]
+    assert len(messages) == (1 if stop_at is None else 2)
+    assert [m for m in caplog.messages if "Interpolated the image tower" in m]
     reader = Trainer(config("reader", **opts)).model
     load_weights(reader, f"{cfg.OUTPUT_DIR}/model_final.pth")
     assert_same(reader.state_dict(), expected)

@@ -1,6 +1,7 @@
 """tools/reproduce_emoji_scenes.py, with a stand-in for train_net.py that only writes its files."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -30,7 +31,8 @@ training_free:
 """
 # Writes its arguments to "calls". The mIoU of an evaluation is the seed of the training.
 TRAIN_NET = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
+pathlib.Path("path").write_text(os.environ["PYTHONPATH"])
 with open("calls", "a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
 def value(key):
@@ -105,17 +107,22 @@ def test_arguments_of_train_net(run, project):
     clip.touch()
     _, calls = run(
         *("--variants", "coarse, free", "--seeds", "2", "--iterations", "7", "--clip", str(clip)),
-        *("--base-split", "1", "--split", "val", "A.B", "mine", "SEED", "9"),
+        *("--base-split", "1", "--split", "val", "--import", "my_heads", "--import", "more.of"),
+        *("A.B", "mine", "SEED", "9"),
     )
     training, coarse, free = calls
-    assert training.startswith("--config-file base.yaml --resume A.B mine SEED 9 A.B other ")
+    modules = "--import my_heads --import more.of"
+    start = f"--config-file base.yaml --resume {modules} A.B mine SEED 9 A.B other "
+    assert training.startswith(start)
+    # train_net.py runs in its own folder and finds modules in the working directory.
+    assert str(project) in (project / "path").read_text().split(os.pathsep)
     assert f"OUTPUT_DIR {project}/out/plain/seed2 SEED 2 SOLVER.MAX_ITER 7" in training
     assert "DATASETS.TEST ()" in training
     for call in calls:
         assert f"MODEL.CLIP.PRETRAINED {clip}" in call
         assert "DATASETS.TRAIN ('emoji_scenes_split1_base_train',)" in call
     # The overrides of the trained row come before its own.
-    assert "--eval-only A.B mine SEED 9 A.B other A.B coarse " in coarse
+    assert f"--eval-only {modules} A.B mine SEED 9 A.B other A.B coarse " in coarse
     assert coarse.endswith(f"MODEL.WEIGHTS {project}/out/plain/seed2/model_final.pth")
     assert f"OUTPUT_DIR {project}/out/val/coarse/seed2 " in coarse
     subsets = ("base", "unseen", "unseen_style", "all")

@@ -127,5 +127,10 @@ def marker(tmp_path, monkeypatch):
     os.system('touch "$HOSTILE_MARKER"')
     assert path.exists(), "the hostile files of these tests have no effect here"
     path.unlink()
+    # A module in Python's path, as the name in imports.yaml; no program may import it.
+    code = "import os\nopen(os.environ['HOSTILE_MARKER'], 'w')\n"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "hostile_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
     yield path
     assert not path.exists(), "a file ran code"

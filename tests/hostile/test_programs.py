@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,17 @@ def test_configs_run_no_code(marker, refuses, program, config):
     message = refuses(program, config=config)
     assert "Traceback" not in message
     assert config.name in message or "base" in config.stem  # or the file that it inherits from
+
+
+def test_a_module_runs_only_if_the_caller_names_it(marker, monkeypatch):
+    path = CONFIGS[0].parent / "imports.yaml"
+    with pytest.raises(ValueError, match="MODEL.IMPORTS names hostile_module"):
+        setup_cfg(path, imports=["json"])
+    assert not marker.exists()
+    monkeypatch.delitem(sys.modules, "hostile_module", raising=False)
+    setup_cfg(path, imports=["hostile_module"])
+    marker.unlink()  # so the other tests would see an import
+    del sys.modules["hostile_module"]
 
 
 def test_configs_run_no_code_in_a_chain(marker, tmp_path):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dcp_clip.modeling.clip.build import build_clip
 from dcp_clip.modeling.layers import best_synonym_similarity, resize_to, valid_positions
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
-from dcp_clip.structures import Proposals, Refinement, TextFeatures
+from dcp_clip.structures import Proposals, TextFeatures
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = [
@@ -33,8 +33,12 @@ class BaselineSegmentor(OpenVocabularySegmentor):
     def __init__(self, *, head: nn.Module, channels_last: bool = False, **common):
         """
         Args:
-            head: ``forward(features, text)``, with the output of the backbone and
-                :class:`TextFeatures`, returns logits (B, C, H/4, W/4).
+            head: ``forward(features, text, labels)`` returns logits (B, C, H/4, W/4). `features` is
+                the output of the backbone, `text` the :class:`TextFeatures` of C categories.
+                `labels` is None in evaluation; in training it has the category ids (B, H, W) of the
+                padded images, -1 where void. In training the head can also return a tuple: logits,
+                and losses by name that are added to those of the criterion. If the logits in the
+                tuple are None, the head's own losses are the only ones.
             channels_last: keep convolutions in channels-last memory format.
             common: see :class:`OpenVocabularySegmentor`.
         """
@@ -60,15 +64,19 @@ class BaselineSegmentor(OpenVocabularySegmentor):
         labels: Tensor | None = None,
         ids: Tensor | None = None,
         features: dict[str, Tensor] | None = None,
-    ) -> tuple[dict[str, Tensor], Proposals, Refinement | None]:
+    ) -> tuple[dict[str, Tensor], Proposals, dict[str, Tensor] | None]:
         """See :meth:`OpenVocabularySegmentor.segment`. The logits "fine" are those of all
-        categories; `ids` has no effect."""
+        categories; `ids` has no effect. The third output are the head's own losses, or None."""
         features = features or self.backbone(images)
-        logits = self.head(features, self.text_encoder.encode_vocabulary(vocabulary))
+        text = self.text_encoder.encode_vocabulary(vocabulary)
+        output = self.head(features, text, labels if self.training else None)
+        logits, losses = output if isinstance(output, tuple) else (output, None)
+        if logits is None:
+            return {}, Proposals.all_categories(features["dense"][:, :0]), losses
         pixel_valid = valid_positions(
             image_sizes, images.shape[-2:], logits.shape[-2:], images.device
         )
-        return {"fine": logits}, Proposals.all_categories(logits, pixel_valid), None
+        return {"fine": logits}, Proposals.all_categories(logits, pixel_valid), losses
 
 
 def cosine_similarity(unit: Tensor, text: TextFeatures) -> Tensor:

@@ -46,8 +46,10 @@ class PixelTextHead(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
-    def forward(self, features: dict[str, Tensor], text: TextFeatures) -> Tensor:
-        """From the output of the backbone and C categories to logits (B, C, H/4, W/4)."""
+    def forward(
+        self, features: dict[str, Tensor], text: TextFeatures, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (B, C, H/4, W/4), see :class:`BaselineSegmentor`; labels are not used."""
         correction = self.out(self.refine(self.pyramid(features)["res2"]))
         dense = F.normalize(features["dense"].float(), dim=1)
         pixels = F.normalize(resize_to(dense, correction.shape[-2:]) + correction, dim=1)
