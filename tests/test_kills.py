@@ -136,8 +136,3 @@ def test_kill_9_and_resume(start, undisturbed, random_moments, tmp_path):
         answer = start(output, "--resume")
         assert answer["status"] == 0, answer["err"]
         assert_equal(contents(output), expected, f"killed at {at}")
-
-
-def test_same_seed_same_bits(start, undisturbed, tmp_path):
-    assert start(tmp_path / "out")["status"] == 0
-    assert_equal(contents(tmp_path / "out"), undisturbed[0])
