@@ -55,12 +55,13 @@ def models(tiny_clips, randomize):
     return get
 
 
-STEMS = [path.stem for path in FILES]
+STEMS = list(MINIATURES)
 
 
 def test_every_config_is_tested():
-    assert set(STEMS) == set(MINIATURES)
     for path in FILES:
+        if path.stem.startswith(("siglip2", "pe_core", "mobileclip2")):
+            continue  # in tests/modeling/clip/families/test_encoder_configs.py
         cfg = setup_cfg(path)
         name, window, _ = MINIATURES[path.stem]
         assert bool(cfg.MODEL.CLIP.ENCODER_WINDOW) == bool(window)
