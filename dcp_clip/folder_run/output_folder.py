@@ -3,10 +3,11 @@
 | file | content |
 | --- | --- |
 | run.json | the settings of the run, written before the first result |
-| results.jsonl | one line for each finished image, appended after its result images are complete |
+| results.jsonl | one line for each finished image, appended after its result files are complete |
+| coco.json | all finished images, in a run with the format "coco"; written at its end |
 | failures.jsonl | file and error of each image that failed; the next run tries these again |
 | .lock | locked while a run writes to the folder |
-| .unfinished | result images that are not complete; removed at the next start |
+| .unfinished | result files that are not complete; removed at the next start |
 """
 
 import json
@@ -20,11 +21,11 @@ from typing import Any
 import filelock
 
 from dcp_clip.folder_run.line_file import LineFile, file_state
+from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES
 from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 
 __all__ = [
-    "LABELS_SUFFIX",
-    "OVERLAY_SUFFIX",
+    "COCO_FILE",
     "RunFolder",
     "RunFolderError",
     "is_inside",
@@ -32,7 +33,7 @@ __all__ = [
     "writing",
 ]
 
-OVERLAY_SUFFIX, LABELS_SUFFIX = "_overlay.png", "_labels.png"
+COCO_FILE = "coco.json"  # all images of a run with the format "coco"
 _MAX_DIFFERENCES = 3  # settings that an error message names
 
 
@@ -196,24 +197,32 @@ class RunFolder:
             for line in file:
                 yield line, _parse(line)
 
+    def records(self) -> Iterator[dict]:
+        """Yield the content of the lines of all finished images."""
+        return (record for _, record in self._lines() if record is not None)
+
     def _pictures(self, record: Mapping[str, str]) -> list[Path]:
-        """Return the paths of the two result images in a line."""
-        return [self.folder / record[key] for key in ("overlay", "labels")]
+        """Return the paths of the result files in a line."""
+        return [self.folder / record[name] for name in SUFFIXES if name in record]
 
     def _read_results(self) -> None:
         """Find the finished images, and remove the other lines from the results."""
+        formats = set(self._settings.get("formats", DEFAULT_FORMATS))
         usable: dict[str, int] = {}  # absolute path of an image: number of its line
         count = 0
         for record in (record for _, record in self._lines()):
             count += 1
-            if record is None or not all(map(os.path.isfile, self._pictures(record))):
+            if record is None or not formats <= set(record):
+                continue
+            if not all(map(os.path.isfile, self._pictures(record))):
                 continue
             state = file_state(record["file"])
             # An image that does not exist any more keeps its results.
             if state["bytes"] is None or state.items() <= record.items():
                 path = os.path.abspath(record["file"])
                 usable[path] = count
-                self.finished[path] = Path(record["overlay"].removesuffix(OVERLAY_SUFFIX))
+                name, suffix = next((n, s) for n, s in SUFFIXES.items() if n in record)
+                self.finished[path] = Path(record[name].removesuffix(suffix))
         self.repeated = count - len(usable)
         if self.repeated:
             numbers = set(usable.values())
@@ -227,8 +236,9 @@ class RunFolder:
 
         The settings are removed last, so an interruption leaves a valid folder.
         """
-        for record in (record for _, record in self._lines()):
-            for path in self._pictures(record) if record else ():
+        for record in self.records():
+            files = [*self._pictures(record)] + [self.folder / COCO_FILE] * ("coco" in record)
+            for path in files:
                 if is_inside(self.folder, path):
                     path.unlink(missing_ok=True)
         for path in (self.failures.path, self.results.path, self._manifest):
@@ -243,14 +253,14 @@ def _parse(line: bytes) -> dict | None:
         return None
     if not isinstance(record, dict):
         return None
-    pictures = [record.get("overlay"), record.get("labels")]
-    for path, suffix in zip(pictures, (OVERLAY_SUFFIX, LABELS_SUFFIX)):
+    files = [(record[name], suffix) for name, suffix in SUFFIXES.items() if name in record]
+    for path, suffix in files:
         # --overwrite removes these files, so they must be in the output folder.
         if not isinstance(path, str) or not path.endswith(suffix):
             return None
         if os.path.isabs(path) or ".." in Path(path).parts:
             return None
-    return record if isinstance(record.get("file"), str) else None
+    return record if files and isinstance(record.get("file"), str) else None
 
 
 def _describe_difference(before: Any, now: Mapping[str, Any]) -> str:

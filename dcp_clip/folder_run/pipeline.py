@@ -20,18 +20,22 @@ from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.folder_run.interruption import Interruption
 from dcp_clip.folder_run.line_file import concerns_one_file, file_state
 from dcp_clip.folder_run.output_folder import unfinished_folder, writing
-from dcp_clip.folder_run.plan import Job, result_files
+from dcp_clip.folder_run.plan import Job
+from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES, result_files, write_result
 from dcp_clip.predictor import Prediction, Predictor
 from dcp_clip.utils.images.reading import ImageReadError, read_image_and_size
-from dcp_clip.utils.images.writing import write_png
-from dcp_clip.utils.visualization import save_label_map
 
 __all__ = ["Job", "Summary", "run_settings", "segment_files"]
 
 # Maximum numbers of decoded images before the model and of results after it. They bound memory.
 READ_AHEAD, WRITE_BEHIND = 2, 3
-# Config keys that cannot change the results. A hash of the weights replaces MODEL.WEIGHTS.
-_OTHER_KEYS = {"MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR"}
+# Config keys that cannot change the results, or that have a setting of their own.
+_OTHER_KEYS = {
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR",
+    "TEST.UNKNOWN_BELOW",
+}
 
 
 @dataclass
@@ -60,16 +64,31 @@ class LineWriter(Protocol):
     def write(self, line: str, /) -> Any: ...
 
 
-def run_settings(predictor: Predictor, images: Iterable[Path], version: str) -> dict[str, Any]:
+def run_settings(
+    predictor: Predictor,
+    images: Iterable[Path],
+    version: str,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+) -> dict[str, Any]:
     """Return everything that the results in an output folder depend on, except the images.
 
     Args:
         predictor: the model and its vocabulary.
         images: image files; if a path is relative, the working folder becomes a setting.
         version: version of the program.
+        formats: the files that the run writes.
     """
     vocabulary = predictor.vocabulary
     content = (vocabulary.synonyms, vocabulary.display_names, vocabulary.colors)
+    content += (vocabulary.negatives,) if vocabulary.negatives else ()
+    # Only what differs from the default is a setting, so runs of earlier versions can be resumed.
+    options: dict[str, Any] = {}
+    if set(formats) != set(DEFAULT_FORMATS):
+        options["formats"] = sorted(formats)
+    if predictor.unknown_below:
+        options["unknown_below"] = predictor.unknown_below
+    if predictor.unknown_below or set(formats) - {"overlay", "labels"}:
+        options["temperature"] = getattr(predictor.model, "temperature", 1.0)
     relative = any(not path.is_absolute() for path in images)
     return {
         "dcp_clip": version,
@@ -79,6 +98,7 @@ def run_settings(predictor: Predictor, images: Iterable[Path], version: str) -> 
         "max_input_pixels": predictor.max_input_pixels,
         "working folder": os.getcwd() if relative else None,
         "config": dict(_flatten(predictor.cfg)),
+        **options,
     }
 
 
@@ -96,11 +116,12 @@ def segment_files(
     output: Path,
     results: LineWriter,
     failures: LineWriter | None = None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
 ) -> Summary:
     """Segment image files. One thread reads, the calling thread runs the model, two threads write.
 
-    For each image, the function puts an overlay and a label map into `output` and then writes one
-    line of JSON to `results`. If an image fails, the function reports it on stderr and in
+    For each image, the function puts the files of `formats` into `output` and then writes one line
+    of JSON to `results`. If an image fails, the function reports it on stderr and in
     `failures`, and continues. After Ctrl-C or SIGTERM, all finished images have their files and
     lines.
 
@@ -110,6 +131,7 @@ def segment_files(
         output: folder for the results; must exist.
         results: takes one line for each image, in the order of `jobs`.
         failures: takes one line for each image that failed.
+        formats: keys of `dcp_clip.folder_run.result_files.SUFFIXES`.
 
     Raises:
         RunFolderError: if the output folder cannot be written to, for example on a full disk. The
@@ -168,7 +190,7 @@ def segment_files(
                 except Exception as error:  # the next images may be fine
                     report_failure(job, error)
                     continue
-                task = (_write_pictures, job, image, prediction, aside, state)
+                task = (_write_pictures, job, image, prediction, output, state, formats)
                 written.append((job, writers.submit(*task)))
                 if len(written) > WRITE_BEHIND:
                     finish_oldest()
@@ -210,36 +232,33 @@ def _read_ahead(
 
 @dataclass(frozen=True)
 class _Result:
-    """The result of one image: two files in the folder for incomplete files, and its line.
+    """The result of one image: its files in the folder for incomplete files, and its line.
 
     Attributes:
         job: the input image.
-        pictures: the overlay and the label map.
-        line: content of the line without the paths of these two files.
+        files: the final path of each file.
+        line: content of the line without the paths of the files.
     """
 
     job: Job
-    pictures: tuple[Path, Path]
+    files: dict[Path, Path]
     line: dict[str, Any]
 
     def publish(self, output: Path, results: LineWriter) -> None:
-        """Move the two files to their final paths and write the line. An error undoes both.
+        """Move the files to their final paths and write the line. An error undoes all of it.
 
         Raises:
             OSError: if one of them cannot be written.
         """
-        targets = result_files(output, self.job.stem)
-        names = (path.relative_to(output).as_posix() for path in targets)
-        line = self.line | dict(zip(("overlay", "labels"), names))
         published = []
         try:
-            targets[0].parent.mkdir(parents=True, exist_ok=True)
-            for source, target in zip(self.pictures, targets):
+            (output / self.job.stem).parent.mkdir(parents=True, exist_ok=True)
+            for source, target in self.files.items():
                 os.replace(source, target)
                 published.append(target)
-            results.write(json.dumps(line) + "\n")
+            results.write(json.dumps(self.line) + "\n")
         except OSError:
-            for path in (*self.pictures, *published):
+            for path in (*self.files, *published):
                 path.unlink(missing_ok=True)
             raise
 
@@ -248,14 +267,16 @@ def _write_pictures(
     job: Job,
     image: np.ndarray,
     prediction: Prediction,
-    aside: Path,
+    output: Path,
     state: Mapping[str, Any],
+    formats: Sequence[str],
 ) -> _Result:
-    """Write the overlay and the label map into `aside`, the folder for incomplete files."""
-    name = uuid.uuid4().hex
-    pictures = aside / f"{name}-overlay.png", aside / f"{name}-labels.png"
-    save_label_map(pictures[1], prediction.label_map, prediction.vocabulary)
-    write_png(pictures[0], prediction.overlay(image), quick=True)
+    """Write the files of an image into the folder for incomplete files."""
+    aside, name = unfinished_folder(output), uuid.uuid4().hex
+    targets = result_files(output, job.stem, formats)
+    files = {aside / (name + SUFFIXES[key]): target for key, target in targets.items()}
+    for key, path, target in zip(targets, files, targets.values()):
+        write_result(key, path, job.image, target, image, prediction)
     height, width = prediction.label_map.shape
     line = {
         "file": str(job.image),
@@ -264,5 +285,6 @@ def _write_pictures(
         "height": height,
         "categories": [asdict(category) for category in prediction.found],
         "milliseconds": round(prediction.milliseconds, 1),
+        **{key: path.relative_to(output).as_posix() for key, path in targets.items()},
     }
-    return _Result(job, pictures, line)
+    return _Result(job, files, line)

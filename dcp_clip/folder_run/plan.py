@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcp_clip.folder_run.output_folder import LABELS_SUFFIX, OVERLAY_SUFFIX, is_inside
+from dcp_clip.folder_run.output_folder import is_inside
+from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, result_files
 from dcp_clip.utils.images.listing import list_images_by_input, search_root
 from dcp_clip.utils.images.reading import ImageReadError
 
-__all__ = ["Job", "find_images", "plan_jobs", "result_files"]
+__all__ = ["Job", "find_images", "plan_jobs"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
 
 
 def plan_jobs(
-    images: Mapping[Path, Path], output: Path, finished: Mapping[str, Path] | None = None
+    images: Mapping[Path, Path],
+    output: Path,
+    finished: Mapping[str, Path] | None = None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
 ) -> list[Job]:
     """Choose a different result path for each image that is not finished.
 
@@ -79,6 +83,7 @@ def plan_jobs(
         images: see `find_images`.
         output: folder for the results.
         finished: maps the absolute path of each finished image to its result path.
+        formats: the files that the run writes.
 
     Raises:
         ImageReadError: if a link in `output` leads out of it, so results would be outside.
@@ -87,14 +92,14 @@ def plan_jobs(
     # Some file systems ignore case.
     used = {str(path.resolve()).casefold() for path in images}
     for stem in finished.values():
-        used |= _comparable_files(output, stem)
+        used |= _comparable_files(output, stem, formats)
     jobs = []
     for image, wanted in images.items():
         if os.path.abspath(image) in finished:
             continue
         for i in itertools.count(1):
             stem = wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}")
-            files = _comparable_files(output, stem)
+            files = _comparable_files(output, stem, formats)
             if not files & used:
                 break
         used |= files
@@ -108,11 +113,6 @@ def plan_jobs(
     return jobs
 
 
-def result_files(output: Path, stem: Path) -> tuple[Path, Path]:
-    """Return the paths of the overlay and of the label map of an image."""
-    path = output / stem
-    return path.with_name(path.name + OVERLAY_SUFFIX), path.with_name(path.name + LABELS_SUFFIX)
-
-
-def _comparable_files(output: Path, stem: Path) -> set[str]:
-    return {str(path).casefold() for path in result_files(output.resolve(), stem)}
+def _comparable_files(output: Path, stem: Path, formats: Sequence[str]) -> set[str]:
+    files = result_files(output.resolve(), stem, formats).values()
+    return {str(path).casefold() for path in files}

@@ -87,6 +87,8 @@ def best_synonym_similarity(unit: Tensor, text_features: Tensor, rows: Tensor) -
     Returns:
         (B, K, ...).
     """
+    if torch.compiler.is_compiling():  # the number of synonyms is an input of an exported program
+        return torch.einsum("bksd,bd...->bks...", text_features[rows], unit).amax(2)
     similarity = torch.einsum("bkd,bd...->bk...", text_features[rows[..., 0]], unit)
     for s in range(1, rows.shape[2]):
         # The images of a batch share a product, so a category counts if any of them needs it.
@@ -129,7 +131,9 @@ def valid_positions(
 
     It is False at positions that contain only padding.
     """
-    heights, widths = torch.tensor(image_sizes, device=device).T
-    rows = torch.arange(grid[0], device=device) * (padded_size[0] / grid[0])
-    columns = torch.arange(grid[1], device=device) * (padded_size[1] / grid[1])
+    # Under torch.jit.trace, Detectron2's ImageList gives the sizes as tensors.
+    sizes = [[int(side) for side in size] for size in image_sizes]
+    heights, widths = torch.tensor(sizes, device=device).T
+    rows = torch.arange(grid[0], device=device) * padded_size[0] / grid[0]
+    columns = torch.arange(grid[1], device=device) * padded_size[1] / grid[1]
     return (rows < heights[:, None])[:, :, None] & (columns < widths[:, None])[:, None, :]

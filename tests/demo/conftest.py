@@ -48,7 +48,7 @@ def fake_model(monkeypatch, tmp_path) -> FakeModel:
     """Replace the model of the demo by one without weights, and change to an empty folder."""
     model = FakeModel()
 
-    def from_config_file(config_file, weights, opts, vocabulary):
+    def from_config_file(config_file, weights, opts, vocabulary, imports=()):
         cfg = setup_cfg(opts=["INPUT.MIN_SIZE_TEST", "32", *opts])
         return Predictor(cfg, vocabulary or "red; green; blue", model=model)
 

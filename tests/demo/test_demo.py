@@ -257,7 +257,7 @@ def test_shipped_weights_of_the_configs(demo, fake_model, monkeypatch, save):
     given = []
     build = Predictor.from_config_file
 
-    def from_config_file(config_file, weights, opts, vocabulary):
+    def from_config_file(config_file, weights, opts, vocabulary, imports=()):
         given.append(weights)
         return build(config_file, weights, opts, vocabulary)
 

@@ -126,8 +126,7 @@ def _is_normalised(embeddings: Tensor) -> bool:
 
 
 def _digest(features: TextFeatures) -> str:
-    data = features.embeddings.contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(features.embeddings.contiguous().numpy()).hexdigest()
 
 
 def _prune(written: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["WeightsFingerprint"]
@@ -44,6 +44,8 @@ class WeightsFingerprint:
             digest = hashlib.sha256()
             for name, tensor in module.state_dict().items():
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                content = tensor.detach().cpu().contiguous()
+                # Without an operation of PyTorch, so that torch.jit.trace can run through here.
+                digest.update(ctypes.string_at(content.data_ptr(), content.nbytes))
             known = self._known = (versions, digest.hexdigest())
         return known[1]

@@ -1,0 +1,91 @@
+"""The files of an image in a folder run: their names, and how they are written."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcp_clip.prediction import Prediction
+from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.images.writing import write_png
+from dcp_clip.utils.visualization import save_label_map
+
+__all__ = ["DEFAULT_FORMATS", "SUFFIXES", "result_files", "write_result"]
+
+# The formats, and what is appended to the name of an image. The keys are those of results.jsonl.
+SUFFIXES = {
+    "overlay": "_overlay.png",
+    "labels": "_labels.png",
+    "confidence": "_confidence.png",
+    "coco": "_coco.json",
+    "polygons": "_polygons.json",
+    "labelme": "_labelme.json",
+    "label_studio": "_label_studio.json",
+}
+DEFAULT_FORMATS = ("overlay", "labels")
+
+
+def result_files(
+    output: Path, stem: Path, formats: Sequence[str] = DEFAULT_FORMATS
+) -> dict[str, Path]:
+    """Return the path of each format of an image.
+
+    Args:
+        output: folder for the results.
+        stem: path of the results relative to `output`, without suffix.
+        formats: keys of `SUFFIXES`.
+    """
+    path = output / stem
+    return {name: path.with_name(path.name + s) for name, s in SUFFIXES.items() if name in formats}
+
+
+def write_result(
+    name: str, path: Path, image_file: Path, final: Path, image: np.ndarray, prediction: Prediction
+) -> None:
+    """Write one format of an image. Only "overlay" draws.
+
+    Args:
+        name: a key of `SUFFIXES`.
+        path: the file to write.
+        image_file: the file of the image.
+        final: the path that the file will have.
+        image: (H, W, 3) uint8 RGB, for the overlay.
+        prediction: the segmentation.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    if name == "overlay":
+        write_png(path, prediction.overlay(image), quick=True)
+    elif name == "labels":
+        save_label_map(path, prediction.label_map, prediction.vocabulary)
+    elif name == "confidence":
+        # In one byte: 255 is certain.
+        write_png(path, np.rint(255 * prediction.confidence).astype(np.uint8))
+    else:
+        with atomic_write(path, "w") as file:
+            json.dump(_CONTENTS[name](prediction, image_file, final), file)
+
+
+def _labelme(prediction: Prediction, image_file: Path, final: Path) -> dict[str, Any]:
+    try:
+        image_path = os.path.relpath(image_file, final.parent)
+    except ValueError:  # on another drive of Windows
+        image_path = os.path.abspath(image_file)
+    return prediction.to_labelme(Path(image_path).as_posix())
+
+
+def _label_studio(prediction: Prediction, image_file: Path, final: Path) -> list[dict[str, Any]]:
+    # How Label Studio names files of its local storage, relative to its document root.
+    return [prediction.to_label_studio(f"/data/local-files/?d={image_file.as_posix()}")]
+
+
+_CONTENTS: dict[str, Callable[[Prediction, Path, Path], Any]] = {
+    "coco": lambda prediction, image_file, final: prediction.to_coco(str(image_file)),
+    "polygons": lambda prediction, image_file, final: prediction.to_polygons(),
+    "labelme": _labelme,
+    "label_studio": _label_studio,
+}
