@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Prepare PASCAL-Context with its 59 most frequent categories (PC-59); see datasets/README.md.
+"""Prepare PASCAL-Context with its 59 most frequent categories (PC-59), and with background
+(PC-60); see datasets/README.md.
 
     python datasets/prepare_pascal_context_59.py
 
 The input is VOCdevkit/VOC2010 with JPEGImages and PASCAL in Detail's trainval_merged.json. The
 output is <root>/pascal_context_59/{images,labels}/val; 255 marks pixels without a category.
+In <root>/pascal_context_60 they are category 0, background.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b).
+"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b, PAS-21).
 
     python datasets/prepare_pascal_voc.py
 
 The input is VOCdevkit/VOC2012 with JPEGImages, ImageSets/Segmentation/val.txt and label maps in
 SegmentationClassAug or SegmentationClass. The outputs are {images,labels}/val in
-<root>/pascal_voc_20, where 255 marks background and borders, and in <root>/pascal_voc_20b, where 20
-is background and 255 marks borders. See datasets/README.md.
+<root>/pascal_voc_20, where 255 marks background and borders, in <root>/pascal_voc_20b, where 20 is
+background and 255 marks borders, and in <root>/pascal_voc_21, where 0 is background and 255 marks
+borders. See datasets/README.md.
 """
 
 import argparse

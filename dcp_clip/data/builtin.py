@@ -1,11 +1,12 @@
 """The table of benchmarks, and their registration in Detectron2.
 
 A split is registered as ``<key>_sem_seg_<split>``. Its files are where the script in ``datasets/``
-writes them: ``<root>/<key>/images/<split>/`` and ``<root>/<key>/labels/<split>/``.
+writes them: ``<root>/<key>/images/<split>/`` and ``<root>/<key>/labels/<split>/``. Benchmarks with
+other names for the same labels share the files.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,7 +21,7 @@ class Benchmark:
     """The fixed properties of one benchmark.
 
     Attributes:
-        key: name of its folder, and prefix of the names of its splits.
+        key: prefix of the names of its splits.
         names: its category list, see :func:`dcp_clip.vocabulary.categories.load_names`.
         counts: official number of images in each split; None if it is not checked.
         script: the program in ``datasets/`` that prepares it.
@@ -28,6 +29,7 @@ class Benchmark:
             with 255.
         num_foreground: labels and predicted categories from this number on count as one background
             category (CAT-Seg's PAS-20b); None if every category counts for itself.
+        files_of: the benchmark whose files it uses, with the same train ids; None for its own.
     """
 
     key: str
@@ -36,6 +38,12 @@ class Benchmark:
     script: str
     wide: bool = False
     num_foreground: int | None = None
+    files_of: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The folder of its files."""
+        return self.files_of or self.key
 
     @property
     def label_ext(self) -> str:
@@ -54,8 +62,12 @@ class Benchmark:
     def vocabulary(self) -> Vocabulary:
         """Return the C categories."""
         categories = load_names(self.names)
+        titles = None
+        if categories[0].official == "background":  # its names are those of things and stuff
+            titles = ["background", *(category.name for category in categories[1:])]
         return Vocabulary(
             [category.all_names for category in categories],
+            display_names=titles,
             colors=[category.color for category in categories],
             warn_shared=False,
         )
@@ -101,8 +113,49 @@ _TABLE = (
         "prepare_pascal_voc.py",
         num_foreground=20,
     ),
+    # With background as category 0.
+    Benchmark("pascal_voc_21", "pascal_voc_21", {"val": 1449}, "prepare_pascal_voc.py"),
+    Benchmark(
+        "pascal_context_60",
+        "pascal_context_60",
+        {"val": 5104},
+        "prepare_pascal_context_59.py",
+    ),
+    # The things of COCO-Stuff; stuff is background.
+    Benchmark("coco_object", "coco_object_81", {"val": 5000}, "prepare_coco_stuff.py"),
 )
-BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({b.key: b for b in _TABLE})
+# The names that training-free publications use: SCLIP (arXiv 2312.01597), which NACLIP (arXiv
+# 2404.08181) shares, and MaskCLIP (arXiv 2112.01071).
+_PUBLISHED_NAMES = {
+    "sclip": (
+        "pascal_voc_20",
+        "pascal_voc_21",
+        "pascal_context_59",
+        "pascal_context_60",
+        "coco_object",
+        "coco_stuff",
+        "ade20k_150",
+    ),
+    "maskclip": ("pascal_voc_20", "pascal_context_59", "coco_stuff"),
+}
+
+
+def _with_published_names(table: tuple[Benchmark, ...]) -> Iterator[Benchmark]:
+    by_key = {benchmark.key: benchmark for benchmark in table}
+    for publication, keys in _PUBLISHED_NAMES.items():
+        for benchmark in map(by_key.__getitem__, keys):
+            yield replace(
+                benchmark,
+                key=f"{benchmark.key}_{publication}",
+                names=f"{benchmark.names}_{publication}",
+                counts={"val": benchmark.counts["val"]},
+                files_of=benchmark.key,
+            )
+
+
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {benchmark.key: benchmark for benchmark in (*_TABLE, *_with_published_names(_TABLE))}
+)
 
 
 def register_benchmarks(root: str | Path | None = None) -> None:
@@ -116,7 +169,7 @@ def register_benchmarks(root: str | Path | None = None) -> None:
     """
     root = Path(root or datasets_root())
     for benchmark in BENCHMARKS.values():
-        folder, vocabulary = root / benchmark.key, benchmark.vocabulary()
+        folder, vocabulary = root / benchmark.folder, benchmark.vocabulary()
         for split, count in benchmark.counts.items():
             register_sem_seg(
                 benchmark.dataset_name(split),
@@ -130,7 +183,7 @@ def register_benchmarks(root: str | Path | None = None) -> None:
                 advice=(
                     f"Run `python datasets/{benchmark.script} --root {root}` with the official "
                     "download (see datasets/README.md), or set DETECTRON2_DATASETS to the folder "
-                    f"that holds {benchmark.key}/."
+                    f"that holds {benchmark.folder}/."
                 ),
                 replace=True,
             )

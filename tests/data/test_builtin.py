@@ -26,6 +26,19 @@ EXPECTED = {  # images, categories, ignored label
     "pascal_context_459_sem_seg_val": (5104, 459, 65535),
     "pascal_voc_20_sem_seg_val": (1449, 20, 255),
     "pascal_voc_20b_sem_seg_val": (1449, 59, 255),
+    "pascal_voc_21_sem_seg_val": (1449, 21, 255),
+    "pascal_context_60_sem_seg_val": (5104, 60, 255),
+    "coco_object_sem_seg_val": (5000, 81, 255),
+    "pascal_voc_20_sclip_sem_seg_val": (1449, 20, 255),
+    "pascal_voc_21_sclip_sem_seg_val": (1449, 21, 255),
+    "pascal_context_59_sclip_sem_seg_val": (5104, 59, 255),
+    "pascal_context_60_sclip_sem_seg_val": (5104, 60, 255),
+    "coco_object_sclip_sem_seg_val": (5000, 81, 255),
+    "coco_stuff_sclip_sem_seg_val": (5000, 171, 255),
+    "ade20k_150_sclip_sem_seg_val": (2000, 150, 255),
+    "pascal_voc_20_maskclip_sem_seg_val": (1449, 20, 255),
+    "pascal_context_59_maskclip_sem_seg_val": (5104, 59, 255),
+    "coco_stuff_maskclip_sem_seg_val": (5000, 171, 255),
 }
 
 
@@ -49,12 +62,19 @@ def test_metadata(name):
         list(category.all_names) for category in load_names(BENCHMARKS[key].names)
     ]
     assert metadata.ignore_label == ignore_label
-    assert metadata.image_root.endswith(f"{key}/images/{split}")
-    assert metadata.sem_seg_root.endswith(f"{key}/labels/{split}")
+    folder = key.removesuffix("_sclip").removesuffix("_maskclip")
+    assert metadata.image_root.endswith(f"{folder}/images/{split}")
+    assert metadata.sem_seg_root.endswith(f"{folder}/labels/{split}")
     background = key == "pascal_voc_20b"
     assert metadata.evaluator_type == ("sem_seg_background" if background else "sem_seg")
     assert metadata.get("num_foreground") == (20 if background else None)
     assert len(dataset_vocabulary(name)) == num_categories
+
+
+def test_a_background_of_several_names_is_called_background():
+    metadata = MetadataCatalog.get("pascal_voc_21_sclip_sem_seg_val")
+    assert metadata.stuff_classes[:2] == ["background", "aeroplane"]
+    assert metadata.stuff_synonyms[0][:2] == ["sky", "wall"]
 
 
 def test_colours_of_a_category_list():
@@ -91,10 +111,14 @@ def root(tmp_path):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_missing_folder_names_the_prepare_command(name, root):
     key, split = name.split("_sem_seg_")
-    script = "pascal_voc" if key.startswith("pascal_voc") else key
+    folder = key.removesuffix("_sclip").removesuffix("_maskclip")
+    script = "pascal_voc" if key.startswith("pascal_voc") else folder
+    script = {"pascal_context_60": "pascal_context_59", "coco_object": "coco_stuff"}.get(
+        script, script
+    )
     with pytest.raises(DatasetError) as error:
         DatasetCatalog.get(name)
-    assert str(root / key / "images" / split) in str(error.value)
+    assert str(root / folder / "images" / split) in str(error.value)
     assert f"python datasets/prepare_{script}.py --root {root}" in str(error.value)
 
 

@@ -53,6 +53,12 @@ class Case:
     def program(self):
         return f"datasets/prepare_{self.name}.py"
 
+    def stems_of(self, folder):
+        """The stems of each split of a prepared folder, which can lack splits."""
+        present = self.expected[folder]
+        kept = {split: [s for s in stems if s in present] for split, stems in self.stems.items()}
+        return {split: stems for split, stems in kept.items() if stems}
+
     def run(self, root, **kwargs):
         self.prepare(self.source, root, **{**self.kwargs, **kwargs})
 
@@ -118,7 +124,13 @@ def make_coco_stuff(root):
     rank = np.full(256, 255)
     rank[used] = range(171)
     folders = {s: (f"{s}2017", f"stuffthingmaps/{s}2017") for s in STEMS}
-    return _png_case(case, folders, [*used, 255], {"coco_stuff": lambda x: rank[x]}, (12, 15))
+    rules = {
+        "coco_stuff": lambda x: rank[x],
+        "coco_object": lambda x: np.where(rank[x] < 80, rank[x] + 1, 0),
+    }
+    _png_case(case, folders, [*used, 255], rules, (12, 15))
+    case.expected["coco_object"] = {s: case.expected["coco_object"][s] for s in STEMS["val"]}
+    return case
 
 
 def make_ade20k_150(root):
@@ -147,6 +159,7 @@ def make_pascal_voc(root, labels="SegmentationClassAug"):
     rules = {
         "pascal_voc_20": lambda x: np.where((x == 0) | (x == 255), 255, x - 1),
         "pascal_voc_20b": lambda x: np.where(x == 0, 20, np.where(x == 255, 255, x - 1)),
+        "pascal_voc_21": lambda x: x,
     }
     folders = {"val": ("JPEGImages", labels)}
     palette = labels == "SegmentationClass"
@@ -252,6 +265,8 @@ def make_pascal_context_59(root):
         rank = {category_id: i for i, category_id in enumerate(ids)}
         expected = np.vectorize(lambda x, rank=rank: rank.get(x, 255))(raw)
         case.expected.setdefault("pascal_context_59", {})[stem] = expected
+        expected = np.vectorize(lambda x, rank=rank: rank.get(x, -1) + 1)(raw)
+        case.expected.setdefault("pascal_context_60", {})[stem] = expected
     return case
 
 

@@ -26,7 +26,7 @@ def move_folder(source, target):
 def assert_prepared(case, root):
     """Every pixel of every label map is right, as Detectron2 reads it."""
     for folder, by_stem in case.expected.items():
-        for split, stems in case.stems.items():
+        for split, stems in case.stems_of(folder).items():
             records = load_sem_seg(
                 root / folder / "images" / split,
                 root / folder / "labels" / split,
@@ -48,7 +48,7 @@ def test_every_pixel(case, tmp_path, workers, contents):
     assert_prepared(case, tmp_path / "out")
     assert contents(case.source) == before
     for folder in case.expected:
-        for split, stems in case.stems.items():
+        for split, stems in case.stems_of(folder).items():
             for stem in stems:
                 image = tmp_path / "out" / folder / "images" / split / f"{stem}.jpg"
                 assert image.read_bytes() == case.images[stem].read_bytes()

@@ -39,8 +39,9 @@ def prepare_and_register(cases, root):
     mini = {}
     for case in cases:
         case.run(root)
-        counts = {split: len(stems) for split, stems in case.stems.items()}
-        mini |= {key: replace(BENCHMARKS[key], counts=counts) for key in case.expected}
+        for key in case.expected:
+            counts = {split: len(stems) for split, stems in case.stems_of(key).items()}
+            mini[key] = replace(BENCHMARKS[key], counts=counts)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dcp_clip.data.builtin, "BENCHMARKS", mini)
@@ -62,7 +63,7 @@ def test_train_step_and_evaluation(prepared, make_model, make_cfg):
     model = make_model()
     cfg = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 0})  # keeps the size
     for key, benchmark in benchmarks.items():
-        for split, stems in case.stems.items():
+        for split, stems in case.stems_of(key).items():
             name = benchmark.dataset_name(split)
             dicts = DatasetCatalog.get(name)
             assert [d["image_id"] for d in dicts] == sorted(stems)

@@ -18,6 +18,19 @@ LISTS = {
     "pascal_context_459": (459, 105570, 0, 96),
     "pascal_voc_20": (20, 210, 0, 3),
     "pascal_voc_20b": (59, 210, 0, 3),
+    "pascal_voc_21": (21, 210, 0, 3),
+    "pascal_context_60": (60, 12378, 0, 3),
+    "coco_object_81": (81, 3516, 0, 0),
+    "pascal_voc_20_sclip": (20, 0, 10, 0),
+    "pascal_voc_21_sclip": (21, 0, 35, 1),
+    "pascal_context_59_sclip": (59, 0, 0, 0),
+    "pascal_context_60_sclip": (60, 0, 0, 0),
+    "coco_object_81_sclip": (81, 0, 32, 1),
+    "coco_stuff_171_sclip": (171, 0, 0, 0),
+    "ade20k_150_sclip": (150, 0, 0, 0),
+    "pascal_voc_20_maskclip": (20, 0, 0, 0),
+    "pascal_context_59_maskclip": (59, 0, 0, 0),
+    "coco_stuff_171_maskclip": (171, 0, 0, 0),
 }
 ROWS = [  # list, train id, raw id, name, official, synonyms
     ("coco_stuff_171", 0, 0, "person", "person", ()),
@@ -48,6 +61,11 @@ ROWS = [  # list, train id, raw id, name, official, synonyms
     ("pascal_voc_20", 15, 16, "potted plant", "pottedplant", ()),
     ("pascal_voc_20", 19, 20, "tv monitor", "tvmonitor", ()),
     ("pascal_voc_20b", 20, None, "bag", "bag", ()),
+    ("pascal_voc_21_sclip", 4, None, "ship", "ship", ()),
+    ("pascal_context_60_sclip", 50, None, "table", "table", ()),
+    ("coco_object_81_sclip", 80, None, "toothbrush", "toothbrush", ()),
+    ("coco_stuff_171_sclip", 9, None, "trafficlight", "trafficlight", ()),
+    ("coco_stuff_171_maskclip", 168, None, "blind window", "blind window", ()),
 ]
 
 
@@ -92,6 +110,22 @@ def test_raw_ids_are_consecutive():
 def test_coco_omits_unused_raw_ids():
     raw_ids = {c.raw_id for c in load_names("coco_stuff_171")}
     assert set(range(182)) - raw_ids == {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+
+
+@pytest.mark.parametrize(
+    ("with_background", "without", "count"),
+    [
+        ("pascal_voc_21", "pascal_voc_20", 20),
+        ("pascal_context_60", "pascal_context_59", 59),
+        ("coco_object_81", "coco_stuff_171", 80),
+        ("pascal_voc_21_sclip", "pascal_voc_20_sclip", 20),
+        ("pascal_context_60_sclip", "pascal_context_59_sclip", 59),
+    ],
+)
+def test_background_comes_first(with_background, without, count):
+    background, *others = load_names(with_background)
+    assert background.official == "background"
+    assert [c.all_names for c in others] == [c.all_names for c in load_names(without)[:count]]
 
 
 def test_pascal_voc_20b_is_voc_and_the_rest_of_pascal_context_59():

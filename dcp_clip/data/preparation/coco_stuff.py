@@ -1,16 +1,24 @@
-"""Prepare COCO-Stuff with 171 categories."""
+"""Prepare COCO-Stuff with 171 categories, and COCO-Object: its 80 things and background."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcp_clip.data.builtin import BENCHMARKS
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.file_lists import find_splits
-from dcp_clip.data.preparation.label_encoding import label_encoding, read_indices
+from dcp_clip.data.preparation.label_encoding import (
+    label_encoding,
+    read_indices,
+    with_background,
+)
 from dcp_clip.data.preparation.program import prepare_dataset
 from dcp_clip.vocabulary.categories import load_names
 
-COCO_STUFF = BENCHMARKS["coco_stuff"]
+logger = logging.getLogger(__name__)
+
+COCO_STUFF, COCO_OBJECT = BENCHMARKS["coco_stuff"], BENCHMARKS["coco_object"]
+NUM_THINGS = 80  # the first categories of COCO-Stuff
 UNLABELLED = 255
 IMAGE_FOLDERS = ("{}2017", "images/{}2017")
 LABEL_FOLDERS = (
@@ -41,7 +49,7 @@ def prepare_coco_stuff(
     workers: int = 1,
     image_counts: Mapping[str, int] = COCO_STUFF.counts,
 ) -> None:
-    """Write ``<root>/coco_stuff``; skip finished files.
+    """Write ``<root>/coco_stuff``, and ``<root>/coco_object`` (val); skip finished files.
 
     Args:
         source: input folder; None for :func:`default_input`.
@@ -62,8 +70,16 @@ def prepare_coco_stuff(
     pairs = find_splits(source, folders, image_counts, required=splits, advice=SOURCE)
     # The raw labels of COCO's unused categories are errors. Train ids use these numbers, so label
     # maps that are already converted are detected.
-    encoding = label_encoding(load_names(COCO_STUFF.names), read_indices, ignored_raw=[UNLABELLED])
+    categories = load_names(COCO_STUFF.names)
+    encoding = label_encoding(categories, read_indices, ignored_raw=[UNLABELLED])
     prepare_dataset(root / COCO_STUFF.key, pairs, encoding, workers=workers)
+    if "val" in pairs:
+        logger.info("%s:", COCO_OBJECT.key)
+        things, stuff = categories[:NUM_THINGS], categories[NUM_THINGS:]
+        others = [*(category.raw_id for category in stuff), UNLABELLED]
+        encoding = with_background(label_encoding(things, read_indices, ignored_raw=others))
+        val = {"val": pairs["val"]}
+        prepare_dataset(root / COCO_OBJECT.key, val, encoding, workers=workers)
 
 
 def _find_one(source: Path, layouts: Sequence[str], split: str) -> Path:

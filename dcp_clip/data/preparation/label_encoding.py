@@ -1,7 +1,7 @@
 """Convert a benchmark's own label numbers to train ids."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,16 @@ def label_encoding(
     lookup[raw_ids] = np.arange(len(raw_ids))
     names = tuple(category.name for category in categories)
     return LabelEncoding(decode, lookup, names, ignore_label)
+
+
+def with_background(encoding: LabelEncoding) -> LabelEncoding:
+    """Return the encoding in which ignored pixels are category 0, the background.
+
+    The other train ids increase by 1. Labels that must not occur stay errors.
+    """
+    ignored, refused = encoding.lookup == encoding.ignore_label, encoding.lookup == _REFUSED
+    lookup = np.select([ignored, refused], [0, _REFUSED], encoding.lookup + 1)
+    return replace(encoding, lookup=lookup.astype(np.int32), names=("background", *encoding.names))
 
 
 def read_indices(path: Path) -> np.ndarray:

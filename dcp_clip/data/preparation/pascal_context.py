@@ -1,4 +1,4 @@
-"""Prepare PASCAL-Context with 59 categories (PC-59) and with 459 (PC-459)."""
+"""Prepare PASCAL-Context: 59 categories (PC-59), with background (PC-60), and 459 (PC-459)."""
 
 import json
 import logging
@@ -20,13 +20,13 @@ from dcp_clip.data.preparation.file_lists import (
     read_ids,
     require_folder,
 )
-from dcp_clip.data.preparation.label_encoding import label_encoding
+from dcp_clip.data.preparation.label_encoding import label_encoding, with_background
 from dcp_clip.data.preparation.program import prepare_dataset
 from dcp_clip.vocabulary.categories import load_names
 
 logger = logging.getLogger(__name__)
 
-PC59, PC459 = BENCHMARKS["pascal_context_59"], BENCHMARKS["pascal_context_459"]
+PC59, PC60, PC459 = (BENCHMARKS[f"pascal_context_{number}"] for number in (59, 60, 459))
 ANNOTATIONS = "trainval_merged.json"
 _PHOTOGRAPHS = (
     "JPEGImages is in VOCtrainval_03-May-2010.tar of host.robots.ox.ac.uk/pascal/VOC/voc2010"
@@ -49,7 +49,7 @@ def prepare_pascal_context_59(
     workers: int = 1,
     image_count: int = PC59.counts["val"],
 ) -> None:
-    """Write ``<root>/pascal_context_59``; skip finished files.
+    """Write ``<root>/pascal_context_59`` and ``<root>/pascal_context_60``; skip finished files.
 
     Args:
         source: the folder VOC2010; None for VOCdevkit/VOC2010 in `root`.
@@ -86,8 +86,10 @@ def prepare_pascal_context_59(
     images = {stem: photographs / f"{stem}.jpg" for stem in label_maps}
     check_files(photographs, list(images.values()), advice=PC59_SOURCE)
     pairs = [(images[stem], label_map) for stem, label_map in label_maps.items()]
-    encoding = label_encoding(load_names(PC59.names), decode_rle)
-    prepare_dataset(root / PC59.key, {"val": pairs}, encoding, workers=workers)
+    plain = label_encoding(load_names(PC59.names), decode_rle)
+    for key, encoding in {PC59.key: plain, PC60.key: with_background(plain)}.items():
+        logger.info("%s:", key)
+        prepare_dataset(root / key, {"val": pairs}, encoding, workers=workers)
 
 
 def prepare_pascal_context_459(

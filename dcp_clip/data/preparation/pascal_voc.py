@@ -1,4 +1,4 @@
-"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b)."""
+"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b, PAS-21)."""
 
 import logging
 from dataclasses import replace
@@ -13,7 +13,7 @@ from dcp_clip.vocabulary.categories import load_names
 
 logger = logging.getLogger(__name__)
 
-PAS20, PAS20B = BENCHMARKS["pascal_voc_20"], BENCHMARKS["pascal_voc_20b"]
+PAS20, PAS20B, PAS21 = (BENCHMARKS[f"pascal_voc_{key}"] for key in ("20", "20b", "21"))
 BACKGROUND, BORDER = 0, 255
 # Most published figures use the first.
 LABEL_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
@@ -32,7 +32,7 @@ def prepare_pascal_voc(
     workers: int = 1,
     image_count: int = PAS20.counts["val"],
 ) -> None:
-    """Write ``<root>/pascal_voc_20`` and ``<root>/pascal_voc_20b``; skip finished files.
+    """Write ``pascal_voc_20``, ``pascal_voc_20b`` and ``pascal_voc_21``; skip finished files.
 
     Args:
         source: the folder VOC2012; None for VOCdevkit/VOC2012 in `root`.
@@ -66,6 +66,7 @@ def prepare_pascal_voc(
     encodings = {
         PAS20.key: label_encoding(categories, read_indices, ignored_raw=[BACKGROUND, BORDER]),
         PAS20B.key: label_encoding([*categories, background], read_indices, ignored_raw=[BORDER]),
+        PAS21.key: label_encoding(load_names(PAS21.names), read_indices, ignored_raw=[BORDER]),
     }
     for key, encoding in encodings.items():
         logger.info("%s:", key)
