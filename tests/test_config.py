@@ -27,7 +27,7 @@ NAMES = ["sky", "road", "tree", "car"]
 MODELS = [
     path
     for path in FILES
-    if not path.name.startswith("Base") and "training_free" not in (path.stem, path.parent.name)
+    if not path.name.startswith("Base") and "training_free" not in (path.stem, *path.parts)
 ]
 
 

@@ -10,6 +10,7 @@ def add_dcp_clip_config(cfg: CN) -> None:
     _add_clip(cfg)
     _add_model(cfg)
     _add_stages(cfg)
+    _add_training_free(cfg)
     _add_baselines(cfg)
     _add_input(cfg)
     _add_training(cfg)
@@ -31,6 +32,9 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.DENSE_RESIDUAL = False
     # Standard deviation of the Gaussian of "naclip", in patches.
     cfg.MODEL.CLIP.NACLIP_STD = 5.0
+    # Added to the size of the grid where the position table of a ViT is resized: 0.1 as in DINO,
+    # SCLIP, NACLIP and ClearCLIP.
+    cfg.MODEL.CLIP.POSITION_OFFSET = 0.0
     # The encoder processes larger images in overlapping windows of this size in pixels; 0 for none.
     cfg.MODEL.CLIP.ENCODER_WINDOW = 0
     # Pixels from one encoder window to the next.
@@ -135,6 +139,23 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.MASK_TEMPERATURE = 1.0
 
 
+def _add_training_free(cfg: CN) -> None:
+    # Only for MODEL.META_ARCHITECTURE "SimilaritySegmentor", which computes labels as training-free
+    # publications do (docs/training_free.md). It also reads MODEL.CLIP, VOCABULARY and
+    # SIMILARITY_SCALE.
+    cfg.MODEL.TRAINING_FREE = CN()
+    # Where a window is no multiple of the patch: "none" leaves out the pixels beyond the last whole
+    # patch, "end" adds zeros below and on the right, "center" on all sides.
+    cfg.MODEL.TRAINING_FREE.PADDING = "none"
+    # Pixels with a lower probability are background, which is the first category.
+    cfg.MODEL.TRAINING_FREE.PROBABILITY_THRESHOLD = 0.0
+    # Categories with at most this share of the area of all categories but the background win no
+    # pixel.
+    cfg.MODEL.TRAINING_FREE.AREA_THRESHOLD = 0.0
+    # Steps of PAMR, which fits the maps to the edges of the image; 0 for none.
+    cfg.MODEL.TRAINING_FREE.PAMR_STEPS = 0
+
+
 def _add_baselines(cfg: CN) -> None:
     # Other segmentation heads to compare with (dcp_clip/modeling/baselines/).
     cfg.MODEL.BASELINES = CN()
@@ -180,6 +201,9 @@ def _add_input(cfg: CN) -> None:
     cfg.DATASETS.SEM_SEG_FOLDERS = ()
     # CLIP expects RGB; Detectron2's default is BGR.
     cfg.INPUT.FORMAT = "RGB"
+    # How test images are resized: "pillow" averages over all pixels when it shrinks an image,
+    # "opencv" interpolates between four pixels, as MMSegmentation does.
+    cfg.INPUT.RESIZE_TEST = "pillow"
     # SSD's colour augmentation, from Detectron2's PointRend.
     cfg.INPUT.COLOR_AUG_SSD = False
     # Choose another random crop while one category fills more than this fraction of it.

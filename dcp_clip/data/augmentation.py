@@ -1,12 +1,33 @@
 """Augmentations for semantic segmentation, all from Detectron2."""
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
+from torch.nn import functional as F
 
 from dcp_clip.vocabulary.categories import IGNORE_LABEL
+
+
+class OpenCVResize(T.ResizeTransform):
+    """Resizes images as OpenCV's bilinear interpolation: between four pixels, without averaging.
+
+    Labels are resized as by :class:`ResizeTransform`.
+    """
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image (H, W, 3) of bytes; values differ from OpenCV's by at most 1."""
+        if interp is not None:
+            return super().apply_image(img, interp)
+        pixels = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1))).float()
+        pixels = F.interpolate(pixels[None], (self.new_h, self.new_w), mode="bilinear")[0]
+        return pixels.round().to(torch.uint8).numpy().transpose(1, 2, 0)
+
+
+# The values of INPUT.RESIZE_TEST.
+_RESIZING = {"pillow": T.ResizeTransform, "opencv": OpenCVResize}
 
 
 class ResizeForTest(T.ResizeShortestEdge):
@@ -19,8 +40,18 @@ class ResizeForTest(T.ResizeShortestEdge):
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: reads INPUT.MIN_SIZE_TEST (0 to keep the size) and INPUT.MAX_SIZE_TEST.
+            cfg: reads INPUT.MIN_SIZE_TEST (0 to keep the size), INPUT.MAX_SIZE_TEST and
+                INPUT.RESIZE_TEST.
+
+        Raises:
+            ValueError: for an unknown INPUT.RESIZE_TEST.
         """
+        method = cfg.INPUT.get("RESIZE_TEST", "pillow")  # other configs lack the key
+        if method not in _RESIZING:
+            raise ValueError(
+                f"INPUT.RESIZE_TEST is '{method}'; known are {' and '.join(_RESIZING)}."
+            )
+        self._resizing = _RESIZING[method]
         super().__init__(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -29,7 +60,7 @@ class ResizeForTest(T.ResizeShortestEdge):
         if not self.short_edge_length[0]:
             return T.NoOpTransform()
         size = self.get_output_shape(height, width, self.short_edge_length[0], self.max_size)
-        return T.ResizeTransform(height, width, *(max(1, side) for side in size))
+        return self._resizing(height, width, *(max(1, side) for side in size))
 
 
 def build_sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:

@@ -75,7 +75,9 @@ class CLIPBackbone(Backbone):
             "visual": clip.visual,
             "pixel_mean": mean,
             "pixel_std": std,
-            "reading": DenseReading(node.DENSE, node.DENSE_RESIDUAL, node.NACLIP_STD),
+            "reading": DenseReading(
+                node.DENSE, node.DENSE_RESIDUAL, node.NACLIP_STD, node.POSITION_OFFSET
+            ),
             "window": node.ENCODER_WINDOW,
             "window_stride": node.ENCODER_WINDOW_STRIDE,
         }

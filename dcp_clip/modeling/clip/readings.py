@@ -45,14 +45,18 @@ class DenseReading:
             and SCLIP do. ClearCLIP and NACLIP drop both, because ClearCLIP found that the residual
             connection carries the noise. "clip" always keeps both.
         naclip_std: standard deviation of the Gaussian of "naclip" in patches; NACLIP uses 5.
+        position_offset: added to the size of the grid where the position table of a ViT is
+            resized, see :func:`dcp_clip.modeling.clip.families.vit.position_embedding`.
 
     Raises:
-        ValueError: for an unknown name, or a standard deviation that is not above 0.
+        ValueError: for an unknown name, a standard deviation that is not above 0, or an offset that
+            is not at least 0 and below 1.
     """
 
     name: str = "maskclip"
     residual: bool = False
     naclip_std: float = 5.0
+    position_offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in READINGS:
@@ -64,6 +68,11 @@ class DenseReading:
             )
         if self.naclip_std <= 0:
             raise ValueError(f"MODEL.CLIP.NACLIP_STD is {self.naclip_std}; it must be above 0.")
+        if not 0 <= self.position_offset < 1:
+            raise ValueError(
+                f"MODEL.CLIP.POSITION_OFFSET is {self.position_offset}; it must be at least 0 and "
+                "below 1."
+            )
 
 
 class LastBlock(Protocol):

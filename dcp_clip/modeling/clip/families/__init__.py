@@ -39,6 +39,11 @@ def build_image_tower(visual: nn.Module, reading: DenseReading) -> ImageTower:
             f"MODEL.CLIP.DENSE_RESIDUAL is True, but {describe(visual)} has {tower.pooling} pooling"
             " and keeps its last block as it is; set it to False."
         )
+    if reading.position_offset and not isinstance(tower, ViTTower):
+        raise ValueError(
+            f"MODEL.CLIP.POSITION_OFFSET is {reading.position_offset}, but {describe(visual)} does "
+            "not use it; set it to 0."
+        )
     return tower
 
 

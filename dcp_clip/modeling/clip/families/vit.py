@@ -64,7 +64,7 @@ class ViTTower(ImageTower):
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         visual = self.visual
-        tokens = run_vit(visual, images, self._indices)
+        tokens = run_vit(visual, images, self._indices, self._reading.position_offset)
         out = {f"res{i + 2}": tokens.patches(x) for i, x in enumerate(tokens.levels)}
         dense = tokens.last
         if self.pooling == "attention":
@@ -76,7 +76,7 @@ class ViTTower(ImageTower):
         return out
 
     def pooled(self, images: Tensor) -> Tensor:
-        return self._pool(run_vit(self.visual, images, []).last)
+        return self._pool(run_vit(self.visual, images, [], self._reading.position_offset).last)
 
     def _pool(self, tokens: Tensor) -> Tensor:
         """The last tokens (B, 1+N, C) to the image embedding (B, D)."""
@@ -114,19 +114,23 @@ class ViTTokens:
         return tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid)
 
 
-def run_vit(vit: VisionTransformer, images: Tensor, indices: list[int]) -> ViTTokens:
+def run_vit(
+    vit: VisionTransformer, images: Tensor, indices: list[int], position_offset: float = 0.0
+) -> ViTTokens:
     """Run images through the unchanged tower.
 
     Args:
         vit: open_clip's tower.
         images: (B, 3, H, W), normalised; H and W are multiples of the patch size.
         indices: the blocks whose outputs become ``levels``; a block may occur twice.
+        position_offset: see :func:`position_embedding`.
     """
     x = vit.conv1(images)
     b, _, h, w = x.shape
     x = x.flatten(2).transpose(1, 2)
     cls = vit.class_embedding.to(x.dtype).expand(b, 1, -1)
-    x = torch.cat([cls, x], dim=1) + position_embedding(vit, (h, w)).to(x.dtype)
+    positions = position_embedding(vit, (h, w), position_offset)
+    x = torch.cat([cls, x], dim=1) + positions.to(x.dtype)
     x = vit.ln_pre(vit.patch_dropout(x))
     blocks = vit.transformer.resblocks
     levels = []
@@ -138,11 +142,25 @@ def run_vit(vit: VisionTransformer, images: Tensor, indices: list[int]) -> ViTTo
     return ViTTokens(levels, x, last, (h, w))
 
 
-def position_embedding(vit: VisionTransformer, size: tuple[int, int]) -> Tensor:
-    """Return CLIP's position embeddings (1+N, C), resized bicubically to a grid (h, w)."""
+def position_embedding(
+    vit: VisionTransformer, size: tuple[int, int], offset: float = 0.0
+) -> Tensor:
+    """Return CLIP's position embeddings (1+N, C), resized bicubically to a grid (h, w).
+
+    Args:
+        vit: open_clip's tower.
+        size: (h, w) of the grid.
+        offset: the table is enlarged by (h + offset) / h0, (w + offset) / w0 for a native grid
+            (h0, w0), and cut to (h, w). 0 fits the table to the grid; SCLIP, NACLIP and ClearCLIP
+            use 0.1, as DINO (arXiv 2104.14294) does.
+    """
     table, native = vit.positional_embedding, tuple(vit.grid_size)
     if tuple(size) == native:
         return table
     grid = table[1:].T.reshape(1, -1, *native)
-    grid = F.interpolate(grid.float(), size=size, mode="bicubic", align_corners=False)
+    if offset:
+        scale = [(new + offset) / old for new, old in zip(size, native)]
+        grid = F.interpolate(grid.float(), scale_factor=scale, mode="bicubic")
+    else:
+        grid = F.interpolate(grid.float(), size=size, mode="bicubic", align_corners=False)
     return torch.cat([table[:1], grid.to(table.dtype).flatten(2)[0].T])
