@@ -7,6 +7,7 @@ setup(
     package_dir={"dcp_clip.configs": "configs"},
     package_data={
         "dcp_clip": ["weights/*"],
+        "dcp_clip.app": ["samples/*", "static/*"],
         "dcp_clip.configs": ["**/*.yaml"],
         "dcp_clip.emoji_scenes": ["names.json"],
         "dcp_clip.modeling.clip": ["model_configs/*.json"],

@@ -12,9 +12,27 @@ from torch import nn
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.engine.checkpoints.loading import load_weights
-from dcp_clip.utils.shipped_files import find_config, find_weights
+from dcp_clip.modeling.clip.cached_weights import is_cached
+from dcp_clip.utils.shipped_files import find_config, find_weights, list_configs
 
-__all__ = ["get", "get_config", "get_config_file", "get_weights"]
+__all__ = ["available", "get", "get_config", "get_config_file", "get_weights"]
+
+
+def available() -> list[str]:
+    """Return the names of the configs that need no download.
+
+    These are the configs with shipped weights, and those of ``training_free/`` whose CLIP weights
+    are in the cache of Hugging Face.
+    """
+    names = list_configs()
+    trained = [name for name in names if find_weights(name)]
+    training_free = []
+    for name in names:
+        if name.startswith("training_free/") and not name.endswith("Base.yaml"):
+            clip = setup_cfg(get_config_file(name)).MODEL.CLIP
+            if is_cached(clip.NAME, clip.PRETRAINED):
+                training_free.append(name)
+    return trained + training_free
 
 
 def get_config_file(config_path: str | os.PathLike) -> str:

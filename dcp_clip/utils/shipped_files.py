@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["find_config", "find_weights"]
+__all__ = ["find_config", "find_weights", "list_configs"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed wheel holds the configs inside the package. In a clone they are next to it.
@@ -14,6 +14,11 @@ _WEIGHTS = {
     "camvid/dcp_clip_tiny.yaml": "camvid_tiny.pth",
     "emoji_scenes/dcp_clip_tiny.yaml": "emoji_scenes_tiny.pth",
 }
+
+
+def list_configs() -> list[str]:
+    """Return the names of the shipped configs, for example "camvid/dcp_clip_tiny.yaml"."""
+    return sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob("*.yaml"))
 
 
 def find_config(config_file: str | Path) -> Path:
