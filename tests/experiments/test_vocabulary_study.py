@@ -160,6 +160,12 @@ def test_sizes_below_the_number_of_names_in_an_image_are_refused(measure):
         measure(Painter(), [1])
 
 
+def test_max_images_is_an_error():
+    """The rows of the study have their own images."""
+    with pytest.raises(StudyError, match="set it to 0 and use --images"):
+        study.run_study("", ["TEST.MAX_IMAGES", "3"], "camvid_sem_seg_val", [2])
+
+
 def test_pixels_without_a_label_are_ignored(dataset, make_cfg, words):
     path = DatasetCatalog.get(dataset)[0]["sem_seg_file_name"]
     labels = np.array(Image.open(path))

@@ -47,6 +47,7 @@ ARGUMENTS = {
 OTHERS = {
     "tools/check_env.py",
     "tools/install_detectron2.py",
+    "tools/list_encoders.py",
     "tools/montage.py",
     "tools/reproduce_emoji_scenes.py",  # it reads its own list and starts train_net.py
     "tools/summarize_runs.py",
@@ -174,6 +175,13 @@ def test_a_module_runs_only_if_the_caller_names_it(marker, monkeypatch):
     setup_cfg(path, imports=["hostile_module"])
     marker.unlink()  # so the other tests would see an import
     del sys.modules["hostile_module"]
+
+
+@pytest.mark.parametrize("program", ARGUMENTS)
+def test_every_program_imports_modules_of_a_user(refuses, program):
+    arguments = ["--import", "json", "--import", "a_missing_module", *ARGUMENTS[program]]
+    message = refuses(program, arguments=arguments)
+    assert "there is no module 'a_missing_module'" in message and "Traceback" not in message
 
 
 def test_configs_run_no_code_in_a_chain(marker, tmp_path):
