@@ -9,22 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dcp_clip.app.components import gr, image_file, sample_buttons, viewer
 from dcp_clip.app.downloads import FORMATS, write_file
 from dcp_clip.app.samples import Sample, find_samples, samples_html
 from dcp_clip.app.segmenter import Request, Segmenter
 from dcp_clip.app.view import describe_regions, make_view
 from dcp_clip.utils.arguments import format_error
 
-try:
-    import gradio as gr
-except ImportError as error:
-    raise ImportError("The page needs Gradio: pip install 'gradio>=6,<7'") from error
-
-__all__ = ["STATIC", "build_page"]
+__all__ = ["build_page"]
 
 logger = logging.getLogger(__name__)
 
-STATIC = Path(__file__).with_name("static")
 _HEAD = """<div id="head"><h1>DCP<span>-</span>CLIP</h1>
 <p>Add an image, type names, see where they are. Your images stay on this machine.</p></div>"""
 # Events that run the model wait for each other: two at once would each take twice as long.
@@ -35,39 +30,6 @@ _SAVE = """(file) => {
   Object.assign(link, { href: file.url, download: file.orig_name });
   link.click();
 }"""
-
-
-class Photograph(gr.Image):
-    """An uploaded image file, given to functions as its path, unchanged.
-
-    Gradio's own class decodes the file, so 16-bit images would lose bits.
-    """
-
-    is_template = True  # the page draws it as gr.Image
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload and payload.path
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        # Gradio would download the image of an address.
-        if str(url_or_file_path or "").lower().startswith(("http:", "https:")):
-            raise gr.Error("Upload the image; the server loads nothing from other addresses.")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
-class Viewer(gr.HTML):
-    """Draws what `make_view` returns."""
-
-    def __init__(self, **options: Any) -> None:
-        script = (STATIC / "viewer.js").read_text(encoding="utf-8")
-        super().__init__(
-            html_template="<div></div>",
-            js_on_load=script,
-            apply_default_css=False,
-            elem_classes="viewer",
-            min_width=280,
-            **options,
-        )
 
 
 @contextmanager
@@ -99,7 +61,7 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
         gr.HTML(_HEAD, padding=False)
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=5, min_width=320, elem_id="inputs"):
-                photo = Photograph(
+                photo = image_file(
                     show_label=False,
                     sources=["upload", "webcam", "clipboard"],
                     buttons=[],
@@ -122,11 +84,8 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
                     elem_id="other-names",
                 )
                 segment = gr.Button("Segment", variant="primary", elem_id="segment")
-                sample_row = gr.HTML(
-                    samples_html(samples),
-                    js_on_load=(STATIC / "samples.js").read_text(encoding="utf-8"),
-                    visible=bool(samples),
-                    elem_id="samples",
+                sample_row = sample_buttons(
+                    samples_html(samples), visible=bool(samples), elem_id="samples"
                 )
                 with gr.Accordion("Options", open=False, elem_id="options"):
                     model = gr.Dropdown(titles, value=titles[0], label="Model", elem_id="model")
@@ -148,15 +107,15 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
                         }
             with gr.Column(scale=6, min_width=320, elem_id="outputs") as results:
                 with gr.Row(elem_id="results"):
-                    viewer = Viewer(elem_id="viewer")
-                    other_viewer = Viewer(elem_id="other-viewer", visible=False)
+                    result = viewer(elem_id="viewer")
+                    other_result = viewer(elem_id="other-viewer", visible=False)
         file = gr.DownloadButton(visible=False)
         shown = gr.State(None)  # the Request of the result
 
         inputs = [photo, names, model, unknown, compare, other_names]
-        outputs = [viewer, other_viewer, shown]
+        outputs = [result, other_result, shown]
         run = partial(_segment, segmenter)
-        private = {"api_visibility": "private", "show_progress_on": [viewer, other_viewer]}
+        private = {"api_visibility": "private", "show_progress_on": [result, other_result]}
         last = {"trigger_mode": "always_last"}  # of many quick changes only the last counts
         asked = [segment.click, names.submit, other_names.submit]
         gr.on(asked, partial(run, asked=True), inputs, outputs, **private, **_MODEL, **last)
@@ -169,7 +128,7 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
                 gr.update(scale=11 if on else 6),
             ),
             compare,
-            [other_viewer, other_names, results],
+            [other_result, other_names, results],
             api_visibility="private",
             show_progress="hidden",
         )
@@ -204,7 +163,7 @@ def _add_endpoint(segmenter: Segmenter, cache: str) -> None:
 
     def segment(
         image: str | None, names: str, model: str, unknown_below: float, file_format: str
-    ) -> tuple[dict[str, Any], Path]:
+    ) -> tuple[dict[str, Any], str]:
         with errors_as_messages():
             if image is None:
                 raise ValueError("Give an image.")
@@ -219,14 +178,14 @@ def _add_endpoint(segmenter: Segmenter, cache: str) -> None:
             }
             file_name = Path(image).name
             path = write_file(_new_folder(cache), file_name, file_format, encoded, prediction)
-            return result, path
+            return result, str(path)
 
     titles = segmenter.models.titles
     hidden: Callable = partial(dict, visible=False)
     gr.Button(visible=False).click(
         segment,
         [
-            Photograph(label="image", **hidden()),
+            image_file(label="image", **hidden()),
             gr.Textbox(label="names", **hidden()),
             gr.Dropdown(titles, value=titles[0], label="model", **hidden()),
             gr.Number(0, minimum=0, maximum=1, label="unknown_below", **hidden()),

@@ -4,8 +4,9 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from dcp_clip.app.components import STATIC, gr
 from dcp_clip.app.models import Models
-from dcp_clip.app.page import STATIC, build_page
+from dcp_clip.app.page import build_page
 from dcp_clip.app.segmenter import Segmenter
 
 __all__ = ["MAX_UPLOAD_BYTES", "PageOnly", "serve"]
@@ -64,7 +65,6 @@ def serve(models: Models, host: str = "127.0.0.1", port: int | None = None) -> A
     Raises:
         OSError: if the port is not free.
     """
-    import gradio as gr
     from starlette.middleware import Middleware
 
     # Also for what Gradio decides outside of `launch`.
