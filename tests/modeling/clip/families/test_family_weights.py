@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from dcp_clip.modeling import TextEncoder
 from dcp_clip.modeling.clip.freezing import freeze_tower
 from dcp_clip.modeling.clip.loading import CLIPWeightsError, clip_pixel_stats, load_clip
 
@@ -111,3 +112,26 @@ def test_policies_select_their_weights(make_cfg, family_backbone, name, attentio
             assert any(part in n for n in names), (policy, part)
         assert all(any(part in n for part in expected) for n in names), (policy, names)
     backbone.requires_grad_(True)
+
+
+def test_text_towers_of_the_hub_with_their_package(make_cfg, tmp_path):
+    """A small BERT, whose config is a local file here."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 40}
+    transformers.BertConfig(**sizes).save_pretrained(tmp_path / "bert")
+    text = {"hf_model_name": str(tmp_path / "bert"), "hf_tokenizer_name": str(tmp_path / "bert")}
+    text |= {"hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
+    vision = {"image_size": 64, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
+    config = {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "test-bert.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "test-bert.json")
+    cfg = make_cfg("test-bert")
+    model, tokens = load_clip(cfg), torch.randint(1, 100, (3, 12))
+    tokens[:, 8:] = 0
+    encoder = TextEncoder(cfg).eval()
+    encoder.text.load_state_dict(model.text.state_dict())
+    with torch.no_grad():
+        expected = model.encode_text(tokens)
+        assert expected.shape == (3, 40)
+        torch.testing.assert_close(encoder(tokens), expected, rtol=1e-5, atol=1e-5)
