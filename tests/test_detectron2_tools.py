@@ -46,7 +46,7 @@ def test_analyze_model(model, make_image):
     flops = FlopCountAnalysis(model, data)
     small = FlopCountAnalysis(model, [{"image": make_image(32, 48)}]).total()
     assert 2 * small < flops.total() == sum(flops.by_operator().values())
-    assert flops.by_module()["backbone.visual"] > flops.by_module()["fine_decoder"] > 0
+    assert flops.by_module()["fine_decoder"] > 0
     assert "fine_decoder" in flop_count_table(flops)
     assert sum(activation_count_operators(model, data).values()) > 0
     assert "text_encoder" in parameter_count_table(model)

@@ -31,6 +31,7 @@ ARGUMENTS = {
         *("--config-file", "{config}", "--input", "{image}", "--output", "{out}", "--opts")
     ],
     "tools/benchmark.py": ["--config-file", "{config}", "--device", "cpu", "--opts"],
+    "tools/calibrate.py": ["--config-file", "{config}", "--test", "camvid_sem_seg_val", "--opts"],
     "tools/dry_run.py": ["--config-file", "{config}", "--output", "{out}", "--opts"],
     "tools/export_weights.py": [
         "{weights}",
@@ -133,9 +134,7 @@ def refuses(load_program, files, capsys):
         values = files | changed
         argv = [a.format(**values) for a in arguments or ARGUMENTS[path]] + list(map(str, opts))
         try:
-            if path == "train_net.py":
-                status = program.main(program.parse_args(argv)) or 0
-            elif path == "tools/export_weights.py":
+            if path == "tools/export_weights.py":
                 status = program.export(program.parse_args(argv)) or 0
             else:
                 status = program.main(argv)

@@ -84,7 +84,7 @@ def warn_if_untrained(model: nn.Module, weights: str) -> None:
         )
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str, calibrated: bool = True) -> None:
     """Load ``MODEL.WEIGHTS`` and their calibration. Unlike in Detectron2, all weights must fit.
 
     Detectron2 logs missing weights and wrong shapes, and continues with random weights. A
@@ -96,6 +96,7 @@ def load_weights(model: nn.Module, path: str) -> None:
             cannot be loaded.
         path: path or URL of a checkpoint of ``train_net.py`` or a plain state dict (.pth or
             .safetensors); "" does nothing.
+        calibrated: also read the calibration of the weights; otherwise the temperature is 1.
 
     Raises:
         WeightsError: the message names the file and the first parameters that do not fit; see also
@@ -108,4 +109,4 @@ def load_weights(model: nn.Module, path: str) -> None:
     except WeightsError as error:
         raise WeightsError(f"MODEL.WEIGHTS: {error}") from error
     unwrapped = getattr(model, "module", model)
-    unwrapped.temperature = read_temperature(path, unwrapped)
+    unwrapped.temperature = read_temperature(path, unwrapped) if calibrated else 1.0

@@ -1,0 +1,222 @@
+"""Fit and measure the confidence of a trained model on data sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from dcp_clip.config import setup_cfg
+from dcp_clip.data.vocabularies import dataset_vocabulary
+from dcp_clip.engine import Trainer
+from dcp_clip.engine.checkpoints.calibration import write_temperature
+from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, shipped_weights
+from dcp_clip.evaluation.calibration import (
+    CalibrationEvaluator,
+    PixelSamples,
+    fit_temperature,
+    label_confidence,
+    reliability,
+)
+from dcp_clip.evaluation.unknown_detection import (
+    detection_scores,
+    removed_names,
+    unknown_signals,
+)
+from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["CalibrationStudy", "save_diagram"]
+
+
+class CalibrationStudy:
+    """A trained model and the figures of its confidence.
+
+    Attributes:
+        results: "temperature"; "calibration", a dict for each data set; "unknown", a list of rows.
+    """
+
+    def __init__(
+        self,
+        config_file: str,
+        opts: Sequence[str] = (),
+        pixels: int = 400,
+        imports: Sequence[str] = (),
+        refit: bool = False,
+    ):
+        """
+        Args:
+            config_file: file, or name of a shipped config.
+            opts: alternating config keys and values.
+            pixels: number of random pixels of an image.
+            imports: see `dcp_clip.setup_cfg`.
+            refit: do not read the stored temperature; it can be that of other weights.
+
+        Raises:
+            ValueError: if there are no weights, or images are segmented in windows.
+            WeightsError: if the weights cannot be read.
+        """
+        self.cfg = setup_cfg(config_file, opts, imports=imports)
+        weights = shipped_weights(config_file, opts)
+        if weights and not self.cfg.MODEL.WEIGHTS:
+            self.cfg.MODEL.WEIGHTS = os.fspath(weights)
+        if not has_weights(self.cfg):
+            raise ValueError("The config sets no weights. Set MODEL.WEIGHTS to a trained model.")
+        if self.cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE:
+            raise ValueError(
+                "Calibration needs whole images: set MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE to 0."
+            )
+        if not torch.cuda.is_available():
+            self.cfg.MODEL.DEVICE = "cpu"
+        self.model = build_model(self.cfg).eval()
+        self._pixels = pixels
+        load_weights(self.model, self.cfg.MODEL.WEIGHTS, calibrated=not refit)
+        self.results: dict[str, Any] = {
+            "temperature": self.model.temperature,
+            "calibration": {},
+            "unknown": [],
+        }
+
+    def fit(self, datasets: Sequence[str]) -> None:
+        """Fit the temperature on data sets, and measure them by two-fold cross-validation.
+
+        Args:
+            datasets: names of registered data sets.
+        """
+        samples = {name: self._sample(name) for name in datasets}
+        joined = PixelSamples.join(list(samples.values()))
+        self.results["temperature"] = fit_temperature(joined.logits, joined.right)
+        folds = []  # fitted on the images with even numbers, and on the others
+        for parity in (0, 1):
+            part = joined.select(joined.images % 2 == parity)
+            folds.append(fit_temperature(part.logits, part.right))
+        for name, values in samples.items():
+            even = values.images % 2 == 0
+            confidence = np.where(
+                even,
+                label_confidence(values.logits, folds[1]),
+                label_confidence(values.logits, folds[0]),
+            )
+            self._add(name, values, confidence)
+
+    def measure(self, dataset: str) -> None:
+        """Measure the calibration on a data set with the current temperature."""
+        samples = self._sample(dataset)
+        confidence = label_confidence(samples.logits, self.results["temperature"])
+        self._add(dataset, samples, confidence)
+
+    def _add(self, dataset: str, samples: PixelSamples, confidence: np.ndarray) -> None:
+        error, bins = reliability(confidence, samples.right)
+        before, bins_before = reliability(label_confidence(samples.logits, 1.0), samples.right)
+        self.results["calibration"][dataset] = {
+            "images": len(np.unique(samples.images)),
+            "accuracy": 100 * float(samples.right.mean()),
+            "confidence": 100 * float(confidence.mean()),
+            "ECE": 100 * error,
+            "ECE without calibration": 100 * before,
+            "bins": bins,
+            "bins without calibration": bins_before,
+        }
+
+    def measure_unknown(self, dataset: str, draws: int) -> None:
+        """Measure the detection of pixels whose names were removed from the vocabulary.
+
+        Args:
+            dataset: name of a registered data set.
+            draws: number of random choices of names; all are joined.
+
+        Raises:
+            ValueError: if the data set has too few names.
+        """
+        count = len(dataset_vocabulary(dataset))
+        if len(removed_names(count, draws - 1)) < 3:
+            raise ValueError(f"{dataset} has {count} names, too few for --unknown {draws}.")
+        parts, unknown = [], []
+        for draw in range(draws):
+            removed = removed_names(count, draw)
+            parts.append(self._sample(dataset, removed))
+            unknown.append(np.isin(parts[-1].labels, removed))
+        samples, removed = PixelSamples.join(parts), np.concatenate(unknown)
+        signals = unknown_signals(samples, removed, self.results["temperature"])
+        even = samples.images % 2 == 0
+        for name, signal in signals.items():
+            row = {"data set": dataset, "signal": name}
+            scores = detection_scores(signal[even], removed[even])
+            share = 100 * float(removed[even].mean())
+            self.results["unknown"].append(row | scores | {"unknown pixels": share})
+
+    def _sample(self, dataset: str, removed: Sequence[int] = ()) -> PixelSamples:
+        """Segment a data set, without the names `removed`, and sample pixels."""
+        full = dataset_vocabulary(dataset)
+        ids = np.setdiff1d(np.arange(len(full)), removed)
+        vocabulary = Vocabulary(
+            [full.synonyms[i] for i in ids],
+            display_names=[full.display_names[i] for i in ids],
+            warn_shared=False,
+        )
+        loader = Trainer.build_test_loader(self.cfg, dataset)
+        evaluator = CalibrationEvaluator(dataset, ids, self._pixels)
+
+        def segment(inputs: list[dict]) -> list[dict]:
+            return self.model([{**x, "vocabulary": vocabulary} for x in inputs])
+
+        with torch.no_grad():
+            inference_on_dataset(segment, loader, evaluator)
+        return evaluator.samples()
+
+    def write(self, datasets: Sequence[str]) -> Path:
+        """Store the temperature next to the weights; see `write_temperature`."""
+        weights = self.cfg.MODEL.WEIGHTS
+        return write_temperature(weights, self.model, self.results["temperature"], datasets)
+
+    def to_markdown(self) -> str:
+        """Return the temperature and the tables."""
+        text = f"Temperature: {self.results['temperature']:.3f}\n\n"
+        keys = ("images", "accuracy", "confidence", "ECE", "ECE without calibration")
+        rows = [
+            [name, *(values[key] for key in keys)]
+            for name, values in self.results["calibration"].items()
+        ]
+        text += tabulate(rows, ["data set", *keys], tablefmt="github", floatfmt=".1f")
+        if self.results["unknown"]:
+            table = tabulate(self.results["unknown"], "keys", tablefmt="github", floatfmt=".1f")
+            text += f"\n\n{table}"
+        return text
+
+
+def save_diagram(path: str | os.PathLike, calibration: dict[str, dict]) -> None:
+    """Draw the accuracy over the confidence of each data set, as a PNG.
+
+    Args:
+        path: the file to write.
+        calibration: see `CalibrationStudy.results`.
+
+    Raises:
+        WriteError: if the file cannot be written.
+    """
+    figure = Figure(figsize=(4.2 * len(calibration), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(calibration), squeeze=False)[0]
+    for panel, (name, values) in zip(panels, calibration.items(), strict=True):
+        panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        for key, label, color in (
+            ("bins without calibration", "ECE without calibration", "C1"),
+            ("bins", "ECE", "C0"),
+        ):
+            _, confidence, accuracy = zip(*values[key])
+            text = f"{'raw' if 'without' in key else 'calibrated'}: ECE {values[label]:.1f}%"
+            panel.plot(confidence, accuracy, "o-", color=color, markersize=4, label=text)
+        panel.set(title=name, xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        panel.set_aspect("equal")
+        panel.legend(loc="upper left")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)
