@@ -119,7 +119,7 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
         last = {"trigger_mode": "always_last"}  # of many quick changes only the last counts
         asked = [segment.click, names.submit, other_names.submit]
         gr.on(asked, partial(run, asked=True), inputs, outputs, **private, **_MODEL, **last)
-        changed = [photo.input, unknown.release, model.input, compare.input]
+        changed = [photo.input, unknown.input, model.input, compare.input]
         gr.on(changed, run, inputs, outputs, **private, **_MODEL, **last)
         compare.input(
             lambda on: (
