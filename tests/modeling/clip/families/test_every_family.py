@@ -1,5 +1,7 @@
 """What holds for the towers of every family, on the smallest member of each."""
 
+import copy
+
 import pytest
 import torch
 
@@ -175,3 +177,21 @@ def test_models_segment_without_training_and_train(
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert any(p.grad is not None and p.grad.any() for p in trained.backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["vitamin", "mobileclip-b"])
+def test_hybrid_towers_have_the_strides_of_their_convolutions(family_backbone, name):
+    shapes = family_backbone(name).output_shape()
+    assert [shapes[key].stride for key in ("res2", "res3", "res4", "dense")] == [4, 8, 16, 16]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["eva02", "pe-core"])
+def test_a_copy_has_rotary_positions_of_its_own(family_backbone, name):
+    """The last block of the copy does not keep parts of the original."""
+    backbone = family_backbone(name, "naclip" if name == "eva02" else "maskclip")
+    copied, images = copy.deepcopy(backbone), noise(1, 3, 48, 32)
+    expected = backbone(images)["dense"]
+    saved, backbone.visual.trunk.rope.bands = backbone.visual.trunk.rope.bands, None
+    close(copied(images)["dense"], expected, rtol=0, atol=0)
+    backbone.visual.trunk.rope.bands = saved
