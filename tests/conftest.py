@@ -162,7 +162,8 @@ def fork_program():
             server.stdin.write(json.dumps({**request, "action": action, "at": at}) + "\n")
             server.stdin.flush()
             answer = json.loads(server.stdout.readline())
-            assert "Traceback" not in answer["err"], answer["err"]
+            # The workers of a process that is killed may complain.
+            assert action == "kill" or "Traceback" not in answer["err"], answer["err"]
             return answer
 
         return run

@@ -164,7 +164,7 @@ def read_art(packages: Sequence[ArtPackage], cache: Path) -> list[ArtSet]:
                     }
             licence = _licence(package, info)
             art = ArtSet(package.style, _svgs(icons), licence=licence)
-        except (OSError, tarfile.TarError, KeyError, ValueError) as e:
+        except Exception as e:  # damaged archives raise many types of errors
             raise DatasetError(f"The art in {path} cannot be read: {e!r}.") from e
         sets.append(art)
     for package, art in zip(packages, sets):

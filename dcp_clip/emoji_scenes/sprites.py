@@ -7,7 +7,6 @@ has S pixels.
 
 import functools
 import io
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -123,11 +122,20 @@ def _import_renderer() -> ModuleType:
 @functools.lru_cache(maxsize=16)
 def _load(path: str) -> tuple[list[str], np.ndarray, str]:
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would block
+            raise ValueError("it is no regular file")
         with np.load(path, allow_pickle=False) as file:
-            return file["names"].tolist(), file["images"], str(file["licence"])
+            names, images, licence = (file[key] for key in ("names", "images", "licence"))
+        size = images.shape[1] if images.ndim == 4 else 0
+        if images.dtype != np.uint8 or images.shape != (names.size, size, size, 4):
+            raise ValueError(f"its images are {images.shape} {images.dtype}")
+        if names.dtype.kind != "U" or names.ndim != 1:
+            raise ValueError(f"its names are {names.shape} {names.dtype}")
+        return names.tolist(), images, str(licence)
     except FileNotFoundError as e:
         raise DatasetError(
             f"The sprites {path} do not exist: run `python datasets/prepare_emoji_scenes.py`."
         ) from e
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        raise DatasetError(f"The sprites {path} cannot be read ({e}): remove the file.") from e
+    except Exception as e:  # damaged archives raise many types of errors
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise DatasetError(f"The sprites {path} cannot be read ({reason}): remove the file.") from e

@@ -120,6 +120,25 @@ def refusing_disk():
 
 
 @pytest.fixture
+def message_of(capsys):
+    """``message_of(function, *arguments)``: the error that a program ends with, or ""."""
+
+    def run(function, *arguments):
+        capsys.readouterr()
+        try:
+            status = function(*arguments)
+        except SystemExit as error:
+            status = error.code
+        except OSError as error:  # what every program turns into its message
+            return str(error)
+        if isinstance(status, int) and status:
+            return capsys.readouterr().err.strip().splitlines()[-1]
+        return status if isinstance(status, str) else ""
+
+    return run
+
+
+@pytest.fixture
 def marker(tmp_path, monkeypatch):
     """The file that exists if a hostile file ran code; the test fails if it does."""
     path = tmp_path / "marker"
