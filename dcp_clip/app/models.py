@@ -27,12 +27,14 @@ class PageModel:
         config_file: path or name of the config.
         weights: checkpoint; None for `MODEL.WEIGHTS` of the config.
         opts: alternating config keys and values that override the config.
+        imports: modules to import before the config is read.
     """
 
     title: str
     config_file: str
     weights: str | None = None
     opts: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
 
     @classmethod
     def of_zoo(cls, name: str) -> "PageModel":
@@ -55,12 +57,17 @@ class Models:
         self._lock = threading.Lock()
 
     @classmethod
-    def at_hand(cls, own: tuple[str, str | None, Sequence[str]] | None = None) -> "Models":
+    def at_hand(
+        cls,
+        own: tuple[str, str | None, Sequence[str]] | None = None,
+        imports: Sequence[str] = (),
+    ) -> "Models":
         """Return the models whose weights are on this machine.
 
         Args:
             own: config file, weights and opts of a model that comes first, or None. A shipped
                 config without weights and opts gets the shipped weights.
+            imports: modules that its config needs.
         """
         zoo = [PageModel.of_zoo(name) for name in model_zoo.available()]
         if own is None:
@@ -70,7 +77,7 @@ class Models:
             shipped = shipped_weights(config_file, opts)
             weights = None if shipped is None else str(shipped)
         title = Path(config_file).stem
-        return cls([PageModel(title, config_file, weights, tuple(opts)), *zoo])
+        return cls([PageModel(title, config_file, weights, tuple(opts), tuple(imports)), *zoo])
 
     @property
     def titles(self) -> list[str]:
@@ -96,6 +103,10 @@ class Models:
                 model = self._models[title]
                 # Every call has its own vocabulary, so the default one is never used.
                 self._predictors[title] = Predictor.from_config_file(
-                    model.config_file, model.weights, model.opts, vocabulary="object"
+                    model.config_file,
+                    model.weights,
+                    model.opts,
+                    vocabulary="object",
+                    imports=model.imports,
                 )
             return self._predictors[title]
