@@ -49,12 +49,12 @@ class TokenGrouping(nn.Module):
         features = tokens.transpose(1, 2)
         qk = self.query_key(features * features.shape[2] ** 0.5)
         query, key = qk.unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        # In chunks of queries, because all attention logits of a large image would need gigabytes.
-        step = max(1, _MAX_LOGITS // (self.num_heads * key.shape[2]))
-        mixed = [
-            tokens @ self._attention(chunk, key, token_valid).mT
-            for chunk in query.split(step, dim=2)
-        ]
+        chunks = [query]
+        if not torch.compiler.is_compiling():  # the size is an input of an exported program
+            # All attention logits of a large image would need gigabytes.
+            step = max(1, _MAX_LOGITS // (self.num_heads * key.shape[2]))
+            chunks = query.split(step, dim=2)
+        mixed = [tokens @ self._attention(chunk, key, token_valid).mT for chunk in chunks]
         return F.normalize(tokens + torch.cat(mixed, dim=2), dim=1)
 
     def _attention(self, query: Tensor, key: Tensor, token_valid: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -163,6 +162,13 @@ def _colour_to_8_bits(image: Image.Image, path: Path) -> Image.Image:
         if isinstance(transparent, tuple):
             image.info["transparency"] = tuple(value >> 8 for value in transparent)
         return image
+    # OpenCV is imported here because exported models run without it, except for such files.
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "An image with 12 bits of each colour needs OpenCV: pip install opencv-python-headless."
+        ) from error
     # Like Pillow, OpenCV rotates TIFF files but no others.
     values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.shape[:2] != image.size[::-1]:

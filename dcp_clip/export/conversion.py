@@ -1,0 +1,164 @@
+"""Export programs with ``torch.export``, and convert them to ONNX."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
+from dcp_clip.export.support import ExportError
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+__all__ = ["export_image", "export_labels", "export_text", "to_onnx"]
+
+OPSET = 20
+# Sizes of the example inputs. No two are equal and none is 1, so that no input is mistaken for
+# another or for a constant.
+_BATCH, _NAMES, _CATEGORIES, _SYNONYMS, _CELLS = 2, 70, 40, 3, (9, 13)
+
+
+def export_image(program: ImageProgram) -> ExportedProgram:
+    """Export the model; B, H, W, N, C and S stay open.
+
+    Raises:
+        ExportError: if PyTorch cannot export a part of the model.
+    """
+    backbone = program.model.backbone
+    # The sides are no multiples of the stride, so that the padding becomes part of the program.
+    side = [cells * backbone.size_divisibility - 3 for cells in _CELLS]
+    image = torch.zeros(_BATCH, 3, *side, dtype=torch.uint8)
+    text_features = torch.randn(_NAMES, backbone.embed_dim)
+    rows = torch.arange(_CATEGORIES * _SYNONYMS).view(_CATEGORIES, _SYNONYMS) % _NAMES
+    dynamic = Dim.DYNAMIC
+    shapes = ({0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic}, {0: dynamic, 1: dynamic})
+    return _export(program, (image, text_features, rows), shapes)
+
+
+def export_text(program: TextProgram, length: int, shorter: bool) -> ExportedProgram:
+    """Export the text tower; the number of prompts stays open.
+
+    Args:
+        program: the text tower.
+        length: the context length.
+        shorter: whether the number of tokens stays open too, up to the context length.
+
+    Raises:
+        ExportError: as :func:`export_image`.
+    """
+    # AUTO, because the text tower treats a full context as a case of its own. Both cases compute
+    # the same, so the program in ONNX, which has no checks, also takes a full context.
+    shapes = {0: Dim.DYNAMIC} | ({1: Dim.AUTO} if shorter else {})
+    size = (5, 12 if shorter else length)
+    return _export(program, (torch.zeros(size, dtype=torch.int64),), (shapes,))
+
+
+def export_labels() -> ExportedProgram:
+    """Export the upsampling of logits to labels; all sizes stay open."""
+    dynamic, index = Dim.DYNAMIC, torch.arange
+    inputs = (torch.randn(5, 6, 7), index(6), index(6), torch.rand(6), index(7), index(7))
+    shapes = ({0: dynamic, 1: dynamic, 2: dynamic}, *({0: dynamic} for _ in range(6)), {})
+    inputs = (torch.randn(5, 8, 9), *inputs[1:], torch.rand(7), torch.tensor(1.0))
+    return _export(LabelProgram(), inputs, shapes)
+
+
+def _export(program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple) -> ExportedProgram:
+    table = torch.export.default_decompositions()
+    table[torch.ops.aten._adaptive_avg_pool2d.default] = _adaptive_average
+    try:
+        with torch.no_grad(), _quiet(), _plain_attention():
+            exported = torch.export.export(
+                program.eval(),
+                inputs,
+                dynamic_shapes=shapes,
+                # A size that PyTorch cannot prove is checked when the program runs.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            return exported.run_decompositions(table)
+    except Exception as error:  # torch.export raises many types of errors
+        raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
+
+
+def to_onnx(exported: ExportedProgram, program: type[nn.Module]) -> ONNXProgram:
+    """Convert a program to ONNX, with the names of the inputs and outputs of its class.
+
+    Raises:
+        ExportError: if an operator has no counterpart in ONNX.
+    """
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.onnx.export(
+                exported.run_decompositions({torch.ops.aten.sort.stable: _sort}),
+                input_names=program.inputs,
+                output_names=program.outputs,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(f"ONNX cannot express this model: {_first_line(error)}") from error
+
+
+def _sort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False):
+    # ONNX sorts with TopK, which is stable: of equal values the one with the smaller index is
+    # first.
+    return torch.ops.aten.sort.default(x, dim, descending)
+
+
+def _adaptive_average(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    """Adaptive average pooling of (..., H, W) as two matrix products, for sizes that stay open."""
+    rows, columns = (
+        _averages(length, cells, x) for length, cells in zip(x.shape[-2:], output_size, strict=True)
+    )
+    return rows @ x @ columns.mT
+
+
+def _averages(length: int, cells: int, like: Tensor) -> Tensor:
+    """(cells, length): the weight of each position in the average of each cell."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    start, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+    position = torch.arange(length, device=like.device)
+    return ((position >= start) & (position < end)).to(like.dtype) / (end - start)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without the fused operator of nn.MultiheadAttention, which ONNX does not have."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of the exporters on their own progress."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return f"{type(cause).__name__}: {lines[0][:300]}"

@@ -1,0 +1,137 @@
+"""Write the folder of an exported model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from dcp_clip.evaluation.environment import weights_fingerprint
+from dcp_clip.export.conversion import OPSET, export_image, export_labels, export_text, to_onnx
+from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
+from dcp_clip.export.support import ExportError, check_exportable
+from dcp_clip.export.tokenizer import tokenizer_json
+from dcp_clip.modeling.clip.text_tower import can_truncate
+from dcp_clip.utils.atomic_files import WriteError, atomic_write
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["export_model"]
+
+FORMAT = 1  # of the folder; the runtime refuses others
+_PACKAGES = ("onnx", "onnxscript", "tokenizers")
+
+
+def export_model(cfg: CfgNode, model: nn.Module, output: Path) -> None:
+    """Write ``image``, ``text`` and ``labels`` (.onnx and .pt2), the tokenizer and ``config.json``.
+
+    The folder gets its name when it is complete.
+
+    Args:
+        cfg: config of the model.
+        model: the model with its weights, on the CPU.
+        output: a folder that does not exist or is empty.
+
+    Raises:
+        ExportError: if the model cannot be exported, or a package is missing.
+        WriteError: if the folder is not empty or cannot be written.
+    """
+    check_exportable(model)
+    _check_packages()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise WriteError(17, "it exists and is not an empty folder; choose another name", output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror, output) from error
+    try:
+        _write(cfg, model, part)
+        part.chmod(0o755)
+        part.replace(output)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(error.errno or 5, error.strerror or str(error), output) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_packages() -> None:
+    for name in _PACKAGES:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            raise ExportError(
+                f"The export needs the package '{name}': pip install 'dcp_clip[onnx]'."
+            ) from None
+
+
+def _write(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
+    encoder = model.text_encoder
+    length, shorter = encoder.text.context_length, can_truncate(encoder.text)
+    image, text = ImageProgram(model), TextProgram(encoder.text)
+    for name, kind, exported in (
+        ("labels", LabelProgram, export_labels()),
+        ("text", TextProgram, export_text(text, length, shorter)),
+        ("image", ImageProgram, export_image(image)),
+    ):
+        torch.export.save(exported, folder / f"{name}.pt2")
+        to_onnx(exported, kind).save(folder / f"{name}.onnx")
+    settings = _settings(cfg, model) | {"shorter_prompts": shorter}
+    for name, content in (
+        ("tokenizer.json", tokenizer_json(encoder.tokenizer)),
+        ("config.json", json.dumps(settings, indent=1, ensure_ascii=False)),
+    ):
+        with atomic_write(folder / name, "w") as file:
+            file.write(content)
+
+
+def _settings(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    encoder, window = model.text_encoder, model.window
+    return {
+        "format": FORMAT,
+        "model": cfg.MODEL.CLIP.NAME,
+        "fingerprint": weights_fingerprint(model),
+        "versions": {
+            "dcp_clip": metadata.version("dcp_clip"),
+            "torch": torch.__version__,
+            **{name: metadata.version(name) for name in _PACKAGES},
+            "opset": OPSET,
+        },
+        "input": {
+            "channels": "RGB",
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "stride": model.backbone.size_divisibility,
+            # Already part of image.onnx, which takes the pixels from 0 to 255.
+            "pixel_mean": list(model.backbone.pixel_mean),
+            "pixel_std": list(model.backbone.pixel_std),
+        },
+        "embedding": model.backbone.embed_dim,
+        "proposals": model.proposal.num_proposals,
+        "templates": list(encoder.templates),
+        "synonym_pooling": encoder.synonym_pooling,
+        "context_length": encoder.text.context_length,
+        "temperature": float(model.temperature),
+        "unknown_below": float(cfg.TEST.get("UNKNOWN_BELOW", 0.0)),
+        "window": None if window is None else {"size": window.size, "stride": window.stride},
+        "vocabulary": _categories(model.vocabulary) if cfg.DATASETS.TRAIN else None,
+    }
+
+
+def _categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    return [
+        {
+            "names": [("!" if i in vocabulary.negatives else "") + names[0], *names[1:]],
+            "display_name": vocabulary.display_names[i],
+            "color": list(vocabulary.colors[i]),
+        }
+        for i, names in enumerate(vocabulary.synonyms)
+    ]

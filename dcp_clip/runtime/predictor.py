@@ -1,0 +1,212 @@
+"""`OnnxPredictor` segments single images with an exported model and any vocabulary."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dcp_clip.runtime.folder import read_folder
+from dcp_clip.runtime.prediction import Prediction, make_prediction
+from dcp_clip.runtime.segmentation import Segmentation, segment_in_windows
+from dcp_clip.runtime.sessions import open_program
+from dcp_clip.runtime.text import TextEncoder, TextFeatures
+from dcp_clip.utils.images.reading import read_image_and_size
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["OnnxPredictor"]
+
+VocabularySpec = Vocabulary | str | os.PathLike | Sequence
+
+
+class OnnxPredictor:
+    """Segment images with the folder that tools/export.py wrote, without PyTorch.
+
+    It has the interface of :class:`dcp_clip.Predictor` and gives the same labels, except for pixels
+    where two categories are equal up to rounding. Several threads can share it, as there.
+
+    Example::
+
+        predictor = OnnxPredictor("output/onnx/camvid")
+        predictor.set_vocabulary("sky; tree; car, automobile")
+        print(predictor("street.jpg").shares)
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        vocabulary: VocabularySpec | None = None,
+        *,
+        backend: str = "onnxruntime",
+        threads: int = 0,
+        providers: Sequence[str] = (),
+        max_input_pixels: int = 16_000_000,
+        unknown_below: float | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: written by tools/export.py.
+            vocabulary: see `set_vocabulary`; default: the names that the model was trained with.
+            backend: "onnxruntime" or "openvino".
+            threads: threads of the CPU for one image; 0 lets the backend decide.
+            providers: execution providers of ONNX Runtime, the preferred one first; default: CPU.
+            max_input_pixels: image files with more pixels are downscaled while they are read.
+            unknown_below: pixels with a smaller confidence become unknown (0 to 1; 0 for none);
+                default: that of the exported model.
+
+        Raises:
+            RuntimeFolderError: if the folder is not complete or of another version.
+            ValueError: if there is no vocabulary, or for an unknown backend or provider.
+            VocabularyError: if the vocabulary is invalid.
+            ImportError: if the package of the backend is not installed.
+        """
+        self.folder = read_folder(Path(folder))
+        if vocabulary is None:
+            if self.folder.vocabulary is None:
+                raise ValueError(
+                    f"'{self.folder.path}' has no default vocabulary: give a vocabulary."
+                )
+            vocabulary = self.folder.vocabulary
+
+        def load(name: str) -> Any:
+            return open_program(self.folder.path / name, backend, threads, providers)
+
+        self._image, self._labels = load("image.onnx"), load("labels.onnx")
+        self._text = TextEncoder(self.folder, load("text.onnx"))
+        self.max_input_pixels = max_input_pixels
+        below = self.folder["unknown_below"] if unknown_below is None else unknown_below
+        self.unknown_below = _checked_threshold(below)
+        self.set_vocabulary(vocabulary)
+
+    def set_vocabulary(self, vocabulary: VocabularySpec) -> None:
+        """Set the vocabulary of the following images; its names are encoded in this call.
+
+        Args:
+            vocabulary: a `Vocabulary`, a list of names, a string such as
+                "sky; tree; car, automobile", or a file; see `Vocabulary.parse`.
+
+        Raises:
+            VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP. The
+                current vocabulary is then unchanged.
+        """
+        vocabulary = Vocabulary.parse(vocabulary)
+        self._text(vocabulary)
+        self.vocabulary = vocabulary
+
+    def __call__(
+        self,
+        image: str | os.PathLike | np.ndarray,
+        size: tuple[int, int] | None = None,
+        vocabulary: VocabularySpec | None = None,
+        unknown_below: float | None = None,
+    ) -> Prediction:
+        """Segment an image.
+
+        Args:
+            image: an image file, or an (H, W, 3) uint8 RGB array.
+            size: (height, width) of the label map; default: the size of the image after its EXIF
+                rotation.
+            vocabulary: the vocabulary for this image; default: the current one.
+            unknown_below: default: that of the predictor.
+
+        Raises:
+            ImageReadError: if the file cannot be read.
+            VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP.
+            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty; if
+                `unknown_below` is not from 0 to 1; if the model computes NaN or infinite logits.
+        """
+        vocabulary = self.vocabulary if vocabulary is None else Vocabulary.parse(vocabulary)
+        below = self.unknown_below if unknown_below is None else _checked_threshold(unknown_below)
+        if isinstance(image, str | os.PathLike):
+            image, file_size = read_image_and_size(image, self.max_input_pixels)
+            size = size or file_size
+        _check_image(image)
+        start = time.perf_counter()
+        text = self._text(vocabulary)
+        maps, ids, scores, extent = self._segment(self._resize(image), text)
+        if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
+            raise ValueError(
+                "The model computed NaN or infinite logits, so it has no answer for this image; "
+                "check the weights that were exported."
+            )
+        size = tuple(size or image.shape[:2])
+        sem_seg = Segmentation(
+            self._labels, maps, ids, len(vocabulary), size, extent, self.folder["temperature"]
+        )
+        prediction = make_prediction(sem_seg, scores, vocabulary, below)
+        prediction.milliseconds = 1000 * (time.perf_counter() - start)
+        return prediction
+
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        """Resize an image as Detectron2's ResizeShortestEdge; no side gets shorter than a pixel."""
+        least, most = self.folder["input"]["min_size"], self.folder["input"]["max_size"]
+        if not least:
+            return image
+        height, width = image.shape[:2]
+        scale = least / min(height, width)
+        sides = (least, scale * width) if height < width else (scale * height, least)
+        if max(sides) > most:
+            factor = most / max(sides)
+            sides = tuple(side * factor for side in sides)
+        new_height, new_width = (max(1, int(side + 0.5)) for side in sides)
+        if (new_height, new_width) == (height, width):
+            return image
+        resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+
+    def _segment(
+        self, image: np.ndarray, text: TextFeatures
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+        """Return logits (K, h, w), ids (K,), scores (K,), and the (rows, columns) of the image."""
+        window = self.folder["window"]
+        if window is None or max(image.shape[:2]) <= window["size"]:
+            maps, extent, ids, scores = self._run(image, text)
+            return maps, ids, scores, extent
+        proposed: dict[str, np.ndarray] = {}
+
+        def propose(reduced: np.ndarray) -> None:
+            _, _, proposed["ids"], proposed["scores"] = self._run(reduced, text)
+
+        def segment(view: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+            # A vocabulary of at most K names is proposed completely.
+            rows = text.category_rows[proposed["ids"]]
+            return self._run(view, TextFeatures(text.embeddings, rows))[:2]
+
+        maps, extent = segment_in_windows(image, window["size"], window["stride"], propose, segment)
+        return maps, proposed["ids"], proposed["scores"], extent
+
+    def _run(
+        self, image: np.ndarray, text: TextFeatures
+    ) -> tuple[np.ndarray, tuple[float, float], np.ndarray, np.ndarray]:
+        """Run image.onnx: logits (K, h, w), what of their grid is image, ids (K,), scores (K,)."""
+        inputs = {
+            "image": np.ascontiguousarray(image.transpose(2, 0, 1))[None],
+            "text_features": text.embeddings,
+            "category_rows": text.category_rows,
+        }
+        logits, ids, scores = self._image(inputs, ["logits", "ids", "scores"])
+        stride = self.folder["input"]["stride"]
+        padded = [-(-side // stride) * stride for side in image.shape[:2]]
+        covered = zip(image.shape[:2], logits.shape[2:], padded, strict=True)
+        rows, columns = (side * cells / whole for side, cells, whole in covered)
+        return logits[0], (rows, columns), ids[0], scores[0]
+
+
+def _check_image(image: np.ndarray) -> None:
+    is_array = isinstance(image, np.ndarray)
+    if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        if image.size:
+            return
+    got = f"{image.shape} {image.dtype}" if is_array else type(image).__name__
+    raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.")
+
+
+def _checked_threshold(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"unknown_below is {value}; it must be from 0 to 1.")
+    return value

@@ -1,0 +1,92 @@
+"""Run the exported programs with ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["BACKENDS", "Program", "open_program"]
+
+BACKENDS = ("onnxruntime", "openvino")
+
+
+class Program:
+    """One exported program. Several threads can call it.
+
+    Call it with an array for each input; it returns the array of each output that is asked for.
+    """
+
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> list[np.ndarray]:
+        raise NotImplementedError
+
+
+def open_program(
+    path: Path, backend: str, threads: int = 0, providers: Sequence[str] = ()
+) -> Program:
+    """Load a program.
+
+    Args:
+        path: a file .onnx.
+        backend: one of `BACKENDS`.
+        threads: threads of the CPU for one call; 0 lets the backend decide.
+        providers: execution providers of ONNX Runtime, such as "CUDAExecutionProvider".
+
+    Raises:
+        ValueError: for an unknown backend, or a provider that this installation does not have.
+        ImportError: if the package of the backend is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"The backend '{backend}' is unknown; known are {', '.join(BACKENDS)}.")
+    if backend == "openvino":
+        return _OpenVino(path, threads)
+    return _OnnxRuntime(path, threads, providers)
+
+
+class _OnnxRuntime(Program):
+    def __init__(self, path: Path, threads: int, providers: Sequence[str]):
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                "The ONNX backend needs ONNX Runtime: pip install onnxruntime."
+            ) from error
+        known = onnxruntime.get_available_providers()
+        if unknown := [name for name in providers if name not in known]:
+            raise ValueError(
+                f"This installation of ONNX Runtime has no {unknown[0]}, only {', '.join(known)}; "
+                "for CUDA: pip install onnxruntime-gpu."
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors only
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=list(providers) or ["CPUExecutionProvider"]
+        )
+
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> list[np.ndarray]:
+        return self._session.run(list(outputs), dict(inputs))
+
+
+class _OpenVino(Program):
+    def __init__(self, path: Path, threads: int):
+        try:
+            import openvino
+        except ModuleNotFoundError as error:
+            raise ImportError("The backend 'openvino' needs: pip install openvino.") from error
+        core = openvino.Core()
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        self._model = core.compile_model(core.read_model(path), "CPU", options)
+
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> list[np.ndarray]:
+        # A request of its own for each call, as threads cannot share one.
+        results = self._model.create_infer_request().infer(dict(inputs))
+        return [np.array(results[name]) for name in outputs]

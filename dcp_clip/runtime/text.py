@@ -1,0 +1,135 @@
+"""Names to text features, as :class:`dcp_clip.modeling.clip.text_encoder.TextEncoder` does it."""
+
+from __future__ import annotations
+
+import html
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from dcp_clip.runtime.folder import ModelFolder
+from dcp_clip.runtime.sessions import Program
+from dcp_clip.vocabulary import Vocabulary, VocabularyError, build_prompts
+
+__all__ = ["TextEncoder", "TextFeatures", "clean_text"]
+
+_PROMPTS_PER_CALL = 128
+_KEPT_VOCABULARIES = 8
+
+
+class TextFeatures(NamedTuple):
+    """The text features of a vocabulary.
+
+    Attributes:
+        embeddings: (N, D) float32, of unit length.
+        category_rows: (C, S) int64, the rows of the synonyms of each category; a category with
+            fewer than S synonyms repeats its first row.
+    """
+
+    embeddings: np.ndarray
+    category_rows: np.ndarray
+
+
+class TextEncoder:
+    """Encodes vocabularies, and keeps the features of the last ones in memory."""
+
+    def __init__(self, folder: ModelFolder, program: Program):
+        """
+        Args:
+            folder: the exported model.
+            program: its text.onnx.
+        """
+        self._folder, self._program = folder, program
+        self._tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
+        self._kept: OrderedDict[str, TextFeatures] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, vocabulary: Vocabulary) -> TextFeatures:
+        """Return the text features of a vocabulary.
+
+        Raises:
+            VocabularyError: if a name does not fit CLIP's context; the message quotes it.
+        """
+        key = vocabulary.fingerprint()
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self._encode(vocabulary)
+                if len(self._kept) > _KEPT_VOCABULARIES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+    def _encode(self, vocabulary: Vocabulary) -> TextFeatures:
+        pooling, groups = self._folder["synonym_pooling"], vocabulary.synonyms
+        if pooling == "first":
+            groups = tuple(names[:1] for names in groups)
+        features = self._encode_names([name for names in groups for name in names])
+        counts = np.array([len(names) for names in groups])
+        rows = _name_rows(counts)
+        if pooling == "max" or counts.max() == 1:
+            return TextFeatures(features, rows)
+        starts = rows[:, 0]
+        means = np.add.reduceat(features, starts) / counts[:, None]
+        means = np.where(counts[:, None] == 1, features[starts], _unit(means))
+        return TextFeatures(means, np.arange(len(groups))[:, None])
+
+    def _encode_names(self, names: Sequence[str]) -> np.ndarray:
+        """(N, D): the mean over the templates of each name."""
+        templates = self._folder["templates"]
+        prompts = build_prompts(names, templates)
+        cleaned = list(map(clean_text, prompts))
+        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)]
+        context = self._folder["context_length"]
+        for i, ids in enumerate(tokens):
+            if len(ids) > context:
+                name = names[i // len(templates)]
+                raise VocabularyError(
+                    f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} "
+                    f"characters) needs {len(ids)} tokens in the prompt, but CLIP's context has "
+                    f"{context}; shorten it."
+                )
+        features = np.empty((len(tokens), self._folder["embedding"]), np.float32)
+        # Prompts of similar length together, because the text tower runs up to the longest one.
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        for start in range(0, len(order), _PROMPTS_PER_CALL):
+            chosen = order[start : start + _PROMPTS_PER_CALL]
+            shorter = self._folder["shorter_prompts"]
+            batch = np.zeros((len(chosen), len(tokens[chosen[-1]]) if shorter else context), int)
+            for row, i in zip(batch, chosen, strict=True):
+                row[: len(tokens[i])] = tokens[i]
+            (features[chosen],) = self._program({"tokens": batch}, ["features"])
+        return _unit(features.reshape(len(names), len(templates), -1).mean(1))
+
+
+def clean_text(text: str) -> str:
+    """Correct a text as open_clip does: damaged encodings, HTML entities, spaces, lower case."""
+    if not text.isascii():
+        text = _repair(text)
+    text = html.unescape(html.unescape(text))
+    return " ".join(text.split()).lower()
+
+
+def _repair(text: str) -> str:
+    try:
+        import ftfy
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"The name '{text}' has letters beyond ASCII, for which CLIP's tokenizer needs ftfy: "
+            "pip install ftfy."
+        ) from error
+    return ftfy.fix_text(text)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _name_rows(counts: np.ndarray) -> np.ndarray:
+    """(C, S) rows of each category's names; with fewer names, the first row repeats."""
+    starts = np.cumsum([0, *counts[:-1]])[:, None]
+    offsets = np.arange(counts.max())[None]
+    return starts + np.where(offsets < counts[:, None], offsets, 0)
