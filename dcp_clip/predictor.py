@@ -16,6 +16,7 @@ from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_if_untrained
+from dcp_clip.hub.mixin import HubMixin
 from dcp_clip.modeling.finite import check_weights
 from dcp_clip.prediction import (
     EncodedImage,
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 VocabularySpec = Vocabulary | str | os.PathLike | Sequence
 
 
-class Predictor:
+class Predictor(HubMixin):
     """Segment single images with a trained or training-free model and any vocabulary.
 
     Images are resized by `INPUT.MIN_SIZE_TEST` and `INPUT.MAX_SIZE_TEST`, as in the evaluation and
@@ -180,7 +181,7 @@ class Predictor:
             ImageReadError, ValueError: see `__call__`.
         """
         image, size = self._read(image, size)
-        resized = self._resize(image)
+        resized = self._resizing.model_input(image)
         encoded = EncodedImage(image, size, resized, self.model.encode_image(resized))
         self.image = encoded  # returned from the variable: another thread may set another image
         return encoded
@@ -222,7 +223,7 @@ class Predictor:
         else:
             image, size = self._read(image, size)
             start = time.perf_counter()
-            inputs = {"image": self._resize(image)}
+            inputs = {"image": self._resizing.model_input(image)}
         inputs |= {"height": size[0], "width": size[1], "vocabulary": vocabulary}
         output = self.model([inputs])[0]
         ids, scores = (output["proposals"][key].tolist() for key in ("ids", "scores"))
@@ -253,14 +254,6 @@ class Predictor:
             size = size or file_size
         _check_image(image)
         return image, size or image.shape[:2]
-
-    def _resize(self, image: np.ndarray) -> Tensor:
-        """Resize an RGB image for the model and convert it to a (3, h, w) uint8 tensor."""
-        if self.cfg.INPUT.FORMAT == "BGR":
-            image = image[:, :, ::-1]
-        image = np.ascontiguousarray(image)
-        resized = self._resizing.get_transform(image).apply_image(image)
-        return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
 def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:

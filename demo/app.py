@@ -1,51 +1,9 @@
 #!/usr/bin/env python
-"""Open a page in the browser to segment images with any names (docs/app.md).
+"""Open a page in the browser to segment images with any names: the program `dcp-clip app`."""
 
-    python demo/app.py
-
-The page offers the models whose weights are on this machine. It listens at 127.0.0.1, so only this
-machine can reach it, unless --host says otherwise. It has no password.
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
 
-
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--config-file", help="offer this model first, in addition to the shipped ones")
-    add("--weights", help="sets MODEL.WEIGHTS of --config-file")
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="keys of --config-file")
-    host_help = "address to listen at; 0.0.0.0 lets other machines use the page (default: "
-    add("--host", default="127.0.0.1", help=host_help + "%(default)s)")
-    add("--port", type=int, help="default: the first free one from 7860 on")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = get_parser()
-    args = parser.parse_args(argv)
-    if (args.weights or args.opts) and not args.config_file:
-        parser.error("--weights and --opts belong to --config-file")
-    # Late imports, so that --help is fast.
-    from dcp_clip.utils.arguments import format_error
-
-    try:
-        from dcp_clip.app.models import Models
-        from dcp_clip.app.server import serve
-
-        own = (args.config_file, args.weights, args.opts) if args.config_file else None
-        page = serve(Models.at_hand(own), args.host, args.port)
-    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {format_error(error)}")
-    print(f"The page is at {page.local_url} (Ctrl-C stops it).", flush=True)
-    page.block_thread()
-    return 0
-
+from dcp_clip_cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,14 +12,15 @@ PACKAGE = ROOT / "dcp_clip"
 LAYERS = [
     {"folder_run", "app"},
     {"predictor"},
+    {"hub"},
     {"benchmarking", "experiments"},
     {"emoji_scenes"},
     {"model_zoo"},
     {"config"},
-    {"engine"},
+    {"engine", "export"},
     {"evaluation"},
     {"modeling", "data", "prediction"},
-    {"structures", "formats"},
+    {"structures", "formats", "runtime"},
     {"utils"},
     {"vocabulary"},
 ]
@@ -110,3 +111,10 @@ def test_programs_are_not_imported():
         for node in import_statements(path):
             names = {name.split(".")[0] for name in imported_modules(node)}
             assert not names & programs, f"{module} imports a program"
+
+
+def test_the_package_does_not_import_the_programs_of_the_command():
+    """Importing `dcp_clip` takes seconds, so `dcp_clip_cli` parses arguments before it does so."""
+    for module, path in MODULES.items():
+        names = [name for node in import_statements(path) for name in imported_modules(node)]
+        assert not [n for n in names if n.split(".")[0] == "dcp_clip_cli"], module

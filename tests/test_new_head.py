@@ -14,9 +14,10 @@ from PIL import Image
 
 from dcp_clip import Predictor, setup_cfg
 from dcp_clip.emoji_scenes.register import BENCHMARK, register_emoji_scenes
+from dcp_clip_cli import training
+from dcp_clip_cli.train import parse_args
 
 ROOT = Path(__file__).parents[1]
-TRAIN = "train_net.py"
 PAGE = (ROOT / "docs" / "new_head.md").read_text(encoding="utf-8")
 SUBSETS = ["base_train", *(f"{name}_test" for name in ("base", "unseen", "unseen_style", "all"))]
 # What makes the commands of the page short.
@@ -74,14 +75,13 @@ def inside(workspace, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(workspace, load_program):
+def trained(workspace):
     """The output folder of the first command of the page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         patch.setattr(sys, "path", sys.path[:])
-        program = load_program("train_net.py")
         small = [*SMALL, "DATASETS.TEST", "()"]
-        program.main(program.parse_args([*command("train_net.py"), *small]))
+        training.main(parse_args([*command("train_net.py"), *small]))
     return workspace / "output" / "my_head"
 
 
@@ -101,12 +101,11 @@ def test_training(trained):
     assert saved["BASELINES"]["BOUNDARY"] == {"DIM": 64, "WEIGHT": 0.5}
 
 
-def test_evaluation_of_a_part(inside, trained, load_program):
-    program = load_program("train_net.py")
+def test_evaluation_of_a_part(inside, trained):
     arguments = [words[2:] for words in COMMANDS if "--eval-only" in words][0]
     assert arguments[-2:] == ["TEST.MAX_IMAGES", "100"]
     arguments = [*arguments[:-1], "2", *SMALL, "MODEL.BASELINES.BOUNDARY.WEIGHT", "0.25"]
-    results = program.main(program.parse_args(arguments))
+    results = training.main(parse_args(arguments))
     assert {name: r["speed"]["images"] for name, r in results.items()} == {
         f"emoji_scenes_{name}": 2 for name in SUBSETS[1:]
     }
@@ -146,14 +145,14 @@ def test_demo_and_predictor(inside, trained, load_program):
 
 def test_reproduction(inside, load_program):
     """Its first training, as train_net.py runs it."""
-    reproduction, program = (load_program(f) for f in ("tools/reproduce_emoji_scenes.py", TRAIN))
+    reproduction = load_program("tools/reproduce_emoji_scenes.py")
     args = reproduction.get_parser().parse_args(command("tools/reproduce_emoji_scenes.py"))
     rows, _ = reproduction.load_rows(ROOT / reproduction.PLAN)
-    (training,), (evaluation,) = reproduction.make_tasks(args, rows, [1])
+    (first,), (evaluation,) = reproduction.make_tasks(args, rows, [1])
     assert evaluation.arguments[3:5] == ["--import", "my_heads"]
-    program.main(program.parse_args([*training.arguments, *SMALL]))
-    config = setup_cfg(training.folder / "config.yaml", imports=["my_heads"])
-    assert config.MODEL.META_ARCHITECTURE == "BoundarySegmentor" and training.is_done()
+    training.main(parse_args([*first.arguments, *SMALL]))
+    config = setup_cfg(first.folder / "config.yaml", imports=["my_heads"])
+    assert config.MODEL.META_ARCHITECTURE == "BoundarySegmentor" and first.is_done()
 
 
 @pytest.mark.parametrize("program", ["train_net.py", "tools/benchmark.py", "demo/demo.py"])
@@ -163,20 +162,16 @@ def test_a_config_without_import_names_the_option(inside, trained, load_program,
     file = ["--config-file", str(trained / "config.yaml")]
     more = {"train_net.py": ["--eval-only"], "demo/demo.py": ["--input", "photos"]}
     with pytest.raises((ValueError, SystemExit)) as raised:
-        if program == "train_net.py":
-            module.main(module.parse_args([*file, *more[program]]))
-        else:
-            module.main([*file, *more.get(program, [])])
+        module.main([*file, *more.get(program, [])])
     message = str(raised.value)
     assert "\n" not in message and "config.yaml': MODEL.IMPORTS names my_heads" in message
     assert "add --import my_heads" in message
 
 
-def test_changed_keys_of_the_head_are_not_resumed(inside, trained, load_program):
-    program = load_program("train_net.py")
+def test_changed_keys_of_the_head_are_not_resumed(inside, trained):
     arguments = [*command("train_net.py"), "--resume", *SMALL]
     with pytest.raises(ValueError, match=r"MODEL\.BASELINES\.BOUNDARY\.DIM was 64 and is 32"):
-        program.main(program.parse_args([*arguments, "MODEL.BASELINES.BOUNDARY.DIM", "32"]))
+        training.main(parse_args([*arguments, "MODEL.BASELINES.BOUNDARY.DIM", "32"]))
 
 
 def test_modules_that_cannot_be_imported(inside):

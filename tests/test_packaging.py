@@ -1,5 +1,7 @@
 """The wheel is complete, and the oldest supported versions are declared once."""
 
+import importlib.metadata
+import os
 import subprocess
 import sys
 import zipfile
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 ROOT = Path(__file__).parents[1]
@@ -34,19 +37,54 @@ def test_constraints_are_the_lower_bounds():
         assert f"{pinned[name]}.".startswith(f"{bound}."), name
 
 
-def test_wheel(tmp_path):
-    """Every data file of the package, and every config, is in the wheel."""
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The path of the built wheel."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={tmp_path}"]
     command += ["build", f"--build-base={tmp_path / 'build'}"]
     command += ["bdist_wheel", f"--dist-dir={tmp_path}", f"--bdist-dir={tmp_path / 'bdist'}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = tmp_path.glob("*.whl")
+    return path
+
+
+def test_wheel(wheel):
+    """Every data file of the package, and every config, is in the wheel."""
     packed = set(zipfile.ZipFile(wheel).namelist())
+    folders = {
+        "dcp_clip": "dcp_clip",
+        "dcp_clip_cli": "dcp_clip_cli",
+        "configs": "dcp_clip/configs",
+    }
     expected = {
-        str(Path("dcp_clip", folder, path.relative_to(source)))
-        for folder, source in (("", ROOT / "dcp_clip"), ("configs", ROOT / "configs"))
+        str(Path(folder, path.relative_to(source)))
+        for source, folder in ((ROOT / source, folder) for source, folder in folders.items())
         for path in source.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
     assert {name for name in packed if ".dist-info/" not in name} == expected
+
+
+def test_command_of_the_wheel(wheel, tmp_path):
+    """The command dcp-clip runs outside of the repository, with the shipped config and weights."""
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    (folder,) = (tmp_path / "site").glob("*.dist-info")
+    (command,) = importlib.metadata.Distribution.at(folder).entry_points
+    assert (command.name, command.value) == ("dcp-clip", "dcp_clip_cli.main:main")
+    Image.new("RGB", (40, 30), "skyblue").save(tmp_path / "photo.png")
+    code = "import sys, dcp_clip_cli.main as m; status = m.main(); import dcp_clip; "
+    code += "print(dcp_clip.__file__); sys.exit(status)"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "segment", "--input", "photo.png", "--output", "out"]
+        + ["--opts", "MODEL.DEVICE", "cpu", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == str(tmp_path / "site" / "dcp_clip" / "__init__.py")
+    assert (tmp_path / "out" / "photo_labels.png").is_file()

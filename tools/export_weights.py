@@ -4,9 +4,14 @@
     python tools/export_weights.py output/camvid/model_final.pth output/camvid_tiny.pth
     python tools/export_weights.py output/mine/model_final.pth output/mine_04.pth \\
         --wise-ft-alpha 0.4 --config-file output/mine/config.yaml
+    python tools/export_weights.py output/mine/model_final.pth --output output/my_model \\
+        --config-file output/mine/config.yaml --results output/mine/results.json
 
 The file has no optimizer state and no moving average. Matrices and kernels become float16; vectors
 (norms, biases, statistics) keep their precision. Loading converts back to float32.
+
+--output writes a model folder for `Predictor.from_pretrained` instead: config, weights, names,
+calibration, and a model card with the evaluation of --results.
 
 --wise-ft-alpha interpolates the image tower with the original CLIP weights, as SOLVER.WISE_FT_ALPHA
 does at the end of training. Use it to choose the value for a model that was trained without. The
@@ -37,16 +42,20 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint of train_net.py")
-    parser.add_argument("weights", type=Path, help="file to write")
+    parser.add_argument("weights", type=Path, nargs="?", help="file to write")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="model folder to write, new or empty"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="results.json of these weights, for --output"
+    )
     parser.add_argument(
         "--wise-ft-alpha",
         type=alpha,
         metavar="ALPHA",
         help="fraction of the original CLIP weights, between 0 and 1",
     )
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config of the training, for --wise-ft-alpha"
-    )
+    parser.add_argument("--config-file", metavar="FILE", help="config of the training")
     parser.add_argument(
         "--import",
         dest="imports",
@@ -57,8 +66,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         "repeated",
     )
     args = parser.parse_args(argv)
-    if (args.wise_ft_alpha is None) != (args.config_file is None):
-        parser.error("--wise-ft-alpha and --config-file must be given together")
+    if (args.weights is None) == (args.output is None):
+        parser.error("give the file to write, or --output")
+    needed = args.wise_ft_alpha is not None or args.output is not None
+    if needed != (args.config_file is not None):
+        parser.error("--config-file is for --wise-ft-alpha and --output, which need it")
+    if args.results and (args.output is None or args.wise_ft_alpha is not None):
+        parser.error("--results is for --output without --wise-ft-alpha, which changes the weights")
     return args
 
 
@@ -78,12 +92,14 @@ from dcp_clip.engine.checkpoints.file_format import (
     trained_weights,
 )
 from dcp_clip.engine.weight_interpolation import interpolate_weights
+from dcp_clip.hub.card import read_results
+from dcp_clip.hub.folder import write_folder
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 from dcp_clip.utils.tensor_files import TensorFileError, write_tensors
 
 
-def read_original_tower(config_file: str, imports: Sequence[str]) -> dict[str, Tensor]:
+def read_original_tower(config_file: str, imports: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return the state dict of a config's image tower with the original CLIP weights.
 
     Raises:
@@ -96,6 +112,29 @@ def read_original_tower(config_file: str, imports: Sequence[str]) -> dict[str, T
         return build_backbone(cfg).state_dict()
     except (OSError, KeyError, ValueError, CLIPWeightsError) as error:
         sys.exit(f"{config_file}: {format_error(error)}")
+
+
+def write_model_folder(args: Namespace, weights: dict[str, Tensor]) -> None:
+    """Write the folder of --output.
+
+    Raises:
+        SystemExit: if the checkpoint, the config and the results do not fit together.
+    """
+    try:
+        opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(args.checkpoint)]
+        predictor = dcp_clip.Predictor.from_config_file(
+            args.config_file, opts=opts, imports=args.imports
+        )
+        model = predictor.model
+        results = None if args.results is None else read_results(args.results, model)
+        model.load_state_dict(weights)
+        if args.wise_ft_alpha is not None:
+            model.temperature = 1.0  # the calibration is that of other weights
+        write_folder(args.output, predictor.cfg, model, predictor.vocabulary, results)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        sys.exit(format_error(error))
+    size = sum(path.stat().st_size for path in args.output.iterdir()) / 2**20
+    print(f"{args.output}: a model folder for Predictor.from_pretrained, {size:.1f} MiB")
 
 
 def export(args: Namespace) -> None:
@@ -126,6 +165,8 @@ def export(args: Namespace) -> None:
             )
         interpolate_weights(tower, original, args.wise_ft_alpha)
     weights = half_precision(weights)
+    if args.output is not None:
+        return write_model_folder(args, weights)
     try:
         args.weights.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(args.weights, {"model": weights})

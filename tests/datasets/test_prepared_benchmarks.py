@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.evaluation import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
 from dcp_clip.vocabulary.categories import load_names
+from dcp_clip_cli import training
+from dcp_clip_cli.train import parse_args
 
 ROOT = Path(__file__).parents[2]
 # Categories present and scored of each miniature, in the order of docs/benchmarks.md. PC-459 has as
@@ -113,15 +114,10 @@ def six(make_case, tmp_path):
 
 
 @pytest.fixture
-def train_net(monkeypatch, load_program):
+def train_net():
     """``train_net(cfg)``: the evaluation of train_net.py."""
-    program = load_program("train_net.py")
-
-    def run(cfg):
-        monkeypatch.setattr(program, "setup", lambda args: cfg)
-        return program.main(Namespace(eval_only=True, resume=False, config_file="", opts=[]))
-
-    return run
+    args = parse_args(["--eval-only"])
+    return lambda cfg: training.evaluate(cfg, args)
 
 
 def test_one_command_evaluates_all_six(six, train_net, make_cfg, make_model, tmp_path, caplog):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dcp_clip.config import setup_cfg
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegProposals
+from dcp_clip_cli import segment
 
 
 class FakeModel(torch.nn.Module):
@@ -39,8 +40,8 @@ class FakeModel(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def demo(load_program):
-    return load_program("demo/demo.py")
+def demo():
+    return segment
 
 
 @pytest.fixture

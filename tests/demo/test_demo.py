@@ -237,11 +237,14 @@ def test_help_does_not_import_torch():
     assert run.returncode == 0 and "--vocabulary" in run.stdout
 
 
-def test_samples_are_image_files(demo):
+def test_samples(demo, fake_model, read_results, monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("skimage")
-    samples = demo.find_samples()
-    assert len(set(samples)) == len(demo.SAMPLES) and all(Path(path).is_file() for path in samples)
+    assert demo.main(["--samples", "--output", "out"]) == 0
+    assert {Path(line["file"]).name for line in read_results("out")} == {"china.jpg", "rocket.jpg"}
+    monkeypatch.setattr("dcp_clip.utils.images.samples.find_photographs", list)
+    with pytest.raises(SystemExit, match="no sample photographs: install them with pip"):
+        demo.main(["--samples", "--output", "out"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write to any folder")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from dcp_clip_cli import check
+
 PROGRAM = Path(__file__).parents[2] / "tools" / "check_env.py"
 
 
 @pytest.fixture(scope="module")
-def program(load_program):
-    return load_program("tools/check_env.py")
+def program():
+    return check
 
 
 def test_find_problems(program):

@@ -1,13 +1,18 @@
 """tools/export_weights.py: size, content and errors."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
+from dcp_clip.data.vocabularies import dataset_vocabulary
+from dcp_clip.engine.checkpoints.calibration import write_temperature
 from dcp_clip.engine.checkpoints.loading import load_weights
+from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.modeling.clip.loading import load_clip
+from dcp_clip.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +148,10 @@ def test_another_tower_or_no_clip_is_an_error(export, config_file, make_cfg, tmp
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--wise-ft-alpha", "0.5"], "must be given together"),
-        (["--config-file", "x.yaml"], "must be given together"),
+        (["--wise-ft-alpha", "0.5"], "--config-file is for --wise-ft-alpha and --output"),
+        (["--config-file", "x.yaml"], "--config-file is for --wise-ft-alpha and --output"),
+        (["--output", "out"], "give the file to write, or --output"),
+        (["--results", "results.json"], "--results is for --output"),
         (["--wise-ft-alpha", "1", "--config-file", "x.yaml"], "1 is not between 0 and 1"),
     ],
 )
@@ -152,3 +159,48 @@ def test_wrong_options(tool, options, message, capsys):
     with pytest.raises(SystemExit):
         tool.parse_args(["model_final.pth", "weights.pth", *options])
     assert message in capsys.readouterr().err
+
+
+def test_model_folder(export, config_file, make_cfg, tmp_path, capsys, monkeypatch):
+    """--output writes a folder for Predictor.from_pretrained, with the same half precision."""
+    monkeypatch.chdir(tmp_path)
+    path, cfg = config_file
+    cfg.DATASETS.TRAIN = ("camvid_sem_seg_train",)
+    cfg.MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR = ""
+    path.write_text(cfg.dump())
+    torch.manual_seed(1)
+    save_model(make_cfg(), Path("model.pth"))
+    model = build_model(make_cfg())
+    load_weights(model, "model.pth")
+    write_temperature("model.pth", model, 1.4, ["mini"])
+    environment = {"weights fingerprint": weights_fingerprint(model)}
+    scores = {"mini": {"sem_seg": {"mIoU": 12.5}}}
+    content = {"datasets": ["mini"], "results": scores, "environment": environment}
+    Path("results.json").write_text(json.dumps(content))
+    options = ["--config-file", path, "--output"]
+    export("model.pth", *options, "model", "--results", "results.json")
+    assert "model: a model folder for Predictor.from_pretrained" in capsys.readouterr().out
+    export("model.pth", "half.pth")
+    predictor = Predictor.from_pretrained("model")
+    load_weights(model, "half.pth")
+    assert weights_fingerprint(predictor.model) == weights_fingerprint(model)
+    assert predictor.vocabulary == dataset_vocabulary("camvid_sem_seg_train")
+    assert predictor.model.temperature == 1.4
+    calibration = json.loads(Path("model/model.calibration.json").read_text())
+    assert calibration["fitted on"] == ["mini"]
+    assert "12.50" in Path("model/README.md").read_text()
+
+    with pytest.raises(SystemExit, match="model' cannot be written: it exists and is not an empty"):
+        export("model.pth", *options, "model")
+    export("model.pth", *options, "mixed", "--wise-ft-alpha", "0.25")
+    mixed = Predictor.from_pretrained("mixed")
+    assert mixed.model.temperature == 1 and not Path("mixed/model.calibration.json").exists()
+    assert weights_fingerprint(mixed.model) != weights_fingerprint(model)
+    save_model(make_cfg("test-vit-16"), Path("vit.pth"))
+    with pytest.raises(SystemExit, match="vit.pth"):
+        export("vit.pth", *options, "vit")
+    with pytest.raises(SystemExit, match="is the evaluation of other weights"):
+        content["environment"]["weights fingerprint"] = "0123"
+        Path("results.json").write_text(json.dumps(content))
+        export("model.pth", *options, "other", "--results", "results.json")
+    assert not Path("vit").exists() and not Path("other").exists()

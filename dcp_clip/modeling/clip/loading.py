@@ -68,9 +68,9 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
             + "`python -c 'import open_clip; print(open_clip.list_models())'` lists the names."
         )
     if not pretrained:
-        model = create_clip(name, force_preprocess_cfg=_pixel_stats(name, None))
+        model = create_clip(name, force_preprocess_cfg=pixel_stats(name, None))
     elif (path := weights_file(pretrained)) is not None:
-        model = create_clip(name, force_preprocess_cfg=_pixel_stats(name, path))
+        model = create_clip(name, force_preprocess_cfg=pixel_stats(name, path))
         _load_file(model, name, path)
     else:
         model = _load_tag(name, pretrained)
@@ -95,7 +95,7 @@ def clip_pixel_stats(model: torch.nn.Module) -> tuple[list[float], list[float]]:
     return [255.0 * x for x in preprocess["mean"]], [255.0 * x for x in preprocess["std"]]
 
 
-def _pixel_stats(name: str, path: Path | None) -> dict[str, tuple[float, ...]]:
+def pixel_stats(name: str, path: Path | None) -> dict[str, tuple[float, ...]]:
     """ "mean" and "std" of the pixels for weights that do not come from a tag, on the 0 to 1 scale.
 
     They are in ``open_clip_config.json`` beside the weights, as on the Hugging Face Hub. Without

@@ -1,0 +1,102 @@
+"""Download model folders from the Hugging Face Hub, and upload them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+
+from dcp_clip.hub.folder import FILES
+
+__all__ = ["fetch", "push"]
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def fetch(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    token: str | None = None,
+) -> Path:
+    """Return the folder of a model, and download it if necessary.
+
+    Only the files of `dcp_clip.hub.folder.FILES` are downloaded. An existing folder needs no
+    network. With the environment variable HF_HUB_OFFLINE=1, a model comes from the cache.
+
+    Args:
+        source: a folder, or a repository of the Hub such as "owner/name".
+        revision: branch, tag or commit of the repository.
+        cache_dir: folder of the downloads; default: the cache of Hugging Face.
+        token: access token of the Hub; default: that of `hf auth login`.
+
+    Raises:
+        FileNotFoundError: if `source` is neither a folder nor the name of a repository.
+        ValueError: if `revision` is given for a folder.
+        OSError: if the repository cannot be downloaded.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"'{source}' is a folder, which has no revision '{revision}': leave out the "
+                "revision, or give a repository of the Hugging Face Hub."
+            )
+        return path
+    repository = os.fspath(source)
+    if not _REPOSITORY.fullmatch(repository):
+        raise FileNotFoundError(
+            f"'{repository}' is neither a folder nor a repository of the Hugging Face Hub, such as "
+            "'owner/name': correct it."
+        )
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                allow_patterns=list(FILES),
+            )
+        )
+    except (OSError, ValueError) as error:
+        what = f"'{repository}' is no folder, and cannot be downloaded"
+        raise _transfer_error(what, error) from error
+
+
+def push(folder: str | os.PathLike, repository: str, private: bool, token: str | None) -> str:
+    """Upload a model folder to a repository of the Hub, and return the address of the repository.
+
+    The repository is created if it does not exist. Its other files stay.
+
+    Args:
+        folder: a folder of `dcp_clip.hub.folder.write_folder`.
+        repository: "owner/name".
+        private: whether a new repository is private.
+        token: access token with the right to write; default: that of `hf auth login`.
+
+    Raises:
+        ValueError: if `repository` is not such a name.
+        OSError: if the upload fails.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise ValueError(f"'{repository}' is not the name of a repository, such as 'owner/name'.")
+    api = HfApi(token=token)
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        message = "Upload a DCP-CLIP model"
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    except (OSError, ValueError) as error:
+        raise _transfer_error(f"'{repository}' cannot be uploaded", error) from error
+    return str(url)
+
+
+def _transfer_error(what: str, error: Exception) -> OSError:
+    reason = " ".join(str(error).split())
+    reason = reason if len(reason) <= 300 else f"{reason[:300]}…"
+    return OSError(
+        f"{what}: check the name, the network and the access token. "
+        f"({type(error).__name__}: {reason})"
+    )

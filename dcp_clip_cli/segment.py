@@ -1,0 +1,156 @@
+"""Segment photographs with any list of category names.
+
+    dcp-clip segment --input photos/ --vocabulary "sky; tree; car, automobile"
+
+In a clone of the repository, `python demo/demo.py` is the same program.
+
+For each image it writes <name>_overlay.png (coloured regions with a legend) and
+<name>_labels.png (category ids, shown in the vocabulary's colours). It also adds one line to
+results.jsonl: the file, its size, the categories with their share of the area and score, and the
+time of the model in milliseconds. Sub-folders of the input are kept.
+
+--format writes other files: confidence (grey PNG, white is certain), coco, polygons, labelme and
+label_studio (JSON). With coco, one file coco.json describes all images. Labels alone are fastest:
+
+    dcp-clip segment --input photos/ --vocabulary "cup; plate" --only labels
+    dcp-clip segment --input photos/ --vocabulary 'cup; !hand; !table' --unknown-below 0.4 \\
+        --format overlay coco
+
+Pixels that are less certain than --unknown-below, and pixels of names with the mark !, become
+unknown: 255 in the label map, or 65535 with more than 255 names.
+
+A run can be stopped at any moment, also by kill -9. The same command continues it: images that have
+results are skipped, and images that failed are tried again. The settings of a run are in run.json.
+A folder with the results of other settings is refused; --overwrite replaces them.
+
+An image that fails is reported, listed in failures.jsonl and skipped. The exit status is then 1.
+After Ctrl-C it is 130, after SIGTERM 143.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
+# Those of dcp_clip.folder_run.result_files, which imports PyTorch.
+FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "label_studio")
+
+
+def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the arguments; `prog` is the name of the program in its usage line."""
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", nargs="+", default=[], help="image files, folders, or quoted glob patterns")
+    samples_help = "use sample photographs of scikit-learn and scikit-image, if installed"
+    add("--samples", action="store_true", help=samples_help)
+    add(
+        "--vocabulary",
+        help="a string such as 'sky; tree; car, automobile' (semicolons between categories, commas "
+        "between synonyms; without semicolons, commas separate categories), a file of names, "
+        "or the name of a data set; default: the categories of the training set",
+    )
+    add("--output", default="output/demo", help="folder for the results (default: %(default)s)")
+    add(
+        *("--format", "--only"),
+        dest="formats",
+        nargs="+",
+        choices=FORMATS,
+        default=list(FORMATS[:2]),
+        metavar="FORMAT",
+        help=f"files to write for each image: {', '.join(FORMATS)}; default: overlay labels",
+    )
+    unknown_help = "pixels with a smaller confidence become unknown; sets TEST.UNKNOWN_BELOW"
+    add("--unknown-below", type=float, metavar="P", help=unknown_help + " (0 to 1)")
+    overwrite_help = "remove the results of a run with other settings from the output folder"
+    add("--overwrite", action="store_true", help=overwrite_help)
+    add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
+    weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
+    add("--weights", help=weights_help + "the config")
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment the images, and return the exit status.
+
+    Returns:
+        0 if all images have results, 1 if images failed, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    # Late imports, so that --help is fast.
+    from dcp_clip import __version__
+    from dcp_clip.engine.checkpoints.loading import shipped_weights
+    from dcp_clip.folder_run.coco_file import write_coco_file
+    from dcp_clip.folder_run.output_folder import COCO_FILE, RunFolder
+    from dcp_clip.folder_run.pipeline import run_settings, segment_files
+    from dcp_clip.folder_run.plan import find_images, plan_jobs
+    from dcp_clip.folder_run.result_files import result_files
+    from dcp_clip.predictor import Predictor
+    from dcp_clip.utils.images.samples import find_photographs
+
+    output, formats, opts = Path(args.output), args.formats, list(args.opts)
+    if args.unknown_below is not None:
+        opts += ["TEST.UNKNOWN_BELOW", str(args.unknown_below)]
+    samples = find_photographs() if args.samples else []
+    if args.samples and not samples:
+        raise FileNotFoundError(
+            "there are no sample photographs: install them with pip install scikit-image "
+            "scikit-learn"
+        )
+    images = find_images([*args.input, *map(str, samples)], output)
+    # Lock the folder first: an error about it should not come after a long download of weights.
+    with RunFolder(output) as folder:
+        weights = args.weights
+        if weights is None:
+            weights = shipped_weights(args.config_file, args.opts)
+        predictor = Predictor.from_config_file(
+            args.config_file, weights, opts, args.vocabulary, imports=args.imports
+        )
+        names = predictor.vocabulary.display_names
+        count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
+        print(f"Vocabulary: {count}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}")
+        folder.open(run_settings(predictor, images, __version__, formats), args.overwrite)
+        jobs = plan_jobs(images, output, folder.finished, formats)
+        files = [p for job in jobs for p in result_files(output, job.stem, formats).values()]
+        folder.begin(files + [output / COCO_FILE] * ("coco" in formats))
+        skipped = len(images) - len(jobs)
+        if skipped:
+            print(f"Skipping {skipped} of {len(images)} images, which have results in {output}.")
+        if folder.repeated:
+            count = "1 result" if folder.repeated == 1 else f"{folder.repeated} results"
+            print(
+                f"Removed {count} in {output}, because the line is incomplete, a picture is "
+                "missing, or the image has changed."
+            )
+        start = time.perf_counter()
+        lines = folder.results, folder.failures
+        summary = segment_files(predictor, jobs, output, *lines, formats)
+        if "coco" in formats:
+            write_coco_file(folder, predictor.vocabulary)
+    seconds = time.perf_counter() - start
+    notes = [f"{summary.done} of {len(jobs)} images in {seconds:.1f} s"]
+    notes += [f"{summary.done / seconds:.2f} images/s"] if summary.done else []
+    notes += [f"{skipped} skipped"] if skipped else []
+    notes += [f"{len(summary.failed)} failed"] if summary.failed else []
+    notes += ["interrupted"] if summary.interrupted else []
+    print(f"{', '.join(notes)}; results in {output}")
+    return 128 + summary.signal if summary.signal else int(bool(summary.failed))
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the program, and return its exit status."""
+    parser = get_parser(prog)
+    args = parser.parse_args(argv)
+    if not (args.input or args.samples):
+        parser.error("give --input or --samples")
+    from dcp_clip.utils.arguments import format_error
+
+    try:
+        return run(args)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {format_error(error)}")

@@ -1,0 +1,125 @@
+"""Segment millions of images on a cluster with Ray Data (docs/bulk.md).
+
+    dcp-clip segment-many --input photos/ --vocabulary "sky; tree; car" --output results/
+    dcp-clip segment-many --input s3://bucket/list.parquet --output s3://bucket/results \\
+        --address auto --actors 32 --gpus-per-actor 1 --batch-size 16
+
+In a clone of the repository, `python tools/segment_many.py` is the same program.
+
+The inputs are folders, glob patterns, image files, lists (.parquet or .jsonl, with a column "file"
+or "path") and WebDataset shards (.tar). They and the output can be URLs, such as s3:// and gs://.
+
+The output folder gets Parquet files with one row for each image. Each file holds a fixed part of
+the sorted inputs, and is complete or absent. A run can be stopped at any moment, also by the loss
+of machines: the same command continues it. A folder with the results of another model, vocabulary
+or list of images is refused.
+
+An image that fails becomes a row with an error. The exit status is then 1. After Ctrl-C it is 130.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
+PACKAGES = ("ray", "pyarrow")
+
+
+def actors(text: str) -> tuple[int, int]:
+    """Parse "4" or "2:8"."""
+    low, _, high = text.partition(":")
+    numbers = int(low), int(high or low)
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise ValueError(text)
+    return numbers
+
+
+def positive(text: str) -> int:
+    """Parse a number above 0."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the arguments; `prog` is the name of the program in its usage line."""
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="paths or URLs of the inputs")
+    add("--output", required=True, help="path or URL of a folder that all workers can write to")
+    add("--vocabulary", help="names, a file of names or a data set, as for `dcp-clip segment`")
+    labels_help = "label maps in the results: COCO run-length encoding for each category, or PNG"
+    add("--labels", choices=("rle", "png"), default="rle", help=labels_help)
+    partition_help = "images in each Parquet file (default: %(default)s)"
+    add("--partition-size", type=positive, default=256, metavar="N", help=partition_help)
+    retry_help = "segment the partitions that have rows with an error again"
+    add("--retry-errors", action="store_true", help=retry_help)
+    address_help = 'a Ray cluster, such as "auto"; default: start Ray on this machine'
+    add("--address", help=address_help)
+    actors_help = "copies of the model; MIN:MAX lets Ray start more when images wait (default: 1)"
+    add("--actors", type=actors, default=(1, 1), metavar="N", help=actors_help)
+    gpus_help = "GPUs of each copy, such as 1 or 0.5; default: 0, the CPU"
+    add("--gpus-per-actor", type=float, default=0, metavar="N", help=gpus_help)
+    cpus_help = "CPU cores of each copy (default: %(default)g)"
+    add("--cpus-per-actor", type=float, default=1, metavar="N", help=cpus_help)
+    batch_help = "images of equal size that a copy segments at once (default: %(default)s)"
+    add("--batch-size", type=positive, default=1, metavar="N", help=batch_help)
+    add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
+    weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
+    add("--weights", help=weights_help + "the config")
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment the images, and return the exit status."""
+    # Late imports, so that --help is fast.
+    from dcp_clip import Predictor, __version__
+    from dcp_clip.engine.checkpoints.loading import shipped_weights
+
+    weights = args.weights
+    if weights is None:
+        weights = shipped_weights(args.config_file, args.opts)
+    # The actors move the model to their GPUs.
+    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    predictor = Predictor.from_config_file(
+        args.config_file, weights, opts, args.vocabulary, imports=args.imports
+    )
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"error: {missing[0]} is not installed: pip install 'dcp_clip[ray]'")
+    from dcp_clip.distributed.bulk import BulkOptions, connect, segment_many
+
+    options = BulkOptions(
+        actors=args.actors,
+        gpus=args.gpus_per_actor,
+        cpus=args.cpus_per_actor,
+        batch_size=args.batch_size,
+        partition_size=args.partition_size,
+        labels=args.labels,
+        retry_errors=args.retry_errors,
+    )
+    connect(args.address, options)
+    summary = segment_many(predictor, args.input, args.output, __version__, options)
+    skipped, errors = summary["skipped"], summary["errors"]
+    notes = [f"{summary['images']} images in {summary['partitions']} partitions"]
+    notes += [f"{skipped} partitions skipped"] if skipped else []
+    notes += [f"{errors} errors"] if errors else []
+    print(f"{', '.join(notes)}; results in {args.output}")
+    return int(bool(errors))
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the program, and return its exit status."""
+    args = get_parser(prog).parse_args(argv)
+    from dcp_clip.utils.arguments import format_error
+
+    try:
+        return run(args)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {format_error(error)}")
