@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY ?= $(VENV)/bin/python
-EXTRAS ?= demo,emoji,docs,dev
+EXTRAS ?= app,demo,emoji,docs,dev
 # pytest-xdist runs the tests in two processes with one thread each; WORKERS=0 runs them in one.
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -28,7 +28,7 @@ RUN_TESTS = -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo test test-oldest lint format check-env docs audit clean
+.PHONY: help setup install demo app test test-oldest lint format check-env docs audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 20
@@ -59,6 +59,10 @@ demo: setup  ## label photographs and generated scenes with the shipped weights,
 	$(PY) demo/demo.py --config-file configs/emoji_scenes/dcp_clip_tiny.yaml \
 	  --input output/demo/emoji_scenes/images/unseen_test --vocabulary "$(SCENE_NAMES)" \
 	  --output output/demo/scenes --overwrite
+
+app: setup  ## open a page in the browser that segments images (docs/app.md)
+	$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --editable ".[app]"
+	$(PY) demo/app.py
 
 test: setup lint  ## lint, then all tests (PYTEST_ARGS="-k vocabulary" for some)
 	OMP_NUM_THREADS=1 $(PY) $(RUN_TESTS) $(PYTEST_ARGS)

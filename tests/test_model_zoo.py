@@ -7,6 +7,7 @@ import torch
 
 from dcp_clip import model_zoo
 from dcp_clip.config import setup_cfg
+from dcp_clip.modeling.clip.cached_weights import is_cached
 from dcp_clip.utils import shipped_files
 
 ROOT = Path(__file__).parents[1]
@@ -70,3 +71,27 @@ def test_every_named_file_ships():
     for config, weights in shipped_files._WEIGHTS.items():
         assert (ROOT / "configs" / config).is_file()
         assert (ROOT / "dcp_clip" / "weights" / weights).is_file()
+
+
+def test_available_configs_need_no_download(monkeypatch):
+    shipped = [CAMVID, "emoji_scenes/dcp_clip_tiny.yaml"]
+    monkeypatch.setattr(model_zoo, "is_cached", lambda name, tag: False)
+    assert model_zoo.available() == shipped
+    monkeypatch.setattr(model_zoo, "is_cached", lambda name, tag: tag == "openai")
+    assert model_zoo.available()[:2] == shipped
+    assert "training_free/vit_b16.yaml" in model_zoo.available()
+    assert "training_free/convnext_b.yaml" not in model_zoo.available()
+
+
+def test_cached_weights(monkeypatch, tmp_path):
+    """Weights count as cached if the cache of Hugging Face has one of open_clip's files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    arguments = "ViT-B-16-quickgelu", "openai"
+    assert not is_cached(*arguments) and not is_cached("ViT-B-16", "unknown")
+    repository = tmp_path / "models--timm--vit_base_patch16_clip_224.openai"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    file = repository / "snapshots" / "abc" / "open_clip_model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    assert is_cached(*arguments)

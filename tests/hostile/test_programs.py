@@ -27,12 +27,14 @@ DOCUMENTED = (OSError, KeyError, ValueError, WeightsError, CLIPWeightsError)
 # How each program that reads configs is called: its arguments before KEY VALUE.
 ARGUMENTS = {
     "train_net.py": ["--config-file", "{config}", "--eval-only"],
+    "demo/app.py": ["--config-file", "{config}", "--opts"],
     "demo/demo.py": [
         *("--config-file", "{config}", "--input", "{image}", "--output", "{out}", "--opts")
     ],
     "tools/benchmark.py": ["--config-file", "{config}", "--device", "cpu", "--opts"],
     "tools/calibrate.py": ["--config-file", "{config}", "--test", "camvid_sem_seg_val", "--opts"],
     "tools/dry_run.py": ["--config-file", "{config}", "--output", "{out}", "--opts"],
+    "tools/export.py": [*("--config-file", "{config}", "--output", "{out}/model", "--opts")],
     "tools/export_weights.py": [
         "{weights}",
         "{out}/x.pth",
