@@ -5,11 +5,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from detectron2.utils.analysis import (
-    FlopCountAnalysis,
-    activation_count_operators,
-    parameter_count_table,
-)
+from detectron2.utils.analysis import FlopCountAnalysis, parameter_count_table
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from fvcore.nn import flop_count_table
 from PIL import Image
@@ -39,16 +35,16 @@ def model(make_model):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_analyze_model(model, make_image):
-    """tools/analyze_model.py --tasks flop activation parameter."""
+    """tools/analyze_model.py --tasks flop parameter; its task activation allows only tensors as output."""
     data = [{"image": make_image(64, 96), "height": 60, "width": 90}]
     with torch.no_grad():
         expected = model(data)[0]["sem_seg"].logits
     flops = FlopCountAnalysis(model, data)
     small = FlopCountAnalysis(model, [{"image": make_image(32, 48)}]).total()
     assert 2 * small < flops.total() == sum(flops.by_operator().values())
-    assert flops.by_module()["fine_decoder"] > 0
+    modules = flops.by_module()
+    assert modules["model.backbone.visual"] > 0 and modules["model.fine_decoder"] > 0
     assert "fine_decoder" in flop_count_table(flops)
-    assert sum(activation_count_operators(model, data).values()) > 0
     assert "text_encoder" in parameter_count_table(model)
     with torch.no_grad():  # tracing left nothing behind
         assert torch.equal(model(data)[0]["sem_seg"].logits, expected)
