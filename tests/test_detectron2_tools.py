@@ -35,7 +35,7 @@ def model(make_model):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_analyze_model(model, make_image):
-    """tools/analyze_model.py --tasks flop parameter; its task activation allows only tensors as output."""
+    """tools/analyze_model.py --tasks flop parameter; the task activation needs plain tensors."""
     data = [{"image": make_image(64, 96), "height": 60, "width": 90}]
     with torch.no_grad():
         expected = model(data)[0]["sem_seg"].logits
