@@ -73,11 +73,11 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.STRIDE = 0
 
     cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
-    # Prompt templates: "single", "imagenet80", "vild14", "captions" (the captions of EmojiScenes),
-    # or the path of a text file.
+    # Prompt templates: "single", "imagenet80", "maskclip85", "vild14", "captions" (the captions of
+    # EmojiScenes), or the path of a text file.
     cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
-    # How synonyms are combined: "mean" of their features, "max" (the best synonym counts), or
-    # "first" (the main name only).
+    # How synonyms are combined: "mean" of their features, "max" (the best synonym at each position
+    # counts), or "first" (the main name only).
     cfg.MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING = "mean"
     # Folder that keeps the text features of frozen text towers; "" keeps them in memory only.
     cfg.MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR = "~/.cache/dcp_clip/text"

@@ -12,7 +12,8 @@ def load_templates(spec: str | Path) -> tuple[str, ...]:
     """Return a set of prompt templates, each with one ``{}`` for the name.
 
     Args:
-        spec: ``"single"``, ``"imagenet80"`` (the 80 of CLIP's ImageNet notebook), ``"vild14"``
+        spec: ``"single"``, ``"imagenet80"`` (the 80 of CLIP's ImageNet notebook),
+            ``"maskclip85"`` (those and the 5 of MaskCLIP, arXiv 2112.01071), ``"vild14"``
             (the 14 of ViLD that OVSeg, SAN and FC-CLIP use), ``"captions"`` (the captions of
             EmojiScenes' drawings), or the path of a UTF-8 text file with one template in each
             line. Blank lines and lines that start with '#' are skipped.

@@ -136,9 +136,11 @@ def test_5_images_of_a_batch_do_not_influence_each_other(
 def test_each_part_changes_the_logits(models, make_image, stem, twelve_categories, run):
     image = make_image(60, 90)
     logits = run(models(stem), image, twelve_categories[:4])[2].logits
-    switches = [("FINE_DECODER", "BilinearDecoder"), ("CLASS_REFINEMENT", "NoRefinement")]
+    is_vit = stem.startswith("vit")
+    refinement = "MaskPooledRefinement" if is_vit else "NoRefinement"
+    switches = [("FINE_DECODER", "BilinearDecoder"), ("CLASS_REFINEMENT", refinement)]
     opts = [{f"{STAGES}{node}.NAME": name} for node, name in switches]
-    if stem.startswith("vit"):
+    if is_vit:
         opts += [{"MODEL.CLIP.ENCODER_WINDOW": 0}, {"MODEL.CLIP.DENSE": "maskclip"}]
     for change in opts:
         other = run(models(stem, change), image, twelve_categories[:4])[2].logits

@@ -8,7 +8,7 @@ from dcp_clip.vocabulary.prompts import build_prompts, load_templates
 
 def test_template_sets():
     assert load_templates("single") == ("a photo of a {}.",)
-    for name, count in (("imagenet80", 80), ("vild14", 14)):
+    for name, count in (("imagenet80", 80), ("maskclip85", 85), ("vild14", 14)):
         templates = load_templates(name)
         assert len(set(templates)) == len(templates) == count
         assert "a photo of a {}." in templates

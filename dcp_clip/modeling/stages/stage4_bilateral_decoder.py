@@ -85,7 +85,7 @@ class BilateralDecoder(nn.Module):
     """Upsamples the coarse logits to stride 4 along the edges of the image.
 
     It has no learned weights and needs no fine features, so it works with any encoder, also with a
-    ViT. SCLIP and NACLIP use PAMR (arXiv 1911.12448) instead, which needs ten passes instead of
+    ViT. SCLIP and NACLIP use PAMR (arXiv 2005.08104) instead, which needs ten passes instead of
     one.
     """
 
