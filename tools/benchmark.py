@@ -7,6 +7,7 @@
     python tools/benchmark.py --text --vocabulary-sizes 20000
     python tools/benchmark.py --bf16 --vocabulary-sizes 150
     python tools/benchmark.py --bf16 photos/ --config-file configs/camvid/dcp_clip_tiny.yaml
+    python tools/benchmark.py --backends torch,compile,onnx,openvino --vocabulary-sizes 20
     python tools/benchmark.py --demo photos/ --config-file configs/camvid/dcp_clip_tiny.yaml
 
 Prints a Markdown table for each config: batch 1, evaluation mode, text features in the cache.
@@ -38,7 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _FOLDER = os.path.relpath(ROOT / "configs" / "coco_stuff")
 CONFIGS = [f"{_FOLDER}/dcp_clip_{name}.yaml" for name in ("convnext_b", "vit_b16")]
 SIZES = [20, 150, 847, 3000, 20000]
-MODES = ("train", "text", "demo", "bf16")
+MODES = ("train", "text", "demo", "bf16", "backends")
+BACKENDS = ("torch", "compile", "onnx", "openvino")
 
 
 def positive(text: str) -> int:
@@ -46,6 +48,16 @@ def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError
     return number
+
+
+def backend_list(text: str) -> list[str]:
+    """Names of backends with commas between them, for the ``type`` of an argument."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in BACKENDS]:
+        raise argparse.ArgumentTypeError(
+            f"'{unknown[0]}' is no backend; choose among {','.join(BACKENDS)}"
+        )
+    return names
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -67,6 +79,8 @@ def get_parser() -> argparse.ArgumentParser:
     bf16_help = "compare bfloat16 autocast with float32; for a FOLDER of photographs also show "
     bf16_help += "how many pixels get the same category"
     add("--bf16", nargs="?", const="", metavar="FOLDER", help=bf16_help)
+    backends_help = f"compare backends on one image and the first vocabulary: {','.join(BACKENDS)}"
+    add("--backends", type=backend_list, metavar="A,B", help=backends_help)
     demo_help = "measure the demo on photographs, from file to written results"
     add("--demo", metavar="FOLDER", help=demo_help)
     add("--images", type=positive, default=200, metavar="N", help="photographs (default 200)")
@@ -117,6 +131,10 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
     sizes, repeats = args.vocabulary_sizes, args.repeats
     if args.text:
         return result | {"rows": [costs.measure_text(subject, size) for size in sizes]}
+    if args.backends:
+        from dcp_clip.benchmarking.backends import measure_backends
+
+        return result | {"rows": measure_backends(subject, args.backends, sizes[0], repeats)}
     subject.use_random_text()
     if args.train:
         result |= {"rows": [costs.measure_training(subject, args.batch, sizes[0], repeats)]}
@@ -174,6 +192,8 @@ def run(args: argparse.Namespace) -> None:
     from dcp_clip.utils.arguments import format_error
     from dcp_clip.utils.atomic_files import WriteError, atomic_write
 
+    known = (OSError, KeyError, ValueError, ImportError)
+    known += (CLIPWeightsError, DatasetError, WeightsError)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit("--device cuda: PyTorch finds no GPU; `python tools/check_env.py` shows why.")
@@ -183,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             with torch.no_grad():
                 result = measure(args, config_file)
-        except (OSError, KeyError, ValueError, CLIPWeightsError, WeightsError, DatasetError) as e:
+        except known as e:
             sys.exit(f"{config_file}: {format_error(e)}")
         results.append(result)
         about = [result[key] for key in ("clip", "weights", "precision") if key in result]

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from dcp_clip.export.support import ExportError
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
-__all__ = ["export_image", "export_labels", "export_text", "to_onnx"]
+__all__ = ["export_image", "export_labels", "export_text", "save_program", "to_onnx"]
 
 OPSET = 20
 # Sizes of the example inputs. No two are equal and none is 1, so that no input is mistaken for
@@ -96,7 +97,7 @@ def to_onnx(exported: ExportedProgram, program: type[nn.Module]) -> ONNXProgram:
     try:
         with torch.no_grad(), _quiet():
             return torch.onnx.export(
-                exported.run_decompositions({torch.ops.aten.sort.stable: _sort}),
+                exported,
                 input_names=program.inputs,
                 output_names=program.outputs,
                 opset_version=OPSET,
@@ -107,10 +108,10 @@ def to_onnx(exported: ExportedProgram, program: type[nn.Module]) -> ONNXProgram:
         raise ExportError(f"ONNX cannot express this model: {_first_line(error)}") from error
 
 
-def _sort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False):
-    # ONNX sorts with TopK, which is stable: of equal values the one with the smaller index is
-    # first.
-    return torch.ops.aten.sort.default(x, dim, descending)
+def save_program(exported: ExportedProgram, path: Path) -> None:
+    """Write a program as a file .pt2."""
+    with _quiet():
+        torch.export.save(exported, path)
 
 
 def _adaptive_average(x: Tensor, output_size: Sequence[int]) -> Tensor:
@@ -143,7 +144,7 @@ def _plain_attention() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the notes of the exporters on their own progress."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

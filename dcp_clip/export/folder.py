@@ -14,7 +14,14 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from dcp_clip.evaluation.environment import weights_fingerprint
-from dcp_clip.export.conversion import OPSET, export_image, export_labels, export_text, to_onnx
+from dcp_clip.export.conversion import (
+    OPSET,
+    export_image,
+    export_labels,
+    export_text,
+    save_program,
+    to_onnx,
+)
 from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
 from dcp_clip.export.support import ExportError, check_exportable
 from dcp_clip.export.tokenizer import tokenizer_json
@@ -25,6 +32,7 @@ from dcp_clip.vocabulary import Vocabulary
 __all__ = ["export_model"]
 
 FORMAT = 1  # of the folder; the runtime refuses others
+_TORCH = (2, 14)  # earlier versions are not tested
 _PACKAGES = ("onnx", "onnxscript", "tokenizers")
 
 
@@ -64,6 +72,11 @@ def export_model(cfg: CfgNode, model: nn.Module, output: Path) -> None:
 
 
 def _check_packages() -> None:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _TORCH:
+        raise ExportError(
+            f"The export needs PyTorch {_TORCH[0]}.{_TORCH[1]} or newer, but {torch.__version__} "
+            "is installed; the exported folder then runs without PyTorch."
+        )
     for name in _PACKAGES:
         try:
             metadata.version(name)
@@ -82,7 +95,7 @@ def _write(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
         ("text", TextProgram, export_text(text, length, shorter)),
         ("image", ImageProgram, export_image(image)),
     ):
-        torch.export.save(exported, folder / f"{name}.pt2")
+        save_program(exported, folder / f"{name}.pt2")
         to_onnx(exported, kind).save(folder / f"{name}.onnx")
     settings = _settings(cfg, model) | {"shorter_prompts": shorter}
     for name, content in (

@@ -98,7 +98,7 @@ def merge_round(sums: Tensor, live: Tensor, count: int) -> tuple[Tensor, Tensor]
     similarity = F.normalize(source, dim=2) @ F.normalize(target, dim=2).mT
     similarity, nearest = similarity.masked_fill(~is_target, -2.0).max(2)
     # The less similar half stays, so that a token without a similar one is not merged.
-    order = similarity.masked_fill(~is_source, -3.0).argsort(dim=1, descending=True, stable=True)
+    order = similarity.masked_fill(~is_source, -3.0).argsort(dim=1, descending=True)
     half = ((live + 1) // 2 + 1) // 2
     num_merged = torch.minimum(live - count, half)
     merged = torch.zeros_like(order).scatter(1, order, pair.expand_as(order)) < num_merged
@@ -108,7 +108,7 @@ def merge_round(sums: Tensor, live: Tensor, count: int) -> tuple[Tensor, Tensor]
     kept = ~merged & is_source
     last = (4 * n + pair).expand_as(order)
     key = torch.cat([pair.where(kept, last), (n + pair).where(is_target, last)], dim=1)
-    position = key.argsort(dim=1, stable=True)[..., None]
+    position = key.argsort(dim=1)[..., None]
     sums = torch.cat([source, target], dim=1)
     live = live - num_merged
     is_live = torch.arange(2 * n, device=sums.device) < live

@@ -43,7 +43,7 @@ class Segmentation:
             program: labels.onnx.
             temperature: of the confidence.
         """
-        self._program, self._temperature = program, np.float32(temperature)
+        self._program, self._temperature = program, np.array(temperature, np.float32)
         self.maps, self.category_ids, self.num_categories = maps, category_ids, num_categories
         self.image_size, self.extent = image_size, extent
 

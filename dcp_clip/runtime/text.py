@@ -73,7 +73,7 @@ class TextEncoder:
         if pooling == "max" or counts.max() == 1:
             return TextFeatures(features, rows)
         starts = rows[:, 0]
-        means = np.add.reduceat(features, starts) / counts[:, None]
+        means = np.add.reduceat(features, starts) / counts[:, None].astype(np.float32)
         means = np.where(counts[:, None] == 1, features[starts], _unit(means))
         return TextFeatures(means, np.arange(len(groups))[:, None])
 
