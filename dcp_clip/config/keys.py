@@ -25,7 +25,7 @@ def _add_clip(cfg: CN) -> None:
     # "" for random weights.
     cfg.MODEL.CLIP.PRETRAINED = ""
     # How the last block of a ViT computes dense features: with the method "maskclip", "clearclip",
-    # "sclip" or "naclip", or with its normal attention ("clip").
+    # "sclip", "naclip" or "scclip", or with its normal attention ("clip").
     cfg.MODEL.CLIP.DENSE = "maskclip"
     # Keep the residual connection and the feed-forward part of that block, as MaskCLIP and SCLIP
     # do.

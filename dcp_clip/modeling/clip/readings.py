@@ -8,12 +8,15 @@ block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from dcp_clip.modeling.clip.self_calibration import fused_blocks, read_self_calibrated
 
 __all__ = ["READINGS", "DenseReading", "LastBlock", "naclip_bias", "read_dense_tokens"]
 
@@ -23,6 +26,7 @@ READINGS = {
     "clearclip": "query to query (ClearCLIP, arXiv 2407.12442; GEM, arXiv 2312.00878)",
     "sclip": "the sum of query-to-query and key-to-key attention (arXiv 2312.01597)",
     "naclip": "key to key, plus a Gaussian around each patch in the logits (arXiv 2404.08181)",
+    "scclip": "key to key plus similarity after a middle block (SC-CLIP, arXiv 2411.15869)",
     "clip": "the block as CLIP trained it",
 }
 # Names of the readings in earlier versions.
@@ -74,6 +78,10 @@ class DenseReading:
                 "below 1."
             )
 
+    def earlier_blocks(self, depth: int) -> list[int]:
+        """Indices of the blocks whose outputs the reading needs, in a tower of `depth` blocks."""
+        return fused_blocks(depth) if self.name == "scclip" else []
+
 
 class LastBlock(Protocol):
     """The last block of a transformer, split into the parts that a reading combines.
@@ -100,7 +108,12 @@ class LastBlock(Protocol):
 
 
 def read_dense_tokens(
-    block: LastBlock, tokens: Tensor, grid: tuple[int, int], reading: DenseReading
+    block: LastBlock,
+    tokens: Tensor,
+    grid: tuple[int, int],
+    reading: DenseReading,
+    levels: Sequence[Tensor] = (),
+    attention: Tensor | None = None,
 ) -> Tensor:
     """Run the last block with the attention of a reading other than "clip".
 
@@ -109,12 +122,21 @@ def read_dense_tokens(
         tokens: (B, N, C), the input of the block, prefix first.
         grid: (h, w) of the patches.
         reading: which attention to use.
+        levels: the tokens after the blocks of :meth:`DenseReading.earlier_blocks`.
+        attention: (B, h*w, h*w), the weights of the patches in each other, for "maskclip"; default:
+            each patch has only its own value.
 
     Returns:
         (B, N, C); the tower's final norm and projection have to be applied.
     """
+    if reading.name == "scclip":
+        tokens, out = read_self_calibrated(block, tokens, levels, grid)
+        return block.feed_forward(tokens + out) if reading.residual else out
     if reading.name == "maskclip":
         mixed = block.value(tokens)
+        if attention is not None:
+            prefix, patches = mixed.tensor_split([tokens.shape[1] - grid[0] * grid[1]], dim=1)
+            mixed = torch.cat([prefix, attention.to(patches.dtype) @ patches], dim=1)
     else:
         query, key, value = block.query_key_value(tokens, grid)
         if reading.name == "clearclip":

@@ -19,7 +19,7 @@ from dcp_clip.modeling.clip.families.base import ImageTower
 from dcp_clip.modeling.clip.families.last_block import TimmBlock, block_readings
 from dcp_clip.modeling.clip.readings import DenseReading, read_dense_tokens
 
-__all__ = ["TimmViTTower"]
+__all__ = ["TimmViTTower", "allow_any_size"]
 
 _POOLINGS = {"token": "class token", "avg": "average", "map": "attention"}
 
@@ -52,7 +52,7 @@ class TimmViTTower(ImageTower):
                 f"'{trunk.global_pool}' (timm_pool of the model config)."
             )
         self.visual, self._reading = visual, reading
-        _allow_any_size(trunk)
+        allow_any_size(trunk)
         if self.pooling == "class token":
             self._block = TimmBlock.of(trunk.blocks[-1], getattr(trunk, "rope", None))
             self.readings = block_readings(self._block)
@@ -76,8 +76,9 @@ class TimmViTTower(ImageTower):
     def matches(visual: nn.Module) -> bool:
         return isinstance(visual, TimmModel) and isinstance(visual.trunk, (Eva, VisionTransformer))
 
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        trunk = self.visual.trunk
+    def encode(self, images: Tensor, attention: Tensor | None = None) -> dict[str, Tensor]:
+        trunk, reading = self.visual.trunk, self._reading
+        needed, earlier = reading.earlier_blocks(len(trunk.blocks)), []
         grid = trunk.patch_embed.dynamic_feat_size(images.shape[-2:])
         levels, x = [], images
         for step in self._stem:
@@ -93,10 +94,12 @@ class TimmViTTower(ImageTower):
             before_last = x
             x = block(x) if rope is None else block(x, rope=rope)
             levels += [_as_map(x[:, prefix:], grid)] * self._indices.count(i)
+            earlier += [x] * (i in needed)
         out = {f"res{i + 2}": level for i, level in enumerate(levels)}
         final = tokens = trunk.norm(x)
-        if self.pooling == "class token" and self._reading.name != "clip":
-            tokens = trunk.norm(read_dense_tokens(self._block, before_last, grid, self._reading))
+        if self.pooling == "class token" and reading.name != "clip":
+            args = before_last, grid, reading, earlier, attention
+            tokens = trunk.norm(read_dense_tokens(self._block, *args))
         dense = tokens[:, prefix:]
         if self.pooling == "attention":
             dense = attend_to_itself(trunk.attn_pool, dense)
@@ -141,7 +144,7 @@ def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
-def _allow_any_size(trunk: nn.Module) -> None:
+def allow_any_size(trunk: nn.Module) -> None:
     """Let a tower resize its positions for every image, as timm's ``dynamic_img_size`` does.
 
     open_clip builds the towers without this option.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,15 +63,17 @@ class ViTTower(ImageTower):
     def matches(visual: nn.Module) -> bool:
         return isinstance(visual, VisionTransformer)
 
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        visual = self.visual
-        tokens = run_vit(visual, images, self._indices, self._reading.position_offset)
+    def encode(self, images: Tensor, attention: Tensor | None = None) -> dict[str, Tensor]:
+        visual, reading = self.visual, self._reading
+        earlier = reading.earlier_blocks(len(visual.transformer.resblocks))
+        tokens = run_vit(visual, images, self._indices, reading.position_offset, earlier)
         out = {f"res{i + 2}": tokens.patches(x) for i, x in enumerate(tokens.levels)}
         dense = tokens.last
         if self.pooling == "attention":
             dense = attend_to_itself(visual.attn_pool, dense)
-        elif self.pooling == "class token" and self._reading.name != "clip":
-            dense = read_dense_tokens(self._block, tokens.before_last, tokens.grid, self._reading)
+        elif self.pooling == "class token" and reading.name != "clip":
+            args = tokens.before_last, tokens.grid, reading, tokens.earlier, attention
+            dense = read_dense_tokens(self._block, *args)
         out["dense"] = tokens.patches(visual.ln_post(dense) @ visual.proj)
         out["pooled"] = self._pool(tokens.last)
         return out
@@ -99,12 +102,14 @@ class ViTTokens:
 
     Attributes:
         levels: list of (B, 1+N, C), the outputs of the selected blocks.
+        earlier: the same for the blocks that a reading needs.
         before_last: (B, 1+N, C), the input of the last block.
         last: (B, 1+N, C), its output; the projected class token is CLIP's image embedding.
         grid: (h, w) of the N patches.
     """
 
     levels: list[Tensor]
+    earlier: list[Tensor]
     before_last: Tensor
     last: Tensor
     grid: tuple[int, int]
@@ -115,7 +120,11 @@ class ViTTokens:
 
 
 def run_vit(
-    vit: VisionTransformer, images: Tensor, indices: list[int], position_offset: float = 0.0
+    vit: VisionTransformer,
+    images: Tensor,
+    indices: list[int],
+    position_offset: float = 0.0,
+    earlier: Sequence[int] = (),
 ) -> ViTTokens:
     """Run images through the unchanged tower.
 
@@ -124,6 +133,7 @@ def run_vit(
         images: (B, 3, H, W), normalised; H and W are multiples of the patch size.
         indices: the blocks whose outputs become ``levels``; a block may occur twice.
         position_offset: see :func:`position_embedding`.
+        earlier: the blocks before the last one whose outputs become ``earlier``.
     """
     x = vit.conv1(images)
     b, _, h, w = x.shape
@@ -133,13 +143,14 @@ def run_vit(
     x = torch.cat([cls, x], dim=1) + positions.to(x.dtype)
     x = vit.ln_pre(vit.patch_dropout(x))
     blocks = vit.transformer.resblocks
-    levels = []
+    levels, kept = [], []
     for i, block in enumerate(blocks[:-1]):
         x = block(x)
         levels += [x] * indices.count(i)
+        kept += [x] * (i in earlier)
     last = blocks[-1](x)
     levels += [last] * indices.count(len(blocks) - 1)
-    return ViTTokens(levels, x, last, (h, w))
+    return ViTTokens(levels, kept, x, last, (h, w))
 
 
 def position_embedding(

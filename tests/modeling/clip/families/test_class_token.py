@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from dcp_clip.modeling.clip.families.last_block import OpenClipBlock, TimmBlock
 from dcp_clip.modeling.clip.readings import READINGS
+from dcp_clip.modeling.clip.self_calibration import read_self_calibrated
 
 TOWERS = ("vit", "registers", "eva02", "eva02-e", "mobileclip-b")
 close = torch.testing.assert_close
@@ -21,7 +23,7 @@ def test_readings_of_the_class_token(family_backbone, run_and_capture, name):
     visual = family_backbone(name).visual
     trunk = getattr(visual, "trunk", None)
     block = (visual.transformer.resblocks if trunk is None else trunk.blocks)[-1]
-    for reading in READINGS:
+    for reading in sorted(set(READINGS) - {"scclip"}):
         out, x, last = run_and_capture(family_backbone(name, reading), block, images)
         if reading == "clip":
             tokens = last
@@ -122,3 +124,31 @@ def test_the_residual_reading_with_all_attention_is_the_block(family_backbone, n
     block_itself = family_backbone(name, "clip")(images)["dense"]
     attn.load_state_dict(saved)
     close(read, block_itself, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TOWERS)
+def test_self_calibration_reads_the_first_of_three_blocks(family_backbone, name):
+    """One block is fused. tests/modeling/clip/test_self_calibration.py has the formulas."""
+    backbone = family_backbone(name, "scclip")
+    visual = backbone.visual
+    trunk = getattr(visual, "trunk", None)
+    first, second, last = visual.transformer.resblocks if trunk is None else trunk.blocks
+    seen = []
+    handles = [
+        b.register_forward_hook(lambda _, args, out: seen.append(out)) for b in (first, second)
+    ]
+    dense = backbone(noise(2, 3, 48, 32))["dense"]
+    for handle in handles:
+        handle.remove()
+    split = (
+        OpenClipBlock.of(last)
+        if trunk is None
+        else TimmBlock.of(last, getattr(trunk, "rope", None))
+    )
+    _, out = read_self_calibrated(split, seen[1], [seen[0]], (3, 2))
+    if trunk is None:
+        expected = visual.ln_post(out) @ visual.proj
+    else:
+        expected = visual.head(trunk.head(trunk.fc_norm(trunk.norm(out))))
+    close(dense, expected[:, -6:].mT.unflatten(2, (3, 2)), rtol=1e-4, atol=1e-5)
