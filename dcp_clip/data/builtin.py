@@ -63,7 +63,7 @@ class Benchmark:
         """Return the C categories."""
         categories = load_names(self.names)
         titles = None
-        if categories[0].official == "background":  # its names are those of things and stuff
+        if categories[0].official == "background":  # its names are those of stuff, such as sky
             titles = ["background", *(category.name for category in categories[1:])]
         return Vocabulary(
             [category.all_names for category in categories],

@@ -51,15 +51,15 @@ def register_sem_seg(
         name: name in ``DatasetCatalog`` and ``MetadataCatalog``.
         image_dir: folder of photographs.
         label_dir: folder of single-channel label maps with the stems of the photographs. Values
-            are 0 ... C-1 and ``ignore_label``; of palette images, the indices count.
+            are 0 ... C-1 and ``ignore_label``; the values of palette images are the indices.
         vocabulary: the C categories.
         ignore_label: value of the ignored pixels.
         expected_count: number of images of the official split, or a function that returns it when
             the data set is used; None for any number.
         image_ext: suffix or suffixes of the photographs.
         label_ext: suffix or suffixes of the label maps.
-        num_foreground: the first so many categories are scored one by one. All others count as one
-            background category, whose label is ``num_foreground`` (CAT-Seg's PAS-20b), and
+        num_foreground: number of first categories that are scored one by one. All others count as
+            one background category, whose label is ``num_foreground`` (CAT-Seg's PAS-20b), and
             ``evaluator_type`` becomes "sem_seg_background". None if all categories are scored.
         advice: sentence appended to the loader's errors, such as the prepare command to run.
         check_labels: whether to check the label maps when the data set is first used, and to log

@@ -66,7 +66,7 @@ class SemSegDatasetMapper(DatasetMapper):
         self.ignored_labels = tuple(ignored_labels)
         self.with_labels = with_labels
         self.vocabulary = vocabulary
-        # Must not be a category, which 255 is in 16-bit label maps.
+        # This value must not be a category. In 16-bit label maps, 255 can be one.
         self.ignore_value = max(IGNORE_LABEL, num_labels, *self.ignored_labels)
 
     @classmethod

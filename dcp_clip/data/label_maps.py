@@ -60,7 +60,7 @@ def read_pixels(path: str | Path, modes: tuple[str, ...], kind: str) -> np.ndarr
             - stores white as 0, has an EXIF rotation, several pages, or a lossy compression.
     """
     with _open(path) as image:
-        # Unknown after load(), which reading the EXIF data of a PNG file also calls.
+        # Read before load() removes them. Reading the EXIF data of a PNG file also calls load().
         bits, palette = _grey_bits(image), _palette(image)
         problem = _problem_of_header(image, modes, kind)
         pixels = np.empty(0)
@@ -109,7 +109,7 @@ def _open(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _problem_of_header(image: Image.Image, modes: tuple[str, ...], kind: str) -> str:
-    one_bit = image.mode == "1" and "L" in modes  # _problem_of_pixels says more
+    one_bit = image.mode == "1" and "L" in modes  # _problem_of_pixels explains it
     if image.mode not in modes and not one_bit:
         return f"is no label map: its pixels are {image.mode}, not {kind}"
     compression = image.info.get("compression", "raw")

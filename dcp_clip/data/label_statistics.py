@@ -13,7 +13,8 @@ from dcp_clip.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# The label maps that are counted when a user's data set is first used take less than a second.
+# The number of label maps that are counted when a user's data set is first used. Counting them
+# takes less than a second.
 _SAMPLE = 100
 _MAX_NAMES = 20
 
@@ -24,7 +25,7 @@ class LabelCheck:
     def __init__(self, name: str, vocabulary: Vocabulary, ignore_label: int) -> None:
         """
         Args:
-            name: of the data set, for messages.
+            name: name of the data set, for messages.
             vocabulary: its C categories.
             ignore_label: value of the ignored pixels.
         """
@@ -122,7 +123,7 @@ def report_pixels(
     if absent and complete:
         more = f" and {len(absent) - _MAX_NAMES} more" if len(absent) > _MAX_NAMES else ""
         logger.warning(
-            "WARNING: %s: %d of %d categories have no pixel, so they cannot be learnt or scored "
+            "WARNING: %s: %d of %d categories have no pixel, so they cannot be learned or scored "
             "there: %s%s. If this is not expected, compare the numbers in the label maps with the "
             "order of the names.",
             where,

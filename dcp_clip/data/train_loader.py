@@ -89,7 +89,7 @@ class ResumableLoader:
 
 
 class _StreamSampler(Sampler):
-    """Pairs of position and index, from a position on, after those that still wait for a batch."""
+    """Yields (position, index) of the images that wait for a batch, then of those from `start`."""
 
     def __init__(self, sampler: Sampler):
         self.sampler = sampler
@@ -117,7 +117,7 @@ class _SeededImages(Dataset):
         with preserve_random_state():
             random.seed(int(numbers[0]))
             np.random.seed(int(numbers[1]))
-            torch.default_generator.manual_seed(int(numbers[2]))  # not those of GPUs
+            torch.default_generator.manual_seed(int(numbers[2]))  # leaves GPUs as they are
             return {**self.images[index], _POSITION: position}
 
 

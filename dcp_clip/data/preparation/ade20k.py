@@ -76,7 +76,7 @@ def prepare_ade20k_847(
             both sizes, see ``prepared.json`` in it.
         workers: number of processes.
         image_counts: required number of images in each split; None for any number.
-        max_short_side: in pixels, unless ``original_size``.
+        max_short_side: longest allowed short side in pixels; not used with ``original_size``.
 
     Raises:
         DatasetError: if the input is incomplete. Nothing is written unless all splits match.
@@ -105,11 +105,11 @@ def prepare_ade20k_847(
 
 
 def read_ade_objects(path: Path) -> np.ndarray:
-    """Read a ``*_seg.png`` of full ADE20K: the object of each pixel, (H, W) uint16.
+    """Read the object number of each pixel, (H, W) uint16, from a ``*_seg.png`` of full ADE20K.
 
-    The number of the object is ``R // 10 * 256 + G``; blue distinguishes instances and is not
-    used. It is the position in ``objectnames`` of the data set's index file, counted from 1;
-    0 stands for no object.
+    The number is ``R // 10 * 256 + G``. Blue distinguishes instances and is not used. The number
+    is the position in ``objectnames`` of the data set's index file, counted from 1; 0 stands for
+    no object.
 
     Raises:
         DatasetError: if the file cannot be read or has no colours.

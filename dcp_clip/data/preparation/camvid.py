@@ -11,7 +11,7 @@ from dcp_clip.data.preparation.program import prepare_dataset
 from dcp_clip.vocabulary.categories import load_names
 
 CAMVID = BENCHMARKS["camvid"]
-UNLABELLED = 11  # in both layouts of the input
+UNLABELLED = 11  # the same value in both layouts of the input
 # The image folder and the label folder of a split, by layout.
 LAYOUTS = {
     "images/labels": ("images/{}", "labels/{}"),

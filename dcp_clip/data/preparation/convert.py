@@ -55,9 +55,9 @@ def prepare_split(
         encoding: how to convert label maps.
         workers: number of processes; 1 for this process only.
         max_short_side: longest allowed short side in pixels; None leaves all images unchanged.
-            If it is given, every image is encoded again, including images that are small enough:
-            bilinear without antialiasing, as JPEG with Pillow's default quality. Label maps take
-            the nearest pixel. This is how full ADE20K has been shrunk since MaskFormer.
+            If it is given, every image is saved again as JPEG with Pillow's default quality, also
+            if it is small enough. Images are resized bilinearly without antialiasing, label maps
+            by nearest neighbour. Full ADE20K has been shrunk in this way since MaskFormer.
         description: name on the progress bar.
 
     Returns:
@@ -65,9 +65,9 @@ def prepare_split(
 
     Raises:
         DatasetError: if a file is unreadable, image and label map differ in size, or a label must
-            not occur; all other pairs are written nevertheless. Also if two palettes contradict
-            each other, or an output folder holds files of another input; then nothing is written.
-        OSError: if an output folder takes no more files; the remaining pairs are not tried.
+            not occur; all other pairs are written. Also if two palettes contradict each other, or
+            an output folder holds files of another input; then nothing is written.
+        OSError: if a file cannot be written to an output folder; the remaining pairs are not tried.
     """
     convert = partial(
         _convert_pair,
@@ -125,7 +125,7 @@ def run_parallel(
                     "same command again, with fewer --workers."
                 ) from e
             except BaseException:  # also KeyboardInterrupt
-                pool.shutdown(cancel_futures=True)  # finishes only what has begun
+                pool.shutdown(cancel_futures=True)  # only running conversions are finished
                 raise
     errors = [error for error, _ in outcomes if error is not None]
     if errors:
@@ -168,7 +168,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is killed; it would wait for work for ever."""
+    """End this process when its parent is killed. Otherwise it would wait for work forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -212,7 +212,7 @@ def _convert_pair(
         if max_short_side is not None or image_out.stat().st_size == image.stat().st_size:
             return False
     train_ids = encoding.train_ids(label)
-    # As the mapper will read it; damaged files are errors here.
+    # The mapper reads photographs in the same way, so damaged files are already errors here.
     photograph = read_photograph(image, lambda: train_ids.shape)
     if photograph.shape[:2] != train_ids.shape:
         raise DatasetError(

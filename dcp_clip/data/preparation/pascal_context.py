@@ -64,7 +64,7 @@ def prepare_pascal_context_59(
     source = source or root / "VOCdevkit" / "VOC2010"
     photographs = source / "JPEGImages"
     require_folder(source, PC59_SOURCE, what="The input folder")
-    require_folder(photographs, PC59_SOURCE)  # before minutes of reading the JSON
+    require_folder(photographs, PC59_SOURCE)  # checked first: the JSON takes minutes
     listed = set(read_ids(val_ids, expected_count=image_count))
     label_maps = read_val_label_maps(source / ANNOTATIONS)
     if len(label_maps) != image_count:
@@ -133,7 +133,7 @@ class RleLabelMap:
 
     Attributes:
         name: its name in messages.
-        height, width: of the image, in pixels.
+        height, width: size of the image in pixels.
         masks: (category id, ``{"size": [height, width], "counts": ...}``) pairs. Where masks
             overlap, the later one counts, as in the Detail API and CAT-Seg's conversion.
     """

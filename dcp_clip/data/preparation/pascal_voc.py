@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 PAS20, PAS20B, PAS21 = (BENCHMARKS[f"pascal_voc_{key}"] for key in ("20", "20b", "21"))
 BACKGROUND, BORDER = 0, 255
-# Most published figures use the first.
+# Most published figures use the first folder.
 LABEL_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 SOURCE = (
     "JPEGImages, ImageSets and SegmentationClass are in VOCtrainval_11-May-2012.tar of "
