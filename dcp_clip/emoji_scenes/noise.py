@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def field(rng: np.random.Generator, size: int, cells: int, octaves: int = 3) -> np.ndarray:
-    """Smooth noise (size, size, 1) float32 with mean 0 and a standard deviation of about 1.
+    """Make smooth noise (size, size, 1) float32 with mean 0 and standard deviation about 1.
 
     Args:
         rng: random generator.
@@ -38,7 +38,7 @@ def stretched_field(
 
 
 def grain(rng: np.random.Generator, size: int, strength: float) -> np.ndarray:
-    """Independent triangular noise of every pixel (size, size, 1) float32, with the standard
+    """Make independent triangular noise of every pixel (size, size, 1) float32, with the standard
     deviation `strength`."""
     two = rng.integers(0, 256, (2, size, size), dtype=np.uint8).astype(np.float32)
     return ((two[0] + two[1] - np.float32(255)) * np.float32(strength / 104))[..., None]
@@ -76,7 +76,7 @@ def mix(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
 def stones(
     rng: np.random.Generator, size: int, rows: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cells around jittered points.
+    """Make cells around jittered points.
 
     Returns:
         (size, size, 1) float32 from -1 to 1, a random value of each cell; (size, size, 1) float32,

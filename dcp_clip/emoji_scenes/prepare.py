@@ -37,7 +37,7 @@ from dcp_clip.utils.images.writing import write_png
 
 logger = logging.getLogger(__name__)
 
-# Increase it if the same settings give other pixels.
+# Increase it if a change of the code gives other pixels for the same settings.
 FORMAT = 1
 # Sources of the art, with their styles as (seen, unseen).
 SOURCES = {

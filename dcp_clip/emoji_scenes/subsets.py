@@ -3,10 +3,10 @@
 =============  =================  =========  ===========================  ============
 subset         things             styles     stuff                        vocabulary
 =============  =================  =========  ===========================  ============
-base_train     base               seen       base                         what is used
-base           base               seen       base and unseen              what is used
-unseen         unseen             seen       base and unseen              what is used
-unseen_style   unseen             the other  base and unseen              what is used
+base_train     base               seen       base                         names in use
+base           base               seen       base and unseen              names in use
+unseen         unseen             seen       base and unseen              names in use
+unseen_style   unseen             the other  base and unseen              names in use
 all            base, unseen,      the other  base and unseen              all names
                rest
 =============  =================  =========  ===========================  ============
@@ -112,7 +112,7 @@ def get_subset(names: NameList, name: str) -> Subset:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """Draws the scenes of a subset: ``source(index)`` for any index. Cheap to pickle.
+    """Draws the scenes of a subset: ``source(index)`` draws one. It is cheap to pickle.
 
     Attributes:
         subset: the subset.
@@ -153,12 +153,12 @@ class SceneSource:
         return int.from_bytes(hashlib.sha256(self.subset.name.encode()).digest()[:4], "big")
 
     def _deal(self, index: int, count: int) -> Iterator[tuple[int, str]]:
-        """Deal `count` things from shuffled decks, so that all things occur equally often."""
+        """Take `count` things from shuffled lists, so that all things occur equally often."""
         pool, dealt = self.subset.things, set()
         for position in range(index * count, (index + 1) * count):
             deck, place = divmod(position, len(pool))
             thing = pool[_shuffle(self.seed, self._code, deck, len(pool))[place]]
-            if thing not in dealt:  # a thing can repeat where two decks meet
+            if thing not in dealt:  # it can repeat where two lists meet
                 dealt.add(thing)
                 yield thing
 

@@ -17,9 +17,10 @@ def add_pretraining_config(cfg: CN) -> None:
     # Pixels in a batch of each kind; the number of images follows from their size.
     cfg.PRETRAIN.SINGLE_PIXELS = 1048576
     cfg.PRETRAIN.SCENE_PIXELS = 786432
-    # Fraction of the iterations that show images of one thing only. Then both kinds alternate.
+    # Fraction of the iterations that show images of one thing only. Later both kinds alternate.
     cfg.PRETRAIN.SINGLES_UNTIL = 0.35
-    # Fraction of the iterations in which the drawings are strongly augmented. Then mildly.
+    # Fraction of the iterations in which the drawings are strongly augmented. Later the
+    # augmentation is mild.
     cfg.PRETRAIN.STRONG_UNTIL = 0.5
     # Templates of the captions: a set of prompt templates or the path of a text file. Half of the
     # captions are the name alone.

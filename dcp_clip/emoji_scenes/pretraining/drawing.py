@@ -84,7 +84,7 @@ class DrawingBank:
         self._textures = _texture_levels(tuple(s.name for s in names.stuff), textures)
 
     def textures(self, rng: np.random.Generator, stuff: np.ndarray, size: int) -> Tensor:
-        """Random crops of textures, half of them mirrored.
+        """Cut random crops from textures, and mirror half of them.
 
         Args:
             rng: random generator.
@@ -114,7 +114,7 @@ class DrawingBank:
         size: int,
         look: Look,
     ) -> Tensor:
-        """A drawing of each thing, in a random style that has one.
+        """Draw each thing in a random style that has it.
 
         Args:
             rng: random generator.
@@ -160,7 +160,7 @@ def uniform(rng: np.random.Generator, low: float, high: float, size) -> np.ndarr
 
 
 def _levels(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Images (N, S, S, C) uint8 as (N, C, S, S) and (N, C, S/2, S/2) uint8.
+    """Convert images (N, S, S, C) uint8 to (N, C, S, S) and (N, C, S/2, S/2) uint8.
 
     The colours of RGBA images are premultiplied by alpha.
     """

@@ -42,7 +42,7 @@ class CLIPPretraining(nn.Module):
         super().__init__()
         self.backbone, self.text_encoder, self.tokenizer = backbone, text, tokenizer
         self.dense_weight = dense_weight
-        self._tokens: dict[str, Tensor] = {}  # tokens of the captions so far; they repeat
+        self._tokens: dict[str, Tensor] = {}  # cached, because captions repeat
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         for name, value in (("mean", backbone.pixel_mean), ("std", backbone.pixel_std)):
             self.register_buffer(f"pixel_{name}", torch.tensor(value).view(-1, 1, 1), False)
@@ -85,7 +85,7 @@ class CLIPPretraining(nn.Module):
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
     def encode_text(self, captions: list[str]) -> Tensor:
-        """(T, D) unit-length features of T captions.
+        """Compute the (T, D) unit-length features of T captions.
 
         Captions of similar length are encoded together, so that little padding is computed.
         """
@@ -109,7 +109,7 @@ class CLIPPretraining(nn.Module):
 
 
 def contrastive_loss(logits: Tensor, match: Tensor) -> Tensor:
-    """CLIP's symmetric loss for images with several captions and captions with several images.
+    """Compute CLIP's symmetric loss if images have several captions, and captions several images.
 
     Each positive pair competes with the negative pairs of its row, and of its column. Positive
     pairs do not compete with each other. With one caption for each image this is CLIP's loss.

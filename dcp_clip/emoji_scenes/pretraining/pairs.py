@@ -96,7 +96,7 @@ class PairSource:
         self._stuff = np.arange(first, len(names.entries))
 
     def singles(self, number: int, size: int, count: int, *, look: Look = STRONG) -> PairBatch:
-        """A batch of images that show one thing on a texture.
+        """Draw a batch of images that show one thing on a texture.
 
         No thing occurs twice in a batch if there are enough of them, so that each image has exactly
         one correct caption.
@@ -133,7 +133,7 @@ class PairSource:
     def scenes(
         self, number: int, size: int, count: int, *, look: Look = STRONG, extra: int = 160
     ) -> PairBatch:
-        """A batch of images that show several things on one or two kinds of stuff.
+        """Draw a batch of images that show several things on one or two kinds of stuff.
 
         Args:
             number: number of the batch.
@@ -170,7 +170,7 @@ class PairSource:
         return self._finish(rng, canvas, present, extra)
 
     def probe(self, size: int, number: int = 0) -> tuple[Tensor, Tensor]:
-        """Images for zero-shot classification: every thing once, not augmented, on a texture.
+        """Draw images for zero-shot classification: every thing once on a texture, not augmented.
 
         Args:
             size: R, size of the images in pixels.
@@ -190,7 +190,7 @@ class PairSource:
     def _draw_stuff(
         self, rng: np.random.Generator, size: int, count: int
     ) -> tuple[Tensor, np.ndarray]:
-        """The stuff of scenes: a ground, and in most images a backdrop above it.
+        """Draw the stuff of scenes: a ground, and in most images a backdrop above it.
 
         Returns:
             (B, 3, R, R) images, and (B, all names) int8, 1 for the names that are present.
