@@ -16,8 +16,10 @@ from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_if_untrained
+from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.hub.mixin import HubMixin
 from dcp_clip.modeling.finite import check_weights
+from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, segment_large_image
 from dcp_clip.prediction import (
     EncodedImage,
     FoundCategory,
@@ -41,7 +43,8 @@ class Predictor(HubMixin):
 
     Images are resized by `INPUT.MIN_SIZE_TEST` and `INPUT.MAX_SIZE_TEST`, as in the evaluation and
     in Detectron2's `DefaultPredictor`. The logits are upsampled to the image's size in bands of
-    rows, so memory is bounded for images of any size.
+    rows, so memory is bounded for images of any size. An image of more than 16 million pixels is
+    not resized but segmented in windows (docs/rasters.md), unless `max_input_pixels` is given.
 
     Several threads can share a predictor and can call `set_vocabulary` at the same time. Each
     prediction uses one vocabulary, `Prediction.vocabulary`: the one given with the call, or else
@@ -69,7 +72,7 @@ class Predictor(HubMixin):
         *,
         model: nn.Module | None = None,
         allow_random_weights: bool = False,
-        max_input_pixels: int = 16_000_000,
+        max_input_pixels: int | None = None,
         unknown_below: float | None = None,
     ) -> None:
         """
@@ -79,7 +82,9 @@ class Predictor(HubMixin):
             model: a built model; default: build the model of the config and load `MODEL.WEIGHTS`.
             allow_random_weights: accept a config without `MODEL.WEIGHTS` and without
                 `MODEL.CLIP.PRETRAINED`.
-            max_input_pixels: image files with more pixels are downscaled while they are read.
+            max_input_pixels: image files with more pixels are downscaled while they are read, and
+                all images are resized as a whole; None: images above 16 million pixels are
+                segmented in windows at their full resolution.
             unknown_below: pixels with a smaller confidence become unknown (0 to 1; 0 for none);
                 default: `TEST.UNKNOWN_BELOW`.
 
@@ -143,6 +148,16 @@ class Predictor(HubMixin):
         cfg = setup_cfg(os.fspath(config_file), opts, imports=imports)
         return cls(cfg, vocabulary, **options)
 
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the weights, see `dcp_clip.evaluation.environment`."""
+        return weights_fingerprint(self.model)
+
+    @property
+    def temperature(self) -> float:
+        """That of the confidence."""
+        return getattr(self.model, "temperature", 1.0)
+
     def set_vocabulary(self, vocabulary: VocabularySpec) -> None:
         """Set the vocabulary of the following images.
 
@@ -172,7 +187,8 @@ class Predictor(HubMixin):
 
         The features are kept on the device of the model. For an image of 640 x 640 pixels and
         ConvNeXt-B they take 30 MB, see `EncodedImage.nbytes`. In sliding windows they grow with the
-        number of windows. They belong to the weights that the model has in this call.
+        number of windows. They belong to the weights that the model has in this call. Files above
+        16 million pixels are reduced to this number, or to `max_input_pixels`.
 
         Args:
             image, size: see `__call__`.
@@ -180,7 +196,7 @@ class Predictor(HubMixin):
         Raises:
             ImageReadError, ValueError: see `__call__`.
         """
-        image, size = self._read(image, size)
+        image, size = self._read(image, size, self.max_input_pixels or LARGE_IMAGE_PIXELS)
         resized = self._resizing.model_input(image)
         encoded = EncodedImage(image, size, resized, self.model.encode_image(resized))
         self.image = encoded  # returned from the variable: another thread may set another image
@@ -221,11 +237,16 @@ class Predictor(HubMixin):
             inputs = {"image": image.resized, "features": image.features}
             size = size or image.size
         else:
-            image, size = self._read(image, size)
+            image, size = self._read(image, size, self.max_input_pixels)
             start = time.perf_counter()
-            inputs = {"image": self._resizing.model_input(image)}
-        inputs |= {"height": size[0], "width": size[1], "vocabulary": vocabulary}
-        output = self.model([inputs])[0]
+            large = self.max_input_pixels is None and size[0] * size[1] > LARGE_IMAGE_PIXELS
+            large = large and tuple(size) == image.shape[:2]
+            inputs = {} if large else {"image": self._resizing.model_input(image)}
+        if inputs:
+            inputs |= {"height": size[0], "width": size[1], "vocabulary": vocabulary}
+            output = self.model([inputs])[0]
+        else:
+            output = segment_large_image(self.model, vocabulary, self.as_input(image))
         ids, scores = (output["proposals"][key].tolist() for key in ("ids", "scores"))
         scores = dict(zip(ids, scores, strict=True))
         prediction = make_prediction(output["sem_seg"], scores, vocabulary, below)
@@ -245,12 +266,20 @@ class Predictor(HubMixin):
             raise ValueError("There is no image; call set_image first.")
         return self(self.image, vocabulary=vocabulary, **options)
 
+    def as_input(self, image: np.ndarray) -> Tensor:
+        """Return an (H, W, 3) uint8 RGB image as the model takes it, (3, H, W), not resized."""
+        pixels = image[:, :, ::-1].copy() if self.cfg.INPUT.FORMAT == "BGR" else image
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
     def _read(
-        self, image: str | os.PathLike | np.ndarray, size: tuple[int, int] | None
+        self,
+        image: str | os.PathLike | np.ndarray,
+        size: tuple[int, int] | None,
+        max_pixels: int | None,
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """Return the (H, W, 3) uint8 RGB image, and the (height, width) of its label map."""
         if isinstance(image, (str, os.PathLike)):
-            image, file_size = read_image_and_size(image, self.max_input_pixels)
+            image, file_size = read_image_and_size(image, max_pixels)
             size = size or file_size
         _check_image(image)
         return image, size or image.shape[:2]

@@ -70,6 +70,12 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
     add("--weights", help=weights_help + "the config")
+    backend_help = (
+        "with onnx or openvino, --weights is a folder of tools/export.py and decides the "
+    )
+    backend_help += "config (docs/export.md); default: %(default)s"
+    backends = ("torch", "onnx", "openvino")
+    add("--backend", choices=backends, default="torch", help=backend_help)
     import_help = "import a module of your own first (docs/new_head.md); can be repeated"
     add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
@@ -86,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from dcp_clip import __version__
     from dcp_clip.engine.checkpoints.loading import shipped_weights
     from dcp_clip.folder_run.coco_file import write_coco_file
+    from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
     from dcp_clip.folder_run.output_folder import COCO_FILE, RunFolder
     from dcp_clip.folder_run.pipeline import run_settings, segment_files
     from dcp_clip.folder_run.plan import find_images, plan_jobs
@@ -106,11 +113,19 @@ def run(args: argparse.Namespace) -> int:
     # Lock the folder first: an error about it should not come after a long download of weights.
     with RunFolder(output) as folder:
         weights = args.weights
-        if weights is None:
-            weights = shipped_weights(args.config_file, args.opts)
-        predictor = Predictor.from_config_file(
-            args.config_file, weights, opts, args.vocabulary, imports=args.imports
-        )
+        if args.backend != "torch":
+            predictor = RunOnnxPredictor(
+                weights,
+                args.vocabulary,
+                backend={"onnx": "onnxruntime"}.get(args.backend, args.backend),
+                unknown_below=args.unknown_below,
+            )
+        else:
+            if weights is None:
+                weights = shipped_weights(args.config_file, args.opts)
+            predictor = Predictor.from_config_file(
+                args.config_file, weights, opts, args.vocabulary, imports=args.imports
+            )
         names = predictor.vocabulary.display_names
         count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
         print(f"Vocabulary: {count}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}")
@@ -148,9 +163,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
     if not (args.input or args.samples):
         parser.error("give --input or --samples")
+    if args.backend != "torch" and (args.weights is None or args.opts or args.imports):
+        parser.error(
+            f"--backend {args.backend} needs --weights with a folder of tools/export.py, and takes "
+            "no --opts and no --import"
+        )
     from dcp_clip.utils.arguments import format_error
 
     try:
         return run(args)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {format_error(error)}")

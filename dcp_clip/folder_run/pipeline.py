@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.folder_run.interruption import Interruption
 from dcp_clip.folder_run.line_file import concerns_one_file, file_state
 from dcp_clip.folder_run.output_folder import unfinished_folder, writing
@@ -88,11 +87,11 @@ def run_settings(
     if predictor.unknown_below:
         options["unknown_below"] = predictor.unknown_below
     if predictor.unknown_below or set(formats) - {"overlay", "labels"}:
-        options["temperature"] = getattr(predictor.model, "temperature", 1.0)
+        options["temperature"] = predictor.temperature
     relative = any(not path.is_absolute() for path in images)
     return {
         "dcp_clip": version,
-        "weights fingerprint": weights_fingerprint(predictor.model),
+        "weights fingerprint": predictor.fingerprint,
         "vocabulary fingerprint": hashlib.sha256(repr(content).encode()).hexdigest()[:16],
         "vocabulary": list(vocabulary.display_names),
         "max_input_pixels": predictor.max_input_pixels,
