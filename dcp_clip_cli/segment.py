@@ -70,10 +70,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
     add("--weights", help=weights_help + "the config")
-    backend_help = (
-        "with onnx or openvino, --weights is a folder of tools/export.py and decides the "
-    )
-    backend_help += "config (docs/export.md); default: %(default)s"
+    backend_help = "with onnx or openvino, --weights is a folder of tools/export.py "
+    backend_help += "(docs/export.md); default: %(default)s"
     backends = ("torch", "onnx", "openvino")
     add("--backend", choices=backends, default="torch", help=backend_help)
     import_help = "import a module of your own first (docs/new_head.md); can be repeated"
