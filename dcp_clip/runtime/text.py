@@ -9,7 +9,6 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from dcp_clip.runtime.folder import ModelFolder
 from dcp_clip.runtime.sessions import Program
@@ -43,6 +42,10 @@ class TextEncoder:
             folder: the exported model.
             program: its text.onnx.
         """
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise ImportError("An exported model needs: pip install tokenizers.") from error
         self._folder, self._program = folder, program
         self._tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
         self._kept: OrderedDict[str, TextFeatures] = OrderedDict()
