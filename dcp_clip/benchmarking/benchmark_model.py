@@ -95,7 +95,7 @@ class BenchmarkModel:
         return run
 
     def forward(self, vocabulary: Vocabulary, bf16: bool | None = None) -> Callable[[], Tensor]:
-        """The whole forward pass for one image, up to the category of every pixel.
+        """Return the whole forward pass for one image, up to the category of every pixel.
 
         Args:
             vocabulary: the categories.
@@ -131,7 +131,7 @@ class BenchmarkModel:
         self.model.text_encoder = RandomTextEncoder(embed_dim, self.device)
 
     def train_step(self, batch: int, vocabulary: Vocabulary) -> Callable[[], None]:
-        """A training step on `batch` images, labelled in patches with at most 16 categories.
+        """Return a training step on `batch` images, whose labels are patches of <= 16 categories.
 
         Raises:
             ValueError: if nothing in the model trains.

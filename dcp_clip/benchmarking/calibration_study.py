@@ -59,7 +59,7 @@ class CalibrationStudy:
             opts: alternating config keys and values.
             pixels: number of random pixels of an image.
             imports: see `dcp_clip.setup_cfg`.
-            refit: do not read the stored temperature; it can be that of other weights.
+            refit: do not read the stored temperature, which can belong to other weights.
 
         Raises:
             ValueError: if there are no weights, or images are segmented in windows.
@@ -132,7 +132,7 @@ class CalibrationStudy:
 
         Args:
             dataset: name of a registered data set.
-            draws: number of random choices of names; all are joined.
+            draws: number of random choices of names; the pixels of all choices are joined.
 
         Raises:
             ValueError: if the data set has too few names.

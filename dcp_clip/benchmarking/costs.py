@@ -88,7 +88,7 @@ def compare_precisions(subject: BenchmarkModel, num_categories: int, repeats: in
 
 
 def compare_precisions_on_images(predictor, images: Sequence[Path]) -> dict:
-    """Both precisions on photographs.
+    """Compare both precisions on photographs.
 
     Args:
         predictor: a :class:`dcp_clip.predictor.Predictor` with trained weights.
@@ -121,7 +121,7 @@ def compare_precisions_on_images(predictor, images: Sequence[Path]) -> dict:
 def measure_demo(
     predictor, segment_files: Callable[[Sequence[Path]], object], images: Sequence[Path], count: int
 ) -> dict:
-    """The demo's time for an image, from file to written results, and that of the model alone.
+    """Measure the demo's time for an image, from file to written results, and the model's time.
 
     The model alone gets decoded images. It runs on one half of the images before the demo and on
     the other half after it.

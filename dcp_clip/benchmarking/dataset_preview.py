@@ -38,12 +38,12 @@ def expected_count(name: str) -> int | None:
     count = getattr(source, "keywords", {}).get("expected_count")
     try:
         return count() if callable(count) else count
-    except DatasetError:  # only the prepared data tell
+    except DatasetError:  # known only from prepared data
         return None
 
 
 def first_images(cfg: CfgNode, name: str, records: list[dict], count: int, train: bool) -> list:
-    """The first images as the model gets them, with the augmentation of training or evaluation.
+    """Read the first images as the model gets them, augmented as in training or evaluation.
 
     Args:
         cfg: the config.

@@ -64,7 +64,7 @@ def examine(name: str, limit: float) -> EncoderRow:
 
     Args:
         name: a name of ``open_clip.list_models()``.
-        limit: gigabytes of weights; a larger model is built without memory and not run.
+        limit: gigabytes of weights; a larger model is built on the meta device and not run.
     """
     row = EncoderRow(name)
     try:
@@ -72,7 +72,7 @@ def examine(name: str, limit: float) -> EncoderRow:
             clip = create_clip(name, device="meta")
         text_problem = None
     except CLIPWeightsError as error:
-        # Without its text tower, the image tower can be examined.
+        # The image tower can be examined without the text tower.
         clip, text_problem = None, "text tower not built: its config.json is on the Hub"
         if "transformers" in str(error.__cause__):
             text_problem = "text tower not built: the package transformers is not installed"

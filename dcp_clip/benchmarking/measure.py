@@ -31,7 +31,7 @@ def time_call(call: Call) -> float:
 def time_in_turns(calls: Sequence[Call], repeats: int) -> list[float]:
     """Median seconds of each call after a warm-up.
 
-    The calls take turns, so that a disturbance of the machine affects all of them.
+    The calls take turns, so that other load on the machine affects all of them.
     """
     rounds = tqdm(range(_WARM_UPS + repeats), desc="Timing", unit="round", leave=False)
     times = [[time_call(call) for call in calls] for _ in rounds]
@@ -40,12 +40,12 @@ def time_in_turns(calls: Sequence[Call], repeats: int) -> list[float]:
 
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
-    """PyTorch's FLOP counter: 2 FLOPs for each multiply-add in convolutions, matrix products and
-    attention.
+    """Open PyTorch's FLOP counter, which counts convolutions, matrix products and attention.
 
-    PyTorch's counter knows neither the attention kernels of CPUs nor the fused operator that
-    ``nn.MultiheadAttention`` uses in evaluation. It also overestimates the backward pass of grouped
-    convolutions (of ConvNeXt's depthwise layers by a factor of hundreds). All three are corrected.
+    A multiply-add counts as 2 FLOPs. PyTorch's counter knows neither the attention kernels of CPUs
+    nor the fused operator that ``nn.MultiheadAttention`` uses in evaluation. It also overestimates
+    the backward pass of grouped convolutions (of ConvNeXt's depthwise layers by a factor of
+    hundreds). All three are corrected.
     """
     aten = torch.ops.aten
 
@@ -83,7 +83,7 @@ def count_flops(call: Call) -> int:
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
-    """The most bytes that the tensors of one call occupy at one time, including its result.
+    """Measure the most bytes that the tensors of one call, with its result, occupy at one time.
 
     PyTorch's allocator counts them; on a CPU the profiler reports the allocations. Memory that was
     allocated before the call is not included.

@@ -54,7 +54,7 @@ def _profile(subject: BenchmarkModel, call: Callable[[], object]) -> tuple[list[
                 record_function("stage: all")(call)()
     finally:
         for module in modules.values():
-            del module.forward  # uncovers the method of the class
+            del module.forward  # restores the method of the class
     kind = "device" if subject.device.type == "cuda" else "cpu"
     stages, operators = [], []
     for event in profiled.key_averages():

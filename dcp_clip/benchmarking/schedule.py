@@ -11,7 +11,7 @@ from dcp_clip.utils.atomic_files import atomic_write
 
 
 def describe_schedule(cfg: CfgNode, num_gpus: int, num_images: int | None) -> str:
-    """Sentences on batch, epochs, schedule, evaluations and checkpoints.
+    """Describe batch, epochs, schedule, evaluations and checkpoints in words.
 
     Args:
         cfg: the config, already scaled to `num_gpus`.

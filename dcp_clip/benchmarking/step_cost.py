@@ -96,7 +96,7 @@ def trace_step(
         vocabulary: C categories.
         batch: B, images in this process.
         size: (H, W) in pixels; padded here as the encoder needs it.
-        half: under 16-bit autocast. bfloat16 is traced, which has the size of float16.
+        half: whether to trace under 16-bit autocast. bfloat16 is used; it is as large as float16.
         backward: whether to trace the backward pass too.
     """
     divisor = model.backbone.size_divisibility

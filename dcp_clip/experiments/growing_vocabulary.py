@@ -35,7 +35,7 @@ class GrowingVocabulary:
         self._words: Iterator[str] | None = None
 
     def first(self, size: int) -> Vocabulary:
-        """The vocabulary of the first `size` names, at least those of the data set.
+        """Make the vocabulary of the first `size` names, at least those of the data set.
 
         Raises:
             StudyError: if there are fewer words, or wordfreq is not installed.

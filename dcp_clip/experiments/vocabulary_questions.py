@@ -44,7 +44,7 @@ class Row:
         title: description of the vocabulary.
         ask: the question for an image, by its index in :class:`StudyImages`.
         shared: whether all images have the same question.
-        special: whether it is a question of another kind, not a point of the curve over N.
+        special: whether it is a row of :func:`special_rows`, not a point of the curve over N.
     """
 
     names: int
@@ -106,7 +106,7 @@ class StudyImages:
 def make_rows(
     images: StudyImages, source: GrowingVocabulary, sizes: Sequence[int], special: bool = False
 ) -> list[Row]:
-    """The rows of the study, one for each size, and those of :func:`special_rows`.
+    """Make the rows of the study, one for each size, and those of :func:`special_rows`.
 
     Raises:
         StudyError: if an image has more categories than a size, or there are not enough names.

@@ -163,9 +163,9 @@ class _Scores:
 
 @torch.no_grad()
 def measure(cfg: CfgNode, model: nn.Module, images: StudyImages, rows: Sequence[Row]) -> list[dict]:
-    """Ask the questions of all rows for all images.
+    """Segment all images with the vocabularies of all rows.
 
-    The rows take turns on each image, so that a disturbance of the machine affects all of them.
+    The rows take turns on each image, so that other load on the machine affects all of them.
 
     Returns:
         for each row a dict with its description, "mIoU", "mIoU_things", "mIoU_stuff", "recall" and
