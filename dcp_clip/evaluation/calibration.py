@@ -85,10 +85,10 @@ class CalibrationEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered data set with sem_seg labels.
-            ids: (C,) the category of the data set that each category of the vocabulary is; default:
-                the vocabulary of the data set.
+            ids: (C,) for each category of the vocabulary, its id in the data set; default: the
+                vocabulary of the data set.
             pixels: number of random pixels of an image.
-            temperature: that of the confidence.
+            temperature: temperature of the confidence.
         """
         records = DatasetCatalog.get(dataset_name)
         meta = MetadataCatalog.get(dataset_name)
@@ -161,10 +161,10 @@ def label_confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, right: np.ndarray) -> float:
-    """Fit the temperature with the smallest negative log-likelihood of "right" and "wrong".
+    """Fit the temperature that minimises the negative log-likelihood of "right" and "wrong".
 
-    The likelihood is that of the event that the confidence predicts. That of the true category
-    (arXiv 1706.04599) is 0 if it is not proposed.
+    "Right" is the event that the confidence predicts. The likelihood of the true category, which
+    arXiv 1706.04599 uses, is 0 if this category is not proposed.
 
     Args:
         logits: (N, K).

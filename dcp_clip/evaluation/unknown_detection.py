@@ -15,8 +15,8 @@ _COMBINATION = "all four, logistic regression"
 def removed_names(num_categories: int, draw: int) -> np.ndarray:
     """Return the ids of the categories that are removed from a vocabulary.
 
-    A tenth of the names is removed, or three of fewer than 30. The names of different draws are
-    different ones.
+    A tenth of the names is removed, or three of fewer than 30. Different draws remove different
+    names.
 
     Args:
         num_categories: C.
@@ -30,13 +30,13 @@ def removed_names(num_categories: int, draw: int) -> np.ndarray:
 def unknown_signals(
     samples: PixelSamples, removed: np.ndarray, temperature: float
 ) -> dict[str, np.ndarray]:
-    """Return what can tell unknown pixels, by name; a higher value means unknown.
+    """Return the signals that can detect unknown pixels, by name; a higher value means unknown.
 
     Args:
         samples: N pixels.
         removed: (N,) bool, whether the category was removed. A combination of the signals is fitted
-            on images with odd numbers; it is meant for images with even numbers.
-        temperature: that of the confidence.
+            on images with odd numbers; evaluate it on images with even numbers.
+        temperature: temperature of the confidence.
 
     Raises:
         ImportError: if scikit-learn is not installed.
