@@ -37,6 +37,6 @@ def shared_vocabulary(batched_inputs: list[dict], default: Vocabulary | None) ->
 
 def input_labels(inputs: dict, num_categories: int, device: torch.device) -> Tensor:
     """Return the (H, W) category ids of an input, VOID where it has no category."""
-    # Every value that is not a category is void: 255, or 65535 in data sets with more.
+    # Every value that is not a category is ignored: 255, or 65535 in data sets with more.
     labels = inputs["sem_seg"].to(device).long()
     return labels.masked_fill((labels < 0) | (labels >= num_categories), VOID)

@@ -1,6 +1,6 @@
 """The losses of the stages, over the K proposals of each image.
 
-Void (ignored) pixels and padding are removed before any average, so their loss and gradient are
+Ignored pixels (VOID) and padding are removed before any average, so their loss and gradient are
 exactly zero.
 """
 
@@ -141,7 +141,7 @@ class SegmentationCriterion(nn.Module):
                 that are missing have no loss.
             refinement: output of stage 5; or a head's own losses by name, which are added; or None.
             proposals: the K categories of each image.
-            labels: (B, H, W) category ids of the padded input; values outside 0 .. C-1 are void.
+            labels: (B, H, W) category ids of the padded input; values outside 0 .. C-1 are ignored.
             num_categories: C.
 
         Returns:
@@ -186,7 +186,7 @@ class SegmentationCriterion(nn.Module):
         return losses
 
     def _pixel_weight(self, labels: Tensor, target: Tensor, num_categories: int) -> Tensor:
-        """(B, H, W) pixel weights: 0 for void, else frequency**-b of the category in the batch."""
+        """(B, H, W) pixel weights: frequency**-b of the category in the batch; 0 where ignored."""
         known = target >= 0
         if not self.class_balance:
             return known.float()
@@ -214,12 +214,14 @@ class SegmentationCriterion(nn.Module):
 
 
 def _dice(log_p: Tensor, log_hit: Tensor, target: Tensor) -> Tensor:
-    """Mean soft dice loss over the categories present (V-Net, arXiv 1606.04797), without void.
+    """Compute the mean soft dice loss over the categories present (V-Net, arXiv 1606.04797).
+
+    Ignored pixels do not count.
 
     Args:
         log_p: (B, K, H, W) log of the probability of each proposal.
-        log_hit: (B, H, W) the same for the target only; any value where it is void.
-        target: (B, H, W) index of the proposal, -1 for void.
+        log_hit: (B, H, W) the same for the target only; any value where ignored.
+        target: (B, H, W) index of the proposal, -1 where ignored.
     """
     known = (target >= 0).flatten(1).to(log_p.dtype)
     index = target.clamp(min=0).flatten(1)

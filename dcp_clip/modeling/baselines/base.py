@@ -36,9 +36,9 @@ class BaselineSegmentor(OpenVocabularySegmentor):
             head: ``forward(features, text, labels)`` returns logits (B, C, H/4, W/4). `features` is
                 the output of the backbone, `text` the :class:`TextFeatures` of C categories.
                 `labels` is None in evaluation; in training it has the category ids (B, H, W) of the
-                padded images, -1 where void. In training the head can also return a tuple: logits,
-                and losses by name that are added to those of the criterion. If the logits in the
-                tuple are None, the head's own losses are the only ones.
+                padded images, -1 where ignored. In training the head can also return a tuple:
+                logits, and losses by name that are added to those of the criterion. If the logits
+                in the tuple are None, the head's own losses are the only ones.
             channels_last: keep convolutions in channels-last memory format.
             common: see :class:`OpenVocabularySegmentor`.
         """
@@ -66,7 +66,7 @@ class BaselineSegmentor(OpenVocabularySegmentor):
         features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, dict[str, Tensor] | None]:
         """See :meth:`OpenVocabularySegmentor.segment`. The logits "fine" are those of all
-        categories; `ids` has no effect. The third output are the head's own losses, or None."""
+        categories; `ids` has no effect. The third output is the head's own losses, or None."""
         features = features or self.backbone(images)
         text = self.text_encoder.encode_vocabulary(vocabulary)
         output = self.head(features, text, labels if self.training else None)
@@ -80,7 +80,7 @@ class BaselineSegmentor(OpenVocabularySegmentor):
 
 
 def cosine_similarity(unit: Tensor, text: TextFeatures) -> Tensor:
-    """(B, C, ...) cosine similarity of unit-length features (B, D, ...) and all categories.
+    """Compute the cosine similarity (B, C, ...) of unit features (B, D, ...) and all categories.
 
     The similarity of a category is that of its best synonym. Small differences decide between
     categories, so it is computed in float32.

@@ -36,7 +36,7 @@ class MaskQueryCriterion(nn.Module):
 
     The losses are the cross-entropy of the classes, and the binary cross-entropy and dice loss of
     the masks. They are computed for each layer. The targets are one mask for each category in the
-    image. Void pixels are removed before masks are compared. Images that are completely void
+    image. Ignored pixels are removed before masks are compared. Images without labelled pixels
     contribute no loss.
     """
 
@@ -79,12 +79,12 @@ class MaskQueryCriterion(nn.Module):
         labels: Tensor,
         num_categories: int,
     ) -> dict[str, Tensor]:
-        """It has the interface of :class:`SegmentationCriterion`.
+        """Compute the losses. The interface is that of :class:`SegmentationCriterion`.
 
         Args:
             logits, proposals: not used.
             predictions: the predictions for B images.
-            labels: (B, H, W) category ids of the padded input; values outside 0 .. C-1 are void.
+            labels: (B, H, W) category ids of the padded input; values outside 0 .. C-1 are ignored.
             num_categories: C.
 
         Returns:
@@ -135,7 +135,7 @@ class MaskQueryCriterion(nn.Module):
     def _match(
         self, class_logits: Tensor, pixels: Tensor, present: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The one-to-one assignment of lowest cost: indices of queries, and of their targets.
+        """Find the one-to-one assignment of lowest cost: indices of queries, and of their targets.
 
         If there are more targets than queries, some targets have no query.
         """

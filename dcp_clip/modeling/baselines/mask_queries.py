@@ -20,7 +20,7 @@ __all__ = ["MaskQuerySegmentor"]
 
 @META_ARCH_REGISTRY.register()
 class MaskQuerySegmentor(BaselineSegmentor):
-    """Mask queries, each classified in two ways: by its own embedding, and by frozen CLIP's dense
+    """Classifies each mask query in two ways: by its own embedding, and by frozen CLIP's dense
     features pooled under its mask.
 
     The final distribution is the geometric ensemble of the two, as in FC-CLIP. The first has the
@@ -101,7 +101,7 @@ class MaskQuerySegmentor(BaselineSegmentor):
     def _classify(
         self, logits: Tensor, masks: Tensor, dense: Tensor, text: TextFeatures, exponent: Tensor
     ) -> Tensor:
-        """(B, N, C) probability of each category for each query.
+        """Compute the probability (B, N, C) of each category for each query.
 
         Args:
             logits: (B, N, C + 1) class logits of the queries.

@@ -136,7 +136,7 @@ def mask_pool(weights: Tensor, features: Tensor) -> Tensor:
 
 
 def _sine_positions(features: Tensor) -> Tensor:
-    """(d, h, w) sine position embedding of row and column (arXiv 1706.03762); 4 divides d."""
+    """(d, h, w) sine position embedding of row and column (arXiv 1706.03762); d % 4 == 0."""
     dim, height, width = features.shape[1:]
     rates = 100.0 ** -torch.linspace(0, 1, dim // 4, device=features.device)[:, None]
     rows, columns = (torch.arange(n, device=features.device) * rates for n in (height, width))

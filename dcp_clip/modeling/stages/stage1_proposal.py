@@ -289,7 +289,7 @@ class OracleProposal(CategoryProposal):
                 "('sem_seg') of every image, in evaluation too."
             )
         evidence = self._evidence(dense, pooled, pixel_valid)
-        count = present.sum(1).clamp(min=1)  # an image of void pixels still needs one category
+        count = present.sum(1).clamp(min=1)  # an image of ignored pixels needs one, too
         valid = torch.arange(int(count.max()), device=present.device)[None] < count[:, None]
         ids = present.float().topk(valid.shape[1], dim=1).indices
         # In vocabulary order, with the padding at the end.
