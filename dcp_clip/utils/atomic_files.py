@@ -15,7 +15,7 @@ _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
 class WriteError(OSError):
-    """A file cannot be written. What had this name before is unchanged.
+    """A file cannot be written. A file that had this name before is unchanged.
 
     `errno`, `strerror` and `filename` are those of any OSError; the message is one sentence.
     """
@@ -54,7 +54,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             os.fsync(f.fileno())
         os.replace(part, path)
     except BaseException as error:  # also after KeyboardInterrupt
-        with suppress(OSError):  # a folder that allows no change any more
+        with suppress(OSError):  # the folder may be read-only by now
             part.unlink(missing_ok=True)
         # An error while a file is written has no file name.
         if isinstance(error, OSError) and error.filename in (None, str(part), part):

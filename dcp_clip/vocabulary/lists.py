@@ -78,8 +78,7 @@ def parse_table(text: str, file: str) -> tuple[Category, ...]:
     """Read a table with one category in each row: its name, and then synonyms, or with a header.
 
     The delimiter is the most frequent of comma, semicolon and tab in the first row, or, if it has
-    none, in the table. A column whose
-    title is not known is ignored.
+    none, in the table. A column with an unknown title is ignored.
 
     Raises:
         VocabularyError: if the table is damaged, or it is not clear which column has the names.

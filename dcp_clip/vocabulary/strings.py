@@ -140,7 +140,7 @@ def _unquoted(name: str, text: str) -> str:
         return name[1:-1]
     if name[:1] in ('"', "“", "„", "«"):
         raise VocabularyError(
-            f"The quotes in '{shortened(text.strip())}' are not around single names. Write "
+            f"The quotes in '{shortened(text.strip())}' do not enclose single names. Write "
             f'{_EXAMPLE} or ["sky", ["car", "automobile"]].'
         )
     return name

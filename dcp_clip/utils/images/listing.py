@@ -182,7 +182,7 @@ def _walk(folder: Path, skipped: dict[str, str]) -> Iterator[tuple[Path, list[st
             for name in files:
                 path = os.path.join(parent, name)
                 if Path(name).suffix.lower() not in IMAGE_EXTENSIONS and not os.path.exists(path):
-                    # It may have been a folder of photographs.
+                    # The target may have been a folder of photographs.
                     skipped[path] = "it is a link to nothing"
             yield Path(parent), files
 
