@@ -6,8 +6,8 @@
 The input has the photographs in train2017 and val2017, or in images/{train2017,val2017}. It has the
 label maps of stuffthingmaps_trainval2017.zip in stuffthingmaps/{train2017,val2017}, or in
 annotations/{train2017,val2017}. The output is <root>/coco_stuff/{images,labels}/{train,val}; 255
-marks unlabelled pixels. <root>/coco_object/{images,labels}/val has the 80 things, and 0 elsewhere,
-which is background.
+marks unlabelled pixels. <root>/coco_object/{images,labels}/val has the 80 things, and 0, the
+background, for all other pixels.
 """
 
 import argparse

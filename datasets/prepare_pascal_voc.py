@@ -4,10 +4,9 @@
     python datasets/prepare_pascal_voc.py
 
 The input is VOCdevkit/VOC2012 with JPEGImages, ImageSets/Segmentation/val.txt and label maps in
-SegmentationClassAug or SegmentationClass. The outputs are {images,labels}/val in
-<root>/pascal_voc_20, where 255 marks background and borders, in <root>/pascal_voc_20b, where 20 is
-background and 255 marks borders, and in <root>/pascal_voc_21, where 0 is background and 255 marks
-borders. See datasets/README.md.
+SegmentationClassAug or SegmentationClass. The outputs are {images,labels}/val in three folders; 255
+marks borders. In <root>/pascal_voc_20, 255 also marks the background. In <root>/pascal_voc_20b, the
+background is 20, and in <root>/pascal_voc_21, it is 0. See datasets/README.md.
 """
 
 import argparse

@@ -14,9 +14,9 @@ the stored one.
 --unknown removes a tenth of the names (three of fewer than 30) from the vocabulary, several times,
 and measures how well the pixels of these names are detected: by confidence, by the entropy over the
 proposals, by the scores of stages 1 and 5, and by a combination that is fitted on half of the
-images. All figures are of the other half.
+images. All figures are measured on the other half.
 
-All results are of random pixels of each image. KEY VALUE changes the config, for example
+All results are measured on random pixels of each image. KEY VALUE changes the config, for example
 TEST.MAX_IMAGES 250.
 """
 

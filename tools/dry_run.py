@@ -14,7 +14,7 @@ Prints, as Markdown, and writes to the output folder (report.md, schedule.png, f
 - a first training batch with its labels, if the data set is prepared; if nothing trains, the first
   test images (first_images.png).
 
-The weights are random, which changes none of this.
+The weights are random, which does not change these figures.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """List the encoders that MODEL.CLIP.NAME can name, and compare them with open_clip.
 
-python tools/list_encoders.py                        # all names; builds without memory
+python tools/list_encoders.py                        # all names; builds on the meta device
 python tools/list_encoders.py ViT-B-16 --build       # builds with random weights and compares
 python tools/list_encoders.py --build --limit 1.5    # all models up to 1.5 GB of weights
 

@@ -109,7 +109,7 @@ def load_rows(path: Path) -> tuple[dict[str, dict], list[int]]:
 
 
 def select_rows(rows: dict[str, dict], names: str | None) -> list[str]:
-    """Names of rows in the order of the list; None selects all but those on request.
+    """Return names of rows in the order of the list; None selects all without `on_request`.
 
     Raises:
         ReproductionError: for an unknown name.
@@ -126,7 +126,7 @@ def select_rows(rows: dict[str, dict], names: str | None) -> list[str]:
 def make_tasks(
     args: argparse.Namespace, rows: dict[str, dict], seeds: Sequence[int]
 ) -> tuple[list[Task], list[Task]]:
-    """The trainings that the selected rows need, and their evaluations.
+    """Return the trainings that the selected rows need, and their evaluations.
 
     The options of this program come last, so that KEY VALUE cannot change seeds, data or folders.
     """

@@ -12,9 +12,9 @@ OUTPUT_DIR. Each table has one row for each run and one column for each data set
 is its folder, <run>/results.json, or <run>/seed<N>/results.json for several seeds.
 
 A cell is "mean ± standard deviation (number of seeds)". The standard deviation is that of the
-sample, with n - 1 in the denominator. A dash means that no seed has a value. Metrics have their
-names in results.json. They are in percent, except for milliseconds, the model's time for an image.
-The last column is the mean over the data sets, of the seeds that have all of them.
+sample, with n - 1 in the denominator. A dash means that no seed has a value. Metrics have the names
+of results.json. They are in percent, except for milliseconds, the model's time for an image. The
+last column is the mean over the data sets. It includes only the seeds that have all of them.
 
 With --against RUN the cells are paired differences: RUN minus the other run, seed by seed, as "mean
 ± standard error (number of seeds)". A run without seeds is compared with every seed.
@@ -77,7 +77,7 @@ def read_values(folders: Sequence[Path]) -> Values:
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, float]]:
-    """``{data set: {metric: value}}`` of one results.json; null values are left out.
+    """Read ``{data set: {metric: value}}`` from one results.json; null values are left out.
 
     Raises:
         SummaryError: if the file is not a report of an evaluation.
@@ -175,7 +175,7 @@ def format_cell(cell: dict[int | None, float], paired: bool = False) -> str:
 
 
 def short_names(datasets: Sequence[str]) -> list[str]:
-    """Names without the words that all of them begin or end with: emoji_scenes_base_test and
+    """Remove the words that all names begin or end with: emoji_scenes_base_test and
     emoji_scenes_unseen_test become base and unseen."""
     words = [name.split("_") for name in datasets]
     start = end = 0
