@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import Tensor, nn
+from torch import nn
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
@@ -19,7 +19,7 @@ from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_
 from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.hub.mixin import HubMixin
 from dcp_clip.modeling.finite import check_weights
-from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, segment_large_image
+from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, model_pixels, segment_large_image
 from dcp_clip.prediction import (
     EncodedImage,
     FoundCategory,
@@ -27,6 +27,7 @@ from dcp_clip.prediction import (
     checked_threshold,
     make_prediction,
 )
+from dcp_clip.utils.images.arrays import check_rgb
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
@@ -246,7 +247,8 @@ class Predictor(HubMixin):
             inputs |= {"height": size[0], "width": size[1], "vocabulary": vocabulary}
             output = self.model([inputs])[0]
         else:
-            output = segment_large_image(self.model, vocabulary, self.as_input(image))
+            pixels = model_pixels(image, self.cfg.INPUT.FORMAT)
+            output = segment_large_image(self.model, vocabulary, pixels)
         ids, scores = (output["proposals"][key].tolist() for key in ("ids", "scores"))
         scores = dict(zip(ids, scores, strict=True))
         prediction = make_prediction(output["sem_seg"], scores, vocabulary, below)
@@ -266,11 +268,6 @@ class Predictor(HubMixin):
             raise ValueError("There is no image; call set_image first.")
         return self(self.image, vocabulary=vocabulary, **options)
 
-    def as_input(self, image: np.ndarray) -> Tensor:
-        """Return an (H, W, 3) uint8 RGB image as the model takes it, (3, H, W), not resized."""
-        pixels = image[:, :, ::-1].copy() if self.cfg.INPUT.FORMAT == "BGR" else image
-        return torch.from_numpy(pixels).permute(2, 0, 1)
-
     def _read(
         self,
         image: str | os.PathLike | np.ndarray,
@@ -281,7 +278,7 @@ class Predictor(HubMixin):
         if isinstance(image, (str, os.PathLike)):
             image, file_size = read_image_and_size(image, max_pixels)
             size = size or file_size
-        _check_image(image)
+        check_rgb(image)
         return image, size or image.shape[:2]
 
 
@@ -299,12 +296,3 @@ def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
     load_weights(model, cfg.MODEL.WEIGHTS)
     warn_if_untrained(model, cfg.MODEL.WEIGHTS)
     return model
-
-
-def _check_image(image: np.ndarray) -> None:
-    is_array = isinstance(image, np.ndarray)
-    if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        if image.size:
-            return
-    got = f"{image.shape} {image.dtype}" if is_array else type(image).__name__
-    raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dcp_clip import model_zoo
 from dcp_clip.engine.checkpoints.loading import shipped_weights
+from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.shipped_files import find_weights
 
@@ -108,5 +109,7 @@ class Models:
                     model.opts,
                     vocabulary="object",
                     imports=model.imports,
+                    # Windows at full resolution would take minutes for one answer.
+                    max_input_pixels=LARGE_IMAGE_PIXELS,
                 )
             return self._predictors[title]

@@ -66,7 +66,7 @@ class SlidingWindow:
         Args:
             image: (3, H, W).
         """
-        yield self._reduce(image)
+        yield self.reduce(image)
         lefts = self._starts(image.shape[2])
         for top, left in itertools.product(self._starts(image.shape[1]), lefts):
             yield self._crop(image, top, left)
@@ -104,37 +104,119 @@ class SlidingWindow:
             The label map, the ids (K,) and the scores (K,).
         """
         height, width = image.shape[-2:]
-        ids, scores = propose(self._reduce(image))
-        rows, columns = -(-height // _CELL), -(-width // _CELL)
+        ids, scores = propose(self.reduce(image))
+        grid = (-(-height // _CELL), -(-width // _CELL))
         extent = (height / _CELL, width / _CELL)
-        writer = _LabelWriter(size, (rows, columns), extent, ids, num_categories, temperature)
-        tops, lefts = self._starts(height), self._starts(width)
-        total = torch.zeros(len(ids), 0, columns, device=ids.device)
-        weight = total.new_zeros(0, columns)
-        done = 0  # rows of cells that no later window covers
-        for top, next_top in zip(tops, [*tops[1:], None]):
-            bottom = -(-min(top + self.size, height) // _CELL)
-            more = bottom - done - total.shape[1]
-            total, weight = F.pad(total, (0, 0, 0, more)), F.pad(weight, (0, 0, 0, more))
-            for left in lefts:
-                window = self._crop(image, top, left)
-                logits = resize_to_grid(*segment(window, ids), window.shape[-2:])
-                weights = window_weights(*logits.shape[-2:], logits.device)
-                x = left // _CELL
-                place = np.s_[..., top // _CELL - done : bottom - done, x : x + logits.shape[2]]
-                total[place] += logits * weights
-                weight[place] += weights
-            finished = rows if next_top is None else next_top // _CELL
-            count = finished - done
-            writer.write(total[:, :count] / weight[:count])
-            # Copied: a slice would keep the memory of the finished rows.
-            total, weight = total[:, count:].clone(), weight[count:].clone()
-            done = finished
+        writer = _LabelWriter(size, grid, extent, ids, num_categories, temperature)
+
+        def of_window(top: int, left: int) -> tuple[Tensor, tuple[float, float]]:
+            return segment(self._crop(image, top, left), ids)
+
+        for rows in self._blended_rows((height, width), (0, 0, *grid), of_window, ids):
+            writer.write(rows)
         labels = SemSegLabels(writer.label_map, ids, num_categories, writer.confidence)
         return labels, ids, scores
 
-    def _reduce(self, image: Tensor) -> Tensor:
-        """The whole image (3, H, W) at the size of a window."""
+    def segment_region(
+        self,
+        size: tuple[int, int],
+        region: tuple[int, int, int, int],
+        ids: Tensor,
+        num_categories: int,
+        segment: Callable[[int, int, int, int], tuple[Tensor, tuple[float, float]] | None],
+        temperature: float = 1.0,
+    ) -> SemSegLabels:
+        """Segment a part of an image that need not be in memory.
+
+        The labels are those of the same part of the whole image, to the last bit. All windows that
+        touch the region are segmented, so regions that are put together have no seam.
+
+        Args:
+            size: (H, W) of the whole image.
+            region: (top, left, height, width) of the part in pixels. The numbers are multiples of
+                4, except where the region ends with the image.
+            ids: (K,) the categories of all windows.
+            num_categories: C.
+            segment: maps the (top, left, height, width) of a window to its logits (K, h', w') and
+                the (rows, columns) of their grid that the window covers. None leaves the window
+                out; a part that is in no window gets any label.
+            temperature: see `segment`.
+        """
+        top, left, height, width = region
+        # The labels at the border depend on the next cell too.
+        first = max(top - _CELL, 0), max(left - _CELL, 0)
+        last = min(top + height + _CELL, size[0]), min(left + width + _CELL, size[1])
+        cells = *(x // _CELL for x in first), *(-(-x // _CELL) for x in last)
+        part = (last[0] - first[0], last[1] - first[1])
+        grid = cells[2] - cells[0], cells[3] - cells[1]
+        extent = (part[0] / _CELL, part[1] / _CELL)
+        writer = _LabelWriter(part, grid, extent, ids, num_categories, temperature)
+
+        def of_window(top: int, left: int) -> tuple[Tensor, tuple[float, float]] | None:
+            sides = (min(self.size, size[0] - top), min(self.size, size[1] - left))
+            return segment(top, left, *sides)
+
+        for rows in self._blended_rows(size, cells, of_window, ids):
+            writer.write(rows)
+        inside = np.s_[top - first[0] :, left - first[1] :]
+        label_map, confidence = (
+            array[inside][:height, :width] for array in (writer.label_map, writer.confidence)
+        )
+        return SemSegLabels(label_map, ids, num_categories, confidence)
+
+    def _blended_rows(
+        self,
+        size: tuple[int, int],
+        cells: tuple[int, int, int, int],
+        segment: Callable[[int, int], tuple[Tensor, tuple[float, float]] | None],
+        ids: Tensor,
+    ) -> Iterator[Tensor]:
+        """Yield the blended logits (K, n, columns) of a part of the grid, from top to bottom.
+
+        Args:
+            size: (H, W) of the whole image in pixels.
+            cells: (top, left, bottom, right) of the part of the grid.
+            segment: maps the (top, left) of a window to its logits, or None.
+            ids: (K,) the categories.
+        """
+        top, left, bottom, right = cells
+        length = self.size // _CELL
+        tops = [y for y in self._starts(size[0]) if top - length < y // _CELL < bottom]
+        lefts = [x for x in self._starts(size[1]) if left - length < x // _CELL < right]
+        total = torch.zeros(len(ids), 0, right - left, device=ids.device)
+        weight = total.new_zeros(0, right - left)
+        done = top  # rows of cells that no later window covers
+        for y, next_y in zip(tops, [*tops[1:], None]):
+            height = min(self.size, size[0] - y)
+            last = min(y // _CELL - (-height // _CELL), bottom)
+            more = max(last - done - total.shape[1], 0)
+            total, weight = F.pad(total, (0, 0, 0, more)), F.pad(weight, (0, 0, 0, more))
+            for x in lefts:
+                answer = segment(y, x)
+                if answer is None:
+                    continue
+                sides = (height, min(self.size, size[1] - x))
+                logits = resize_to_grid(*answer, sides)
+                weights = window_weights(*logits.shape[-2:], logits.device)
+                y0, x0 = y // _CELL, x // _CELL
+                rows = max(y0, done), last
+                columns = max(x0, left), min(x0 + logits.shape[2], right)
+                source = np.s_[..., rows[0] - y0 : rows[1] - y0, columns[0] - x0 : columns[1] - x0]
+                place = np.s_[
+                    ..., rows[0] - done : rows[1] - done, columns[0] - left : columns[1] - left
+                ]
+                total[place] += (logits * weights)[source]
+                weight[place] += weights[source]
+            finished = bottom if next_y is None else max(next_y // _CELL, done)
+            count = finished - done
+            if count:
+                yield total[:, :count] / weight[:count].clamp(min=1e-12)
+                # Copied: a slice would keep the memory of the finished rows.
+                total, weight = total[:, count:].clone(), weight[count:].clone()
+                done = finished
+
+    def reduce(self, image: Tensor) -> Tensor:
+        """Return the whole image (3, H, W) at the size of a window."""
         factor = self.size / max(image.shape[-2:])
         size = [max(1, round(side * factor)) for side in image.shape[-2:]]
         # On the CPU, bytes are resized as bytes: there is no float copy of a large image.

@@ -104,7 +104,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             images: (B, 3, H, W), normalised and padded.
             image_sizes: (height, width) of each image without padding.
             vocabulary: the C categories.
-            labels: (B, H', W') category ids, -1 where void. They are given in training, and in
+            labels: (B, H', W') category ids, -1 where ignored. They are given in training, and in
                 evaluation if the inputs have labels.
             ids: (B, K) categories to propose instead of those that stage 1 would choose.
             features: the output of the backbone for `images`; default: computed here.
@@ -150,12 +150,14 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             batched_inputs: a list, batched outputs of Detectron2's ``DatasetMapper``. Each dict has
 
                 * "image": (3, H, W) tensor, RGB, 0 to 255;
-                * "sem_seg": (H, W) category ids, in training (and for the oracle proposal); void
-                  pixels have any other number;
+                * "sem_seg": (H, W) category ids, in training (and for the oracle proposal);
+                  ignored pixels have any other number;
                 * "vocabulary": :class:`Vocabulary`, optional; default: that of the model. All
                   images of a batch share one;
                 * "height", "width": output size in pixels, optional; default: that of the image;
-                * "features": optional, the result of :meth:`encode_image` for this image.
+                * "features": optional, the result of :meth:`encode_image` for this image;
+                * "category_ids": optional, (K,) categories to propose instead of those that stage 1
+                  would choose, in evaluation, for images that are not segmented in windows.
 
         Returns:
             In training a dict of losses by name; in evaluation one dict for each image:
@@ -207,9 +209,10 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             if self.window is not None and self.window.is_needed(x["image"]):
                 results[i] = self._result_in_windows(x, vocabulary)
             else:
-                groups[x["image"].shape[-2:], i if "features" in x else None].append(i)
-        # Images of the same size share a forward pass, unless their features are given. Images of
-        # other sizes have their own, as padding an image would change its answer.
+                own = "features" in x or "category_ids" in x
+                groups[x["image"].shape[-2:], i if own else None].append(i)
+        # Images of the same size share a forward pass, unless their features or categories are
+        # given. Images of other sizes have their own: padding an image would change its answer.
         for members in groups.values():
             inputs = [batched_inputs[i] for i in members]
             for i, result in zip(members, self._results_of_one_size(inputs, vocabulary)):
@@ -220,23 +223,18 @@ class OpenVocabularySegmentor(nn.Module, ABC):
         labels = None
         if all("sem_seg" in x for x in inputs):
             labels = torch.stack([input_labels(x, len(vocabulary), self.device) for x in inputs])
+        ids = (
+            inputs[0]["category_ids"].to(self.device)[None] if "category_ids" in inputs[0] else None
+        )
         images = [x["image"] for x in inputs]
         (features,) = inputs[0].get("features", [None])
-        logits, extent, proposals = self._segment_images(
-            images, vocabulary, labels, features=features
-        )
+        logits, extent, proposals = self._segment_images(images, vocabulary, labels, ids, features)
         results = []
         for i, x in enumerate(inputs):
             keep = proposals.valid[i]
-            ids = proposals.ids[i][keep]
-            sem_seg = SemSegProposals(
-                logits[i][keep].float(),
-                ids,
-                len(vocabulary),
-                output_size(x),
-                extent,
-                self.temperature,
-            )
+            chosen = proposals.ids[i][keep]
+            maps, sizes = logits[i][keep].float(), (output_size(x), extent)
+            sem_seg = SemSegProposals(maps, chosen, len(vocabulary), *sizes, self.temperature)
             results.append({"sem_seg": sem_seg, "proposals": proposals.of_image(i)})
         return results
 

@@ -1,7 +1,9 @@
 """Evaluation in windows: the labels of the whole image, with bounded memory."""
 
+import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from dcp_clip.benchmarking.measure import peak_bytes
 from dcp_clip.modeling.inference import SlidingWindow
+from dcp_clip.modeling.large_image import segment_large_image
 from dcp_clip.utils.upsampling import resized_bands
 from dcp_clip.vocabulary import Vocabulary
 
@@ -146,3 +149,41 @@ def test_the_error_for_a_wrong_value_names_the_key(make_cfg, size, stride, key):
 def test_windows_are_off_by_default_and_overlap_by_half(make_cfg):
     assert SlidingWindow.from_config(make_cfg()) is None
     assert SlidingWindow.from_config(make_cfg(opts={NODE + "SIZE": 40})).stride == 20
+
+
+@pytest.mark.parametrize(
+    "size, window", [((70, 51), (16, 8)), ((64, 96), (32, 28)), ((9, 40), (24, 4))]
+)
+def test_regions_together_are_the_whole_image(size, window):
+    """Regions have no seam: each has the labels that the whole image has there."""
+    generator = torch.Generator().manual_seed(sum(size))
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    model, slider = LocalModel(), SlidingWindow(*window)
+    sizes = size, len(NAMES)
+    whole, ids, _ = slider.segment(image, *sizes, model.propose, model.segment, temperature=50.0)
+
+    def of_window(top, left, height, width):
+        return model.segment(image[:, top : top + height, left : left + width], ids)
+
+    for top, left in itertools.product(range(0, size[0], 20), range(0, size[1], 24)):
+        region = top, left, min(20, size[0] - top), min(24, size[1] - left)
+        part = slider.segment_region(size, region, ids, len(NAMES), of_window, 50.0)
+        place = np.s_[top : top + 20, left : left + 24]
+        np.testing.assert_array_equal(part.label_map(), whole.label_map()[place])
+        np.testing.assert_allclose(part.confidence(), whole.confidence()[place], atol=1e-3)
+    # A window that is left out changes only what it touches.
+    without = slider.segment_region(size, (0, 0, *size), ids, len(NAMES), lambda *place: None)
+    assert without.image_size == size
+
+
+def test_a_large_image_is_segmented_in_the_windows_of_the_model(make_model, make_image):
+    """Its regions have the labels of an image in memory."""
+    model = make_model(opts={NODE + "SIZE": 64, NODE + "STRIDE": 32})
+    image = make_image(100, 150)
+    with torch.no_grad():
+        (whole,) = model([{"image": image}])
+        answer = segment_large_image(model, model.vocabulary, image)
+        (ids,) = make_model()([{"image": image, "category_ids": torch.tensor([5, 2])}])
+    assert torch.equal(answer["sem_seg"].argmax(), whole["sem_seg"].argmax())
+    assert torch.equal(answer["proposals"]["ids"], whole["proposals"]["ids"])
+    assert sorted(ids["sem_seg"].category_ids.tolist()) == [2, 5]
