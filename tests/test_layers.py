@@ -10,6 +10,7 @@ PACKAGE = ROOT / "dcp_clip"
 # From high to low. A module may import from its own part and from the parts on lower lines. Parts
 # on the same line do not import each other.
 LAYERS = [
+    {"distributed"},
     {"folder_run", "app"},
     {"predictor"},
     {"hub"},

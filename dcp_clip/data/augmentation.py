@@ -51,6 +51,7 @@ class ResizeForTest(T.ResizeShortestEdge):
             raise ValueError(
                 f"INPUT.RESIZE_TEST is '{method}'; known are {' and '.join(_RESIZING)}."
             )
+        self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._resizing = _RESIZING[method]
         super().__init__(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
@@ -61,6 +62,12 @@ class ResizeForTest(T.ResizeShortestEdge):
             return T.NoOpTransform()
         size = self.get_output_shape(height, width, self.short_edge_length[0], self.max_size)
         return self._resizing(height, width, *(max(1, side) for side in size))
+
+    def model_input(self, image: np.ndarray) -> torch.Tensor:
+        """Resize an (H, W, 3) uint8 RGB image to a (3, h, w) uint8 tensor of INPUT.FORMAT."""
+        image = np.ascontiguousarray(image[:, :, ::-1] if self._is_bgr else image)
+        resized = self.get_transform(image).apply_image(image)
+        return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
 def build_sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:

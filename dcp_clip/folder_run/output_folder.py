@@ -28,6 +28,7 @@ __all__ = [
     "COCO_FILE",
     "RunFolder",
     "RunFolderError",
+    "describe_difference",
     "is_inside",
     "unfinished_folder",
     "writing",
@@ -187,7 +188,7 @@ class RunFolder:
             raise RunFolderError(
                 f"cannot read {self._manifest}: {error}; choose another output folder"
             ) from error
-        return _describe_difference(before, self._settings)
+        return describe_difference(before, self._settings)
 
     def _lines(self) -> Iterator[tuple[bytes, dict | None]]:
         """Yield the lines of the results and their content, which is None for a damaged line."""
@@ -263,14 +264,15 @@ def _parse(line: bytes) -> dict | None:
     return record if files and isinstance(record.get("file"), str) else None
 
 
-def _describe_difference(before: Any, now: Mapping[str, Any]) -> str:
+def describe_difference(before: Any, now: Mapping[str, Any]) -> str:
+    """Return how the settings of two runs differ, in a few words; "" if they are equal."""
     if not isinstance(before, dict):
         return "run.json has another format"
     texts = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            texts += [_describe_difference(old, new)]
+            texts += [describe_difference(old, new)]
         elif old != new:
             short = max(len(str(old)), len(str(new))) <= 40
             texts.append(f"{key} was {old} and is {new}" if short else f"{key} differs")

@@ -44,6 +44,9 @@ ARGUMENTS = {
         "{config}",
     ],
     "tools/pretrain_clip.py": ["--config-file", "{config}", "--eval-only"],
+    "tools/segment_many.py": [
+        *("--config-file", "{config}", "--input", "{image}", "--output", "{out}", "--opts")
+    ],
     "tools/vocabulary_study.py": ["--config-file", "{config}"],
 }
 # Their arguments are no configs and no weights.

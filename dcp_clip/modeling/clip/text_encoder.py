@@ -146,14 +146,7 @@ class TextEncoder(nn.Module):
         """
         if self.trains:
             return self._encode(vocabulary)
-        key = (
-            "cut at the end of text",  # features of untruncated prompts differ in their last bits
-            self.model_name,
-            self._fingerprint.of(self.text),
-            *self.templates,
-            self.synonym_pooling,
-            vocabulary.fingerprint(),
-        )
+        key = self._key(vocabulary)
         # The features do not depend on the caller's mode, such as autocast or inference mode.
         with (
             torch.inference_mode(False),
@@ -169,6 +162,20 @@ class TextEncoder(nn.Module):
                 )
                 self._cache.put(key, features)
         return features
+
+    def remember(self, vocabulary: Vocabulary, features: TextFeatures) -> None:
+        """Keep the features that a copy of this encoder, in another process, has computed."""
+        self._cache.put(self._key(vocabulary), features)
+
+    def _key(self, vocabulary: Vocabulary) -> tuple[str, ...]:
+        return (
+            "cut at the end of text",  # features of untruncated prompts differ in their last bits
+            self.model_name,
+            self._fingerprint.of(self.text),
+            *self.templates,
+            self.synonym_pooling,
+            vocabulary.fingerprint(),
+        )
 
     def _read_or_encode(self, vocabulary: Vocabulary, key: tuple[str, ...]) -> TextFeatures:
         """Read the features from the file of `key`; without a file, encode them and write it."""

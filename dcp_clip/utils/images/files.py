@@ -36,7 +36,9 @@ class ImageReadError(ValueError):
 
 @contextmanager
 def open_image(
-    path: str | os.PathLike, formats: Sequence[str] = PHOTOGRAPH_FORMATS
+    path: str | os.PathLike,
+    formats: Sequence[str] = PHOTOGRAPH_FORMATS,
+    content: bytes | None = None,
 ) -> Iterator[Image.Image]:
     """Open an image file for decoding.
 
@@ -45,6 +47,7 @@ def open_image(
     Args:
         path: an image file.
         formats: Pillow's names of the accepted formats. The content decides, not the file's name.
+        content: the bytes of the file, if they are in memory; `path` is then only its name.
 
     Yields:
         the image, of which only the header has been read.
@@ -55,12 +58,13 @@ def open_image(
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
+        if content is None and path.exists() and not path.is_file():
             raise ImageReadError(f"cannot read {path}: it is a folder or device, not an image file")
         # Opened by its name, Pillow 13 scrambles some TIFF files that it has to rotate.
-        with open(path, "rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
+        with open(path, "rb") if content is None else io.BytesIO(content) as stream:
+            if not stream.seek(0, os.SEEK_END):
                 raise ImageReadError(f"cannot read {path}: the file is empty")
+            stream.seek(0)
             with _open(_without_long_text(stream), formats) as image:
                 width, height = image.size
                 if width * height > MAX_FILE_PIXELS:

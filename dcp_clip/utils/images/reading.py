@@ -41,7 +41,7 @@ def read_image(path: str | os.PathLike, max_pixels: int | None = None) -> np.nda
 
 
 def read_image_and_size(
-    path: str | os.PathLike, max_pixels: int | None = None
+    path: str | os.PathLike, max_pixels: int | None = None, content: bytes | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image file as an RGB array, and reduce very large images.
 
@@ -57,6 +57,7 @@ def read_image_and_size(
         path: an image file; its format is recognised by content, not by name.
         max_pixels: images with more pixels are reduced to at most this number. JPEG files are then
             decoded at a fraction of their size, which also bounds memory.
+        content: the bytes of the file, if they are in memory; `path` is then only its name.
 
     Returns:
         tuple: the image, (H, W, 3) uint8 RGB; the upright (height, width) before the reduction.
@@ -65,7 +66,7 @@ def read_image_and_size(
         ImageReadError: if the file does not exist, is empty, damaged, truncated or not an image,
             or has more than 300 million pixels.
     """
-    image, size, _ = _read(path, max_pixels)
+    image, size, _ = _read(path, max_pixels, content)
     return image, size
 
 
@@ -87,11 +88,11 @@ def as_stored(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _read(
-    path: str | os.PathLike, max_pixels: int | None
+    path: str | os.PathLike, max_pixels: int | None, content: bytes | None = None
 ) -> tuple[np.ndarray, tuple[int, int], int]:
     """Return the upright image, its (height, width) before the reduction, and its orientation."""
     path = Path(path)
-    with open_image(path) as file:
+    with open_image(path, content=content) as file:
         width, height = file.size
         target = reduced_size(file.size, max_pixels)
         image, orientation, upright = load_rgb(file, path, (2 * target[0], 2 * target[1]))

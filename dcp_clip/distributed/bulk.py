@@ -1,0 +1,215 @@
+"""Run the stages of a bulk run on a cluster with Ray Data."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.exceptions
+from ray.data import ActorPoolStrategy, DataContext
+from tqdm import tqdm
+
+import dcp_clip.distributed.stages as stages
+from dcp_clip.data.augmentation import ResizeForTest
+from dcp_clip.distributed.inputs import find_inputs, index_shard
+from dcp_clip.distributed.partitions import BulkFolder
+from dcp_clip.folder_run.pipeline import run_settings
+from dcp_clip.predictor import Predictor
+from dcp_clip.structures import TextFeatures
+
+__all__ = ["BulkOptions", "ClusterError", "connect", "segment_many"]
+
+# Logical CPUs beyond those of the actors. Tasks that read and write mostly wait for a disk.
+_CPUS_TO_READ_AND_WRITE = 2
+# Of one task; a task that reads keeps a core busy when it decodes.
+_READ_CPUS, _WRITE_CPUS = 1, 0.5
+_ONE_PARTITION = {"batch_size": 1, "batch_format": "pyarrow"}
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot run the job. The message is one sentence."""
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """How to run; the results do not depend on it, except on `labels` and `partition_size`.
+
+    Attributes:
+        actors: smallest and largest number of actors, each with a copy of the model.
+        gpus: GPUs of an actor, possibly a fraction; 0 for the CPU.
+        cpus: CPUs of an actor, and threads of PyTorch.
+        batch_size: number of images of equal size in a forward pass.
+        partition_size: number of images in a partition.
+        labels: "rle" or "png", the form of the label maps.
+        retry_errors: segment partitions with errors again.
+    """
+
+    actors: tuple[int, int] = (1, 1)
+    gpus: float = 0
+    cpus: float = 1
+    batch_size: int = 1
+    partition_size: int = 256
+    labels: str = "rle"
+    retry_errors: bool = False
+
+
+def connect(address: str | None, options: BulkOptions) -> None:
+    """Connect to a cluster, or start Ray on this machine.
+
+    Args:
+        address: that of `ray.init`, such as "auto"; None: start Ray here.
+        options: of the run that follows.
+
+    Raises:
+        ClusterError: if there is no cluster, or it is too small for the options.
+    """
+    if not ray.is_initialized():
+        start = {"address": "local", "num_cpus": (os.cpu_count() or 1) + _CPUS_TO_READ_AND_WRITE}
+        try:
+            ray.init(**({"address": address} if address else start), logging_level=logging.WARNING)
+        except (ConnectionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ClusterError(f"cannot connect to --address {address}: {reason}") from error
+    has = ray.cluster_resources()
+    needs = {
+        "CPU": options.actors[0] * options.cpus + _READ_CPUS,
+        "GPU": options.actors[0] * options.gpus,
+    }
+    for kind, need in needs.items():
+        if need > has.get(kind, 0):
+            extra = f" and {_READ_CPUS} to read images" if kind == "CPU" else ""
+            raise ClusterError(
+                f"{options.actors[0]} actors{extra} need {need:g} {kind}s, but the cluster has "
+                f"{has.get(kind, 0):g}; give fewer --actors or fewer {kind}s for each"
+            )
+
+
+def segment_many(
+    predictor: Predictor,
+    inputs: Sequence[str],
+    output: str,
+    version: str,
+    options: BulkOptions = BulkOptions(),
+) -> dict[str, int]:
+    """Segment images on the cluster of `connect`, and write partitions into a folder.
+
+    The folder can hold a part of the results of the same run: finished partitions are skipped.
+
+    Args:
+        predictor: the model on the CPU, and its vocabulary.
+        inputs: see `find_inputs`.
+        output: path or URL of the folder, which all workers can write to.
+        version: version of the program.
+        options: how to run.
+
+    Returns:
+        "images", "errors" and "partitions" of the whole run, and "skipped", the number of
+        partitions that were finished before.
+
+    Raises:
+        InputError, StorageError, ImageReadError: see `find_inputs`.
+        BulkFolderError: if the folder has the results of another run.
+        WriteError: if the folder cannot be written to; finished partitions are kept.
+    """
+    folder = BulkFolder(output)
+    settings = run_settings(predictor, (), version) | {"labels": options.labels}
+    folder.open(find_inputs(inputs, _index_shards), options.partition_size, settings)
+    finished = folder.finished()
+    if options.retry_errors and finished:
+        finished -= folder.with_errors(finished)
+    waiting = [number for number in range(folder.partitions) if number not in finished]
+    if waiting:
+        _run(predictor, folder, waiting, settings, options)
+    return folder.finish() | {"skipped": len(finished)}
+
+
+def _index_shards(urls: list[str]) -> list[pa.Table]:
+    index = ray.remote(index_shard)
+    try:
+        return ray.get([index.remote(url) for url in urls])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _run(
+    predictor: Predictor,
+    folder: BulkFolder,
+    waiting: list[int],
+    settings: dict[str, Any],
+    options: BulkOptions,
+) -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # those of this module count images
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    names = ("weights fingerprint", "vocabulary fingerprint")
+    rows = (
+        ray.data.from_items([{"partition": n} for n in waiting], override_num_blocks=len(waiting))
+        .map_batches(
+            stages.read_partition,
+            fn_kwargs={
+                "folder": folder,
+                "resizing": ResizeForTest(predictor.cfg),
+                "max_pixels": predictor.max_input_pixels,
+            },
+            num_cpus=_READ_CPUS,
+            **_ONE_PARTITION,
+        )
+        .map_batches(
+            stages.RunModel,
+            fn_constructor_kwargs={
+                "shared": ray.put(_with_features(predictor)),  # each machine gets it once
+                "device": "cuda" if options.gpus else "cpu",
+                "threads": max(1, int(options.cpus)),
+                "batch_size": options.batch_size,
+            },
+            compute=ActorPoolStrategy(min_size=options.actors[0], max_size=options.actors[1]),
+            num_cpus=options.cpus,
+            num_gpus=options.gpus,
+            memory=1,  # one byte: Ray Data joins stages with the same needs
+            **_ONE_PARTITION,
+        )
+        .map_batches(
+            stages.write_partition,
+            fn_kwargs={
+                "folder": folder,
+                "vocabulary": predictor.vocabulary,
+                "labels": options.labels,
+                "fingerprints": {name.replace(" ", "_"): settings[name] for name in names},
+            },
+            num_cpus=_WRITE_CPUS,
+            **_ONE_PARTITION,
+        )
+    )
+    bar = tqdm(
+        total=folder.images,
+        initial=folder.images - sum(map(folder.length, waiting)),
+        unit=" images",
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{rate_noinv_fmt}, {remaining} left"
+        "{postfix}]",
+    )
+    errors = 0
+    with bar:
+        try:
+            for row in rows.iter_rows():
+                errors += row["errors"]
+                bar.set_postfix_str(f", {errors} errors" if errors else "", refresh=False)
+                bar.update(row["images"])
+        except ray.exceptions.RayError as error:
+            raise _cause(error) from error
+
+
+def _with_features(predictor: Predictor) -> tuple[Predictor, TextFeatures | None]:
+    encoder = getattr(predictor.model, "text_encoder", None)
+    return predictor, None if encoder is None else encoder.encode_vocabulary(predictor.vocabulary)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error of a worker as this project raised it."""
+    while isinstance(error, ray.exceptions.RayError) and isinstance(
+        getattr(error, "cause", None) or error.__cause__, BaseException
+    ):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error

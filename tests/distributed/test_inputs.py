@@ -1,0 +1,73 @@
+"""The inputs of a bulk run: folders, patterns, lists and shards."""
+
+import json
+
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq  # noqa: E402
+
+from dcp_clip.distributed.inputs import InputError, find_inputs  # noqa: E402
+from dcp_clip.distributed.storage import StorageError, read_bytes  # noqa: E402
+
+
+def files(table):
+    return table["file"].to_pylist()
+
+
+def test_folders_patterns_and_files(photographs, monkeypatch):
+    photos = photographs / "photos"
+    everything = sorted(map(str, (*photos.glob("*.*"), *photos.glob("sub/*.*"))))
+    table = find_inputs([str(photos)])
+    assert files(table) == everything and len(everything) == 10
+    assert table["offset"].null_count == 10 and set(table["member"].to_pylist()) == {""}
+    assert files(find_inputs([f"{photos}/*.png"])) == sorted(map(str, photos.glob("*.png")))
+    assert find_inputs([str(photos), f"{photos}/0.png", f"file://{photos}"]) == table  # once each
+    monkeypatch.chdir(photographs)
+    assert find_inputs(["photos"]) == table
+
+
+@pytest.mark.parametrize("column", ["file", "path"])
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_lists(photographs, tmp_path, column, suffix, monkeypatch):
+    monkeypatch.chdir(photographs)
+    named = ["photos/2.png", "http://127.0.0.1/a.jpg", "missing.png", "shard.tar", "photos/2.png"]
+    path = tmp_path / f"list{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"width": range(5), column: named}), path)
+    else:
+        path.write_text("".join(json.dumps({"width": 1, column: name}) + "\n" for name in named))
+    table = find_inputs([str(path)])
+    shard = str(photographs / "shard.tar")
+    whole = [str(photographs / name) for name in ("missing.png", "photos/2.png")]
+    assert files(table) == [*whole, *[shard] * 3, "http://127.0.0.1/a.jpg"]
+
+
+def test_members_of_shards_are_read_by_their_position(photographs):
+    import tarfile
+
+    shard = photographs / "shard.tar"
+    table = find_inputs([f"{photographs}/*.tar"])
+    assert table["member"].to_pylist() == ["000009.png", "000010.png", "000011.png"]
+    with tarfile.open(shard) as tar:
+        for row in table.to_pylist():
+            content = read_bytes(row["file"], row["offset"], row["size"])
+            assert content == tar.extractfile(row["member"]).read() != b""
+
+
+def test_every_error_names_the_input(photographs, tmp_path):
+    (tmp_path / "broken.tar").write_bytes((photographs / "shard.tar").read_bytes()[:700])
+    (tmp_path / "noise.tar").write_bytes(b"no tar file" * 100)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "other.jsonl").write_text('{"name": "a.png"}\n')
+    (tmp_path / "numbers.jsonl").write_text('{"file": 3}\n')
+    (tmp_path / "nothing.jsonl").write_text('{"file": "a.png"}\n{"file": null}\n')
+    (tmp_path / "empty").mkdir()
+    cases = [*(p.name for p in tmp_path.iterdir()), "missing.tar", "*.tar.gz", "missing.jsonl"]
+    for name in cases:
+        with pytest.raises(ValueError, match=name.replace("*", r"\*")) as error:
+            find_inputs([str(tmp_path / name)])
+        assert "\n" not in str(error.value)
+    for url in ("nosuch://bucket/a", "memory://nothing"):
+        with pytest.raises((StorageError, InputError), match=url):
+            find_inputs([url])
