@@ -51,14 +51,17 @@ install:  ## install into an existing environment (PY=/path/to/its/python)
 check-env: setup  ## print versions, devices and problems
 	$(PY) tools/check_env.py
 
-demo: setup  ## label photographs and generated scenes with the shipped weights, into output/demo
-	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" --overwrite \
-	  --output output/demo/photographs
+demo: setup  ## label a photograph and generated scenes with the shipped weights, into output/demo
+	$(PY) demo/demo.py --samples --vocabulary "sky; building; tree; road" --unknown-below 0.5 \
+	  --output output/demo/photographs --overwrite --opts INPUT.MIN_SIZE_TEST 320
 	$(PY) datasets/prepare_emoji_scenes.py --source pip --root output/demo \
 	  --subsets unseen_test --scenes 8
 	$(PY) demo/demo.py --config-file configs/emoji_scenes/dcp_clip_tiny.yaml \
 	  --input output/demo/emoji_scenes/images/unseen_test --vocabulary "$(SCENE_NAMES)" \
-	  --output output/demo/scenes --overwrite
+	  --unknown-below 0.4 --output output/demo/scenes --overwrite
+	$(PY) tools/montage.py output/demo/photographs output/demo/scenes --columns 3 \
+	  --output output/demo/demo.png
+	@echo "Open output/demo/demo.png."
 
 app: setup  ## open a page in the browser that segments images (docs/app.md)
 	$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --editable ".[app]"

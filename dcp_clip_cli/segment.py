@@ -45,7 +45,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input", nargs="+", default=[], help="image files, folders, or quoted glob patterns")
-    samples_help = "use sample photographs of scikit-learn and scikit-image, if installed"
+    samples_help = "use the sample photograph of scikit-learn"
     add("--samples", action="store_true", help=samples_help)
     add(
         "--vocabulary",
@@ -104,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
     samples = find_photographs() if args.samples else []
     if args.samples and not samples:
         raise FileNotFoundError(
-            "there are no sample photographs: install them with pip install scikit-image "
-            "scikit-learn"
+            "there is no sample photograph: install it with pip install scikit-learn"
         )
     images = find_images([*args.input, *map(str, samples)], output)
     # Lock the folder first: an error about it should not come after a long download of weights.

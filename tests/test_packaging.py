@@ -8,8 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from PIL import Image
+
+import dcp_clip
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 ROOT = Path(__file__).parents[1]
@@ -35,6 +38,21 @@ def test_constraints_are_the_lower_bounds():
     assert set(pinned) == set(bounds)
     for name, bound in bounds.items():
         assert f"{pinned[name]}.".startswith(f"{bound}."), name
+
+
+def test_citation():
+    """CITATION.cff has what the format requires (cffconvert --validate), and this version."""
+    content = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    required = {"cff-version", "message", "title", "authors"}
+    known = {"type", "version", "license", "abstract", "keywords", "identifiers"}
+    assert required <= set(content) <= required | known
+    assert content["cff-version"] == "1.2.0" and content["type"] == "software"
+    assert all(set(author) == {"name"} for author in content["authors"])
+    for identifier in content["identifiers"]:
+        assert set(identifier) == {"type", "value", "description"}
+    assert content["version"] == dcp_clip.__version__
+    assert content["license"] == PROJECT["license"]
+    assert content["title"].endswith(PROJECT["description"].split(" ", 1)[1])
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 __all__ = ["find_photographs"]
 
-# Outdoor photographs, because the default weights were trained on streets.
-_PHOTOGRAPHS = (("sklearn", "datasets/images/china.jpg"), ("skimage", "data/rocket.jpg"))
+# Package and file. The default weights were trained on streets by day.
+_PHOTOGRAPHS = (("sklearn", "datasets/images/china.jpg"),)
 
 
 def find_photographs() -> list[Path]:
     """Return the paths of the sample photographs, without importing their packages.
 
-    The list is empty if neither scikit-learn nor scikit-image is installed.
+    The list is empty if scikit-learn is not installed.
     """
     found = []
     for package, file in _PHOTOGRAPHS:
