@@ -156,7 +156,7 @@ class Predictor(HubMixin):
 
     @property
     def temperature(self) -> float:
-        """That of the confidence."""
+        """Return the temperature of the confidence."""
         return getattr(self.model, "temperature", 1.0)
 
     def set_vocabulary(self, vocabulary: VocabularySpec) -> None:

@@ -36,7 +36,7 @@ class RunOnnxPredictor(OnnxPredictor):
 
     @property
     def temperature(self) -> float:
-        """That of the confidence."""
+        """Return the temperature of the confidence."""
         return self.folder["temperature"]
 
     def __call__(self, *args: Any, **options: Any) -> Prediction:
