@@ -14,7 +14,7 @@ Prints a Markdown table for each config: batch 1, evaluation mode, text features
 
 - encoder: the forward pass of CLIPBackbone, which is what encode_image computes, with the feature
   pyramid and the dense features. whole: the forward pass up to the category of every pixel. Both
-  take turns, so that a disturbance of the machine affects both. added: whole without encoder.
+  take turns, so that other load on the machine affects both. added: whole without encoder.
 - ms: median wall-clock time. relative time: whole (or training step) divided by encoder.
 - GFLOPs: convolutions, matrix products and attention; a multiply-add counts as 2 FLOPs.
 - peak MiB: the most memory that tensors occupy at one time, with the output but without weights

@@ -21,12 +21,12 @@ _RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 def measure_backends(
     subject: BenchmarkModel, backends: Sequence[str], num_categories: int, repeats: int
 ) -> list[dict]:
-    """Measure one image, from its pixels to the label map, with each backend in turns.
+    """Measure one image, from its pixels to the label map; the backends take turns.
 
     All backends use the same number of threads, and the text features are computed before.
 
     Args:
-        subject: the model; it is exported with its size of image.
+        subject: the model; it is exported at its image size.
         backends: some of "torch", "compile", "onnx" and "openvino", in the order of the rows.
         num_categories: names in the vocabulary.
         repeats: timed rounds.

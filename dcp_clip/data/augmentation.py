@@ -12,7 +12,7 @@ from dcp_clip.vocabulary.categories import IGNORE_LABEL
 
 
 class OpenCVResize(T.ResizeTransform):
-    """Resizes images as OpenCV's bilinear interpolation: between four pixels, without averaging.
+    """Resizes images like OpenCV: bilinear interpolation of four pixels, without antialiasing.
 
     Labels are resized as by :class:`ResizeTransform`.
     """
