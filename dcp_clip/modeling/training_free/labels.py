@@ -1,4 +1,4 @@
-"""From the similarities of all names to labels, with thresholds for the background."""
+"""Convert the similarities of all names to labels, with thresholds for the background."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Thresholds", "label_pixels"]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a pixel belongs to the background, which is the first category of the vocabulary.
+    """Thresholds below which a pixel is background, the first category of the vocabulary.
 
     Attributes:
         probability: pixels whose best category has a lower probability are background.
-        area: a category wins no pixel if its share of the pixels of all categories but the
+        area: a category gets no pixel if its share of the pixels of all categories but the
             background is not larger.
 
     Raises:
@@ -56,7 +56,7 @@ def label_pixels(
         category_rows: (C, S) the names of each category, see
             :class:`dcp_clip.structures.TextFeatures`.
         scale: factor from similarities to logits.
-        thresholds: of the background.
+        thresholds: thresholds of the background.
 
     Returns:
         (H, W) category ids of the smallest unsigned type that holds C ids.

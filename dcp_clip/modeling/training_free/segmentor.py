@@ -28,10 +28,10 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
     """Labels each pixel with the name that CLIP's dense features are most similar to.
 
     The steps are those of SCLIP (arXiv 2312.01597), NACLIP (arXiv 2404.08181) and ClearCLIP (arXiv
-    2407.12442), in their order: similarities of windows, upsampled and averaged; upsampling to the
+    2407.12442), in this order: similarities of windows, upsampled and averaged; upsampling to the
     size of the image; PAMR, if it has steps; softmax over all names; the best name of each
-    category; thresholds of the background. It needs memory for one map of the resized image for
-    each name. It does not use the five stages of DCP-CLIP and has nothing to train.
+    category; thresholds of the background. The model needs memory for one map of the resized image
+    for each name. It does not use the five stages of DCP-CLIP and has nothing to train.
     """
 
     @configurable
@@ -52,7 +52,7 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
             encoder_window: height and width of the windows in pixels; 0 for the whole image.
             encoder_stride: pixels from one window to the next.
             padding: a key of :data:`PADDINGS`.
-            thresholds: of the background.
+            thresholds: thresholds of the background.
             pamr_steps: number of steps of PAMR; 0 for none.
             common: see :class:`OpenVocabularySegmentor`.
 
