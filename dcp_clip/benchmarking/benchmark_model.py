@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import islice, product
 
 import torch
@@ -85,12 +86,14 @@ class BenchmarkModel:
         self._pixels = torch.randn(1, 3, *padded, generator=generator).to(self.device)
 
     def encoder(self, batch: int = 1) -> Callable[[], dict[str, Tensor]]:
-        """The forward pass of CLIP's image encoder alone on `batch` images."""
+        """The forward pass of CLIP's image encoder alone, without a proxy, on `batch` images."""
+        backbone = copy(self.model.backbone)
+        backbone.proxy = None
         pixels = self._pixels.expand(batch, -1, -1, -1).contiguous()
 
         def run() -> dict[str, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.model.bf16):
-                return self.model.backbone(pixels)
+                return backbone(pixels)
 
         return run
 

@@ -39,6 +39,12 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.ENCODER_WINDOW = 0
     # Pixels from one encoder window to the next.
     cfg.MODEL.CLIP.ENCODER_WINDOW_STRIDE = 112
+    cfg.MODEL.CLIP.PROXY = CN()
+    # A self-supervised tower of timm that gives the attention between the positions, for example
+    # "vit_base_patch8_224"; "" for none. It is frozen, and needs MODEL.CLIP.DENSE "maskclip".
+    cfg.MODEL.CLIP.PROXY.NAME = ""
+    # timm's weights tag, for example "dino", or the path of a local file; "" for random weights.
+    cfg.MODEL.CLIP.PROXY.PRETRAINED = ""
     # Which weights of the image and text encoder are trained: "none", "all", "attention" or "late"
     # (dcp_clip/modeling/clip/freezing.py).
     cfg.MODEL.CLIP.TRAIN_IMAGE = "none"

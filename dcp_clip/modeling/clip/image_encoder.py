@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dcp_clip.modeling.clip.encoder_windows import encode_in_windows
 from dcp_clip.modeling.clip.families import build_image_tower
 from dcp_clip.modeling.clip.loading import clip_pixel_stats, load_clip
+from dcp_clip.modeling.clip.proxy import AttentionProxy
 from dcp_clip.modeling.clip.readings import DenseReading
 
 __all__ = ["CLIPBackbone"]
@@ -35,6 +36,9 @@ class CLIPBackbone(Backbone):
     With `window`, the tower encodes larger images in overlapping windows of about its training
     resolution, see :func:`encode_in_windows`. ``pooled`` is always computed from the whole image,
     so it stays equal to ``encode_image``.
+
+    With `proxy`, a second, frozen tower decides which positions share their dense features; the
+    other outputs stay equal.
     """
 
     @configurable
@@ -47,6 +51,7 @@ class CLIPBackbone(Backbone):
         reading: DenseReading = DenseReading(),  # noqa: B008  (immutable)
         window: int = 0,
         window_stride: int = 0,
+        proxy: AttentionProxy | None = None,
     ):
         """
         Args:
@@ -56,6 +61,7 @@ class CLIPBackbone(Backbone):
             reading: how a ViT computes its dense features; a convolutional tower ignores it.
             window: size of the encoder windows in pixels; 0 for none.
             window_stride: pixels from one encoder window to the next.
+            proxy: gives the attention between the positions of ``dense``; None for CLIP's own.
 
         Raises:
             ValueError: for a tower that no family supports, or windows that do not fit its grid.
@@ -65,6 +71,7 @@ class CLIPBackbone(Backbone):
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.window, self.window_stride = window, window_stride
         self._tower = build_image_tower(visual, reading)
+        self.proxy = proxy
         self._check_windows()
 
     @classmethod
@@ -80,6 +87,7 @@ class CLIPBackbone(Backbone):
             ),
             "window": node.ENCODER_WINDOW,
             "window_stride": node.ENCODER_WINDOW_STRIDE,
+            "proxy": AttentionProxy.from_config(cfg, mean, std),
         }
 
     def _check_windows(self) -> None:
@@ -129,9 +137,16 @@ class CLIPBackbone(Backbone):
                 f"needs multiples of {divisor}; pad it first."
             )
         if self.window and max(images.shape[-2:]) > self.window:
-            out = encode_in_windows(self._tower.encode, images, self.window, self.window_stride)
+            out = encode_in_windows(self._encode, images, self.window, self.window_stride)
             out["pooled"] = self._tower.pooled(images)
         else:
-            out = self._tower.encode(images)
+            out = self._encode(images)
         out["image"] = images
         return out
+
+    def _encode(self, images: Tensor) -> dict[str, Tensor]:
+        if self.proxy is None:
+            return self._tower.encode(images)
+        stride = self._tower.shapes["dense"].stride
+        grid = images.shape[-2] // stride, images.shape[-1] // stride
+        return self._tower.encode_mixed(images, self.proxy(images, grid))

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.readings import DenseReading
 
@@ -59,6 +60,23 @@ class ImageTower(ABC):
     @abstractmethod
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Map images (B, 3, H, W) to ``res2`` ..., ``dense`` (B, D, h, w), ``pooled`` (B, D)."""
+
+    def encode_mixed(self, images: Tensor, attention: Tensor) -> dict[str, Tensor]:
+        """As :meth:`encode`, with means of dense features over the positions.
+
+        A tower with a class token averages the values of its last block, as ProxyCLIP (arXiv
+        2408.04883) does. Another tower averages its dense features, as unit vectors.
+
+        Args:
+            images: (B, 3, H, W).
+            attention: (B, h*w, h*w), the weights of the positions in each position.
+        """
+        if self.pooling == "class token":
+            return self.encode(images, attention)
+        out = self.encode(images)
+        unit = F.normalize(out["dense"].float(), dim=1)
+        out["dense"] = (unit.flatten(2) @ attention.mT).view_as(unit)
+        return out
 
     @abstractmethod
     def pooled(self, images: Tensor) -> Tensor:
