@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from dcp_clip.prediction import (
     checked_threshold,
     make_prediction,
 )
+from dcp_clip.structures import label_regions
 from dcp_clip.utils.images.arrays import check_rgb
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
@@ -210,6 +211,7 @@ class Predictor(HubMixin):
         size: tuple[int, int] | None = None,
         vocabulary: VocabularySpec | None = None,
         unknown_below: float | None = None,
+        regions: Iterable | None = None,
     ) -> Prediction:
         """Segment an image.
 
@@ -221,6 +223,7 @@ class Predictor(HubMixin):
                 one. The text features of recent vocabularies are cached.
             unknown_below: pixels with a smaller confidence become unknown; default: that of the
                 predictor.
+            regions: masks, for example SAM's, whose pixels get one label; see `label_regions`.
 
         Raises:
             ImageReadError: if the file cannot be read.
@@ -249,17 +252,16 @@ class Predictor(HubMixin):
         else:
             pixels = model_pixels(image, self.cfg.INPUT.FORMAT)
             output = segment_large_image(self.model, vocabulary, pixels)
-        ids, scores = (output["proposals"][key].tolist() for key in ("ids", "scores"))
-        scores = dict(zip(ids, scores, strict=True))
-        prediction = make_prediction(output["sem_seg"], scores, vocabulary, below)
+        scores = dict(zip(*(output["proposals"][key].tolist() for key in ("ids", "scores"))))
+        sem_seg = (
+            output["sem_seg"] if regions is None else label_regions(output["sem_seg"], regions)
+        )
+        prediction = make_prediction(sem_seg, scores, vocabulary, below)
         prediction.milliseconds = 1000 * (time.perf_counter() - start)
         return prediction
 
     def predict(self, vocabulary: VocabularySpec | None = None, **options: Any) -> Prediction:
-        """Segment the last image of `set_image`.
-
-        Args:
-            vocabulary, **options: `vocabulary`, `size` and `unknown_below` of `__call__`.
+        """Segment the last image of `set_image`; the arguments are those of `__call__`.
 
         Raises:
             ValueError: if no image was set; see also `__call__`.

@@ -74,7 +74,7 @@ class SemSegProposals(TensorLike):
     @property
     def logits(self) -> Tensor:
         """(K, H, W) logits of all pixels; every access computes them again."""
-        return torch.cat([band for _, band in self._bands()], dim=1)
+        return torch.cat([band for _, band in self.bands()], dim=1)
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +122,7 @@ class SemSegProposals(TensorLike):
         ids = self.category_ids.cpu().numpy().astype(kind)
         label_map = np.empty(self.image_size, kind)
         confidence = None if temperature is None else np.empty(self.image_size, np.float16)
-        for start, band in self._bands():
+        for start, band in self.bands():
             rows = slice(start, start + band.shape[1])
             positions, probability = winners(band, temperature)
             label_map[rows] = ids[positions]
@@ -181,7 +181,8 @@ class SemSegProposals(TensorLike):
         bands = resized_bands(maps, self.image_size, self.extent)
         return torch.cat([band for _, band in bands], dim=1)[0]
 
-    def _bands(self) -> Iterator[tuple[int, Tensor]]:
+    def bands(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first row of each band of rows, and its logits (K, rows, W)."""
         return resized_bands(self.maps, self.image_size, self.extent)
 
 
