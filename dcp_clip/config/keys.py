@@ -32,8 +32,8 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.DENSE_RESIDUAL = False
     # Standard deviation of the Gaussian of "naclip", in patches.
     cfg.MODEL.CLIP.NACLIP_STD = 5.0
-    # Added to the size of the grid where the position table of a ViT is resized: 0.1 as in DINO,
-    # SCLIP, NACLIP and ClearCLIP.
+    # Added to the size of the grid where the position embeddings of a ViT are resized: 0.1 as in
+    # DINO, SCLIP, NACLIP and ClearCLIP.
     cfg.MODEL.CLIP.POSITION_OFFSET = 0.0
     # The encoder processes larger images in overlapping windows of this size in pixels; 0 for none.
     cfg.MODEL.CLIP.ENCODER_WINDOW = 0

@@ -49,8 +49,8 @@ class DenseReading:
             and SCLIP do. ClearCLIP and NACLIP drop both, because ClearCLIP found that the residual
             connection carries the noise. "clip" always keeps both.
         naclip_std: standard deviation of the Gaussian of "naclip" in patches; NACLIP uses 5.
-        position_offset: added to the size of the grid where the position table of a ViT is
-            resized, see :func:`dcp_clip.modeling.clip.families.vit.position_embedding`.
+        position_offset: added to the size of the grid where the position embeddings of a ViT
+            are resized, see :func:`dcp_clip.modeling.clip.families.vit.position_embedding`.
 
     Raises:
         ValueError: for an unknown name, a standard deviation that is not above 0, or an offset that
