@@ -13,8 +13,9 @@
 Prints a Markdown table for each config: batch 1, evaluation mode, text features in the cache.
 
 - encoder: the forward pass of CLIPBackbone, which is what encode_image computes, with the feature
-  pyramid and the dense features. whole: the forward pass up to the category of every pixel. Both
-  take turns, so that other load on the machine affects both. added: whole without encoder.
+  pyramid and the dense features, without a proxy (MODEL.CLIP.PROXY). whole: the forward pass up to
+  the category of every pixel, with the proxy. Both take turns, so that other load on the machine
+  affects both. added: whole without encoder; its ms are without the proxy.
 - ms: median wall-clock time. relative time: whole (or training step) divided by encoder.
 - GFLOPs: convolutions, matrix products and attention; a multiply-add counts as 2 FLOPs.
 - peak MiB: the most memory that tensors occupy at one time, with the output but without weights
@@ -122,8 +123,8 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
 
     # No data set is needed, and the text cache on disk would hide the time of the text tower.
     opts = ["DATASETS.TRAIN", "()", "MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", args.device]
-    opts += ["MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", "", *args.opts]
-    cfg = setup_cfg(config_file, opts, imports=args.imports)
+    opts += ["MODEL.CLIP.PROXY.PRETRAINED", "", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
+    cfg = setup_cfg(config_file, opts + args.opts, imports=args.imports)
     subject = BenchmarkModel(cfg, args.size, args.output_size or args.size)
     result = {"config": config_file, "clip": cfg.MODEL.CLIP.NAME}
     result |= {"weights": cfg.MODEL.CLIP.PRETRAINED or "random weights"}

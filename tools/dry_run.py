@@ -48,7 +48,7 @@ def load_config(args: argparse.Namespace):
     from dcp_clip.engine import Trainer
 
     fixed = ["MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu"]
-    fixed += ["MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
+    fixed += ["MODEL.CLIP.PROXY.PRETRAINED", "", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
     cfg = setup_cfg(args.config_file, args.opts + fixed, imports=args.imports)
     args.num_gpus = args.num_gpus or max(cfg.SOLVER.REFERENCE_WORLD_SIZE, 1)
     cfg = Trainer.auto_scale_workers(cfg, args.num_gpus)

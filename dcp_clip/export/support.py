@@ -44,6 +44,11 @@ def check_exportable(model: nn.Module) -> None:
             f"MODEL.CLIP.ENCODER_WINDOW is {model.backbone.window}, but an exported program has "
             "one encoder pass for an image of any size; export with MODEL.CLIP.ENCODER_WINDOW 0."
         )
+    if model.backbone.proxy is not None:
+        raise ExportError(
+            "MODEL.CLIP.PROXY.NAME is set, but an exported program has one image encoder; export "
+            "with MODEL.CLIP.PROXY.NAME ''."
+        )
     if not isinstance(model.text_encoder.tokenizer, SimpleTokenizer):
         raise ExportError(
             f"'{model.text_encoder.model_name}' (MODEL.CLIP.NAME) has a tokenizer of the Hugging "

@@ -7,6 +7,8 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from dcp_clip.benchmarking.benchmark_model import BenchmarkModel, make_vocabulary
+from dcp_clip.export.support import ExportError, check_exportable
 from dcp_clip.modeling.clip.proxy import AttentionProxy, proxy_attention
 
 KEY = "MODEL.CLIP.PROXY."
@@ -155,3 +157,19 @@ def test_a_tower_without_a_grid_is_refused(make_backbone, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: torch.nn.Identity())
     with pytest.raises(ValueError, match="'test_vit', which has no grid of features"):
         make_backbone("test-vit-16", PROXY)
+
+
+@torch.no_grad()
+def test_the_benchmark_counts_it_beside_the_encoder(make_cfg):
+    subject = BenchmarkModel(make_cfg("test-vit-16", PROXY), (64, 64), (64, 64))
+    proxy, calls = subject.model.backbone.proxy, []
+    subject.model.backbone.proxy = lambda *args: calls.append(1) or proxy(*args)
+    subject.encoder()()
+    assert not calls
+    subject.forward(make_vocabulary(3))()
+    assert calls == [1]
+
+
+def test_a_model_with_a_proxy_is_not_exported(make_model):
+    with pytest.raises(ExportError, match="PROXY.NAME is set"):
+        check_exportable(make_model("test-vit-16", PROXY))
