@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from argparse import Namespace
 
@@ -13,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from detectron2.config import CfgNode
 from detectron2.engine import launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -32,6 +34,9 @@ from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 
 logger = logging.getLogger("dcp_clip.train_net")
+
+# The environment variables of a process that torchrun has started.
+_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 # Errors that a user can cause and correct; the last one is a loss that is not finite.
 USER_ERRORS = (
@@ -124,8 +129,50 @@ def run(args: Namespace, errors: mp.SimpleQueue) -> None:
         sys.exit(1)
 
 
+def join_torchrun(args: Namespace) -> None:
+    """Train or evaluate in one of the processes that torchrun has started.
+
+    Restarted processes continue from the last checkpoint, so --max-restarts needs --resume.
+    """
+    if (args.num_gpus, args.num_machines, args.dist_url) != (1, 1, "auto"):
+        sys.exit(
+            "torchrun starts the processes: leave out --num-gpus, --num-machines, --machine-rank "
+            "and --dist-url."
+        )
+    rank, per_machine = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    has_gpu = torch.cuda.is_available()
+    if has_gpu and per_machine > torch.cuda.device_count():
+        sys.exit(
+            f"--nproc-per-node of torchrun is {per_machine}, but there are "
+            f"{torch.cuda.device_count()} GPUs."
+        )
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not (args.resume or args.eval_only):
+        sys.exit(
+            "--max-restarts of torchrun needs --resume, with which restarted processes continue "
+            "from the last checkpoint; a new training starts as without it."
+        )
+    if has_gpu:
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    try:
+        comm.create_local_process_group(per_machine)
+        comm.synchronize()
+        main(args)
+    except USER_ERRORS as error:
+        if args.debug:
+            raise
+        sys.exit(describe(error))
+    torch.distributed.destroy_process_group()
+
+
 def start(args: Namespace) -> None:
-    """Start the processes; a user's error ends the program with its message."""
+    """Start the processes; a user's error ends the program with its message.
+
+    A process that torchrun has started is one of them, and starts no others.
+    """
+    if _TORCHRUN <= os.environ.keys():
+        join_torchrun(args)
+        return
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         sys.exit(f"--num-gpus is {args.num_gpus}, but there are {torch.cuda.device_count()} GPUs.")
     errors = mp.get_context("spawn").SimpleQueue()
