@@ -25,6 +25,14 @@ A folder with the results of other settings is refused; --overwrite replaces the
 
 An image that fails is reported, listed in failures.jsonl and skipped. The exit status is then 1.
 After Ctrl-C it is 130, after SIGTERM 143.
+
+A video gives an overlay video, and a label map and a line for each frame (docs/video.md):
+
+    dcp-clip segment --input clip.mp4 --every 5 --smoothing 0.6
+
+A GeoTIFF gives a GeoTIFF of labels, and polygons with their area (docs/rasters.md):
+
+    dcp-clip segment --input scene.tif --bands 4,3,2 --format labels polygons overlay
 """
 
 import argparse
@@ -32,10 +40,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 # Those of dcp_clip.folder_run.result_files, which imports PyTorch.
 FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "label_studio")
+
+
+def numbers(text: str) -> list[int]:
+    """Parse "4,3,2"."""
+    return [int(number) for number in text.split(",")]
+
+
+def positive(text: str) -> int:
+    """Parse a number above 0."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -65,6 +86,17 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     unknown_help = "pixels with a smaller confidence become unknown; sets TEST.UNKNOWN_BELOW"
     add("--unknown-below", type=float, metavar="P", help=unknown_help + " (0 to 1)")
+    pixels_help = "shrink images with more pixels; default: images above 16 million pixels are "
+    add("--max-pixels", type=int, metavar="N", help=pixels_help + "segmented in windows")
+    bands_help = (
+        "read the input as rasters, with these bands as red, green and blue (docs/rasters.md)"
+    )
+    add("--bands", type=numbers, metavar="R,G,B", help=bands_help)
+    range_help = "the values of a raster that become black and white; default: percentiles 2 and 98"
+    add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=range_help)
+    add("--every", type=positive, default=1, metavar="N", help="use every N-th frame of a video")
+    smoothing_help = "average the logits of a video over time: the weight of the frames before "
+    add("--smoothing", type=float, metavar="W", help=smoothing_help + "(0 to 1)")
     overwrite_help = "remove the results of a run with other settings from the output folder"
     add("--overwrite", action="store_true", help=overwrite_help)
     add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
@@ -80,6 +112,55 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def make_predictor(args: argparse.Namespace) -> Any:
+    """Return the predictor of the arguments, and print its vocabulary."""
+    from dcp_clip.engine.checkpoints.loading import shipped_weights
+    from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
+    from dcp_clip.predictor import Predictor
+
+    if args.backend != "torch":
+        predictor = RunOnnxPredictor(
+            args.weights,
+            args.vocabulary,
+            backend={"onnx": "onnxruntime"}.get(args.backend, args.backend),
+            unknown_below=args.unknown_below,
+        )
+    else:
+        opts, weights = list(args.opts), args.weights
+        if args.unknown_below is not None:
+            opts += ["TEST.UNKNOWN_BELOW", str(args.unknown_below)]
+        if weights is None:
+            weights = shipped_weights(args.config_file, args.opts)
+        predictor = Predictor.from_config_file(
+            args.config_file, weights, opts, args.vocabulary, imports=args.imports
+        )
+        predictor.max_input_pixels = args.max_pixels
+    names = predictor.vocabulary.display_names
+    count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
+    print(f"Vocabulary: {count}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}")
+    return predictor
+
+
+def _still_kind(path: str, args: argparse.Namespace) -> str:
+    from dcp_clip.geo.raster import is_geotiff
+
+    return "raster" if args.bands or is_geotiff(path) else "image"
+
+
+def _run_other(args: argparse.Namespace, kinds: set[str]) -> int:
+    """Segment videos or rasters, and return the exit status of `run`."""
+    if len(kinds) > 1 or args.samples:
+        raise ValueError("Segment videos, rasters and images in separate runs.")
+    (kind,) = kinds
+    if args.backend != "torch" and (kind == "raster" or args.smoothing is not None):
+        raise ValueError("Rasters and --smoothing need --backend torch.")
+    if kind == "video":
+        from dcp_clip_cli.segment_video import segment_videos as segment
+    else:
+        from dcp_clip_cli.segment_raster import segment_rasters as segment
+    return segment(args, lambda: make_predictor(args))
+
+
 def run(args: argparse.Namespace) -> int:
     """Segment the images, and return the exit status.
 
@@ -88,19 +169,22 @@ def run(args: argparse.Namespace) -> int:
     """
     # Late imports, so that --help is fast.
     from dcp_clip import __version__
-    from dcp_clip.engine.checkpoints.loading import shipped_weights
     from dcp_clip.folder_run.coco_file import write_coco_file
-    from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
     from dcp_clip.folder_run.output_folder import COCO_FILE, RunFolder
     from dcp_clip.folder_run.pipeline import run_settings, segment_files
     from dcp_clip.folder_run.plan import find_images, plan_jobs
     from dcp_clip.folder_run.result_files import result_files
-    from dcp_clip.predictor import Predictor
     from dcp_clip.utils.images.samples import find_photographs
+    from dcp_clip.video.frames import is_video
 
-    output, formats, opts = Path(args.output), args.formats, list(args.opts)
-    if args.unknown_below is not None:
-        opts += ["TEST.UNKNOWN_BELOW", str(args.unknown_below)]
+    output, formats = Path(args.output), args.formats
+    kinds = {"video" if is_video(path) else _still_kind(path, args) for path in args.input}
+    if kinds - {"image"}:
+        return _run_other(args, kinds)
+    if args.range or args.smoothing is not None or args.every != 1:
+        raise ValueError(
+            "--range needs rasters, and --every and --smoothing need videos as --input."
+        )
     samples = find_photographs() if args.samples else []
     if args.samples and not samples:
         raise FileNotFoundError(
@@ -109,23 +193,7 @@ def run(args: argparse.Namespace) -> int:
     images = find_images([*args.input, *map(str, samples)], output)
     # Lock the folder first: an error about it should not come after a long download of weights.
     with RunFolder(output) as folder:
-        weights = args.weights
-        if args.backend != "torch":
-            predictor = RunOnnxPredictor(
-                weights,
-                args.vocabulary,
-                backend={"onnx": "onnxruntime"}.get(args.backend, args.backend),
-                unknown_below=args.unknown_below,
-            )
-        else:
-            if weights is None:
-                weights = shipped_weights(args.config_file, args.opts)
-            predictor = Predictor.from_config_file(
-                args.config_file, weights, opts, args.vocabulary, imports=args.imports
-            )
-        names = predictor.vocabulary.display_names
-        count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
-        print(f"Vocabulary: {count}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}")
+        predictor = make_predictor(args)
         folder.open(run_settings(predictor, images, __version__, formats), args.overwrite)
         jobs = plan_jobs(images, output, folder.finished, formats)
         files = [p for job in jobs for p in result_files(output, job.stem, formats).values()]

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "dcp_clip"
 # on the same line do not import each other.
 LAYERS = [
     {"distributed"},
+    {"geo", "video"},
     {"folder_run", "app"},
     {"predictor"},
     {"hub"},

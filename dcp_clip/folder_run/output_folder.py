@@ -30,6 +30,7 @@ __all__ = [
     "RunFolderError",
     "describe_difference",
     "is_inside",
+    "record_key",
     "unfinished_folder",
     "writing",
 ]
@@ -75,9 +76,10 @@ class RunFolder:
 
     Args:
         folder: the folder; it is created.
+        suffixes: what each format appends to the name of an image.
 
     Attributes:
-        finished: maps the absolute path of each finished image to the path of its results. That
+        finished: maps the `record_key` of each finished image to the path of its results. That
             path is relative to the folder and has no suffix.
         repeated: number of images that are segmented again, because the last line was incomplete, a
             result image is missing, or the input image has changed.
@@ -87,8 +89,9 @@ class RunFolder:
         RunFolderError: on entering, if the folder cannot be written to or another run uses it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, suffixes: Mapping[str, str] = SUFFIXES) -> None:
         self.folder = folder
+        self._suffixes = suffixes
         self.finished: dict[str, Path] = {}
         self.repeated = 0
         self.results = LineFile(folder / "results.jsonl")
@@ -196,7 +199,7 @@ class RunFolder:
             return
         with open(self.results.path, "rb") as file:
             for line in file:
-                yield line, _parse(line)
+                yield line, _parse(line, self._suffixes)
 
     def records(self) -> Iterator[dict]:
         """Yield the content of the lines of all finished images."""
@@ -204,7 +207,7 @@ class RunFolder:
 
     def _pictures(self, record: Mapping[str, str]) -> list[Path]:
         """Return the paths of the result files in a line."""
-        return [self.folder / record[name] for name in SUFFIXES if name in record]
+        return [self.folder / record[name] for name in self._suffixes if name in record]
 
     def _read_results(self) -> None:
         """Find the finished images, and remove the other lines from the results."""
@@ -220,10 +223,10 @@ class RunFolder:
             state = file_state(record["file"])
             # An image that does not exist any more keeps its results.
             if state["bytes"] is None or state.items() <= record.items():
-                path = os.path.abspath(record["file"])
-                usable[path] = count
-                name, suffix = next((n, s) for n, s in SUFFIXES.items() if n in record)
-                self.finished[path] = Path(record[name].removesuffix(suffix))
+                key = record_key(record["file"], record.get("frame"))
+                usable[key] = count
+                name, suffix = next((n, s) for n, s in self._suffixes.items() if n in record)
+                self.finished[key] = Path(record[name].removesuffix(suffix))
         self.repeated = count - len(usable)
         if self.repeated:
             numbers = set(usable.values())
@@ -246,7 +249,12 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
 
-def _parse(line: bytes) -> dict | None:
+def record_key(path: str | os.PathLike, frame: int | None = None) -> str:
+    """Return what identifies an image, or a frame of a video, in the results of a run."""
+    return os.path.abspath(path) + ("" if frame is None else f"#{frame}")
+
+
+def _parse(line: bytes, suffixes: Mapping[str, str]) -> dict | None:
     """Return the content of a line of results, or None if the line is incomplete or damaged."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
@@ -254,7 +262,7 @@ def _parse(line: bytes) -> dict | None:
         return None
     if not isinstance(record, dict):
         return None
-    files = [(record[name], suffix) for name, suffix in SUFFIXES.items() if name in record]
+    files = [(record[name], suffix) for name, suffix in suffixes.items() if name in record]
     for path, suffix in files:
         # --overwrite removes these files, so they must be in the output folder.
         if not isinstance(path, str) or not path.endswith(suffix):

@@ -7,9 +7,10 @@ import shutil
 import sys
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES, result_f
 from dcp_clip.predictor import Prediction, Predictor
 from dcp_clip.utils.images.reading import ImageReadError, read_image_and_size
 
-__all__ = ["Job", "Summary", "run_settings", "segment_files"]
+__all__ = ["Job", "ReadImage", "Summary", "run_settings", "segment_files"]
 
 # Maximum numbers of decoded images before the model and of results after it. They bound memory.
 READ_AHEAD, WRITE_BEHIND = 2, 3
@@ -55,6 +56,10 @@ class Summary:
     def interrupted(self) -> bool:
         """Whether a signal ended the run."""
         return self.signal is not None
+
+
+# The image (H, W, 3), the (height, width) of its label map, and what its line says of the file.
+ReadImage = tuple[np.ndarray, tuple[int, int], dict[str, Any]]
 
 
 class LineWriter(Protocol):
@@ -116,6 +121,7 @@ def segment_files(
     results: LineWriter,
     failures: LineWriter | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
+    read: Callable[[Job], ReadImage] | None = None,
 ) -> Summary:
     """Segment image files. One thread reads, the calling thread runs the model, two threads write.
 
@@ -131,6 +137,7 @@ def segment_files(
         results: takes one line for each image, in the order of `jobs`.
         failures: takes one line for each image that failed.
         formats: keys of `dcp_clip.folder_run.result_files.SUFFIXES`.
+        read: reads the images, called in the order of `jobs`; default: reads image files.
 
     Raises:
         RunFolderError: if the output folder cannot be written to, for example on a full disk. The
@@ -142,7 +149,7 @@ def segment_files(
         aside.mkdir(exist_ok=True)
     writers = ThreadPoolExecutor(2, thread_name_prefix="write")
     written: deque[tuple[Job, Future[_Result]]] = deque()
-    reading = _read_ahead(jobs, predictor.max_input_pixels)
+    reading = _read_ahead(jobs, read or partial(_read_file, max_pixels=predictor.max_input_pixels))
     bar = tqdm(
         total=len(jobs),
         unit=" images",
@@ -150,7 +157,7 @@ def segment_files(
     )
 
     def report_failure(job: Job, error: Exception) -> None:
-        message = f"{job.image}: {type(error).__name__}: {' '.join(str(error).split())}"
+        message = f"{job.name}: {type(error).__name__}: {' '.join(str(error).split())}"
         # The message of an ImageReadError is a sentence that contains the path.
         message = str(error) if isinstance(error, ImageReadError) else message
         summary.failed.append(message)
@@ -158,7 +165,7 @@ def segment_files(
         bar.update()
         if failures is not None:
             with writing(output / "failures.jsonl"):
-                failures.write(json.dumps({"file": str(job.image), "error": message}) + "\n")
+                failures.write(json.dumps({"file": job.name, "error": message}) + "\n")
 
     def finish_oldest() -> None:
         job, future = written.popleft()
@@ -208,20 +215,20 @@ def segment_files(
     return summary
 
 
+def _read_file(job: Job, max_pixels: int | None) -> ReadImage:
+    state = file_state(job.image)  # before reading, to detect a change during reading
+    return *read_image_and_size(job.image, max_pixels), state
+
+
 def _read_ahead(
-    jobs: Iterable[Job], max_pixels: int
-) -> Iterator[tuple[Job, Future[tuple[np.ndarray, tuple[int, int], dict[str, Any]]]]]:
+    jobs: Iterable[Job], read: Callable[[Job], ReadImage]
+) -> Iterator[tuple[Job, Future[ReadImage]]]:
     """Decode images in a thread, at most `READ_AHEAD` images in advance."""
-
-    def read(path: Path) -> tuple[np.ndarray, tuple[int, int], dict[str, Any]]:
-        state = file_state(path)  # before reading, to detect a change during reading
-        return *read_image_and_size(path, max_pixels), state
-
     pool = ThreadPoolExecutor(1, thread_name_prefix="read")
     waiting: deque = deque()
     try:
         for job in jobs:
-            waiting.append((job, pool.submit(read, job.image)))
+            waiting.append((job, pool.submit(read, job)))
             if len(waiting) > READ_AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -275,7 +282,7 @@ def _write_pictures(
     targets = result_files(output, job.stem, formats)
     files = {aside / (name + SUFFIXES[key]): target for key, target in targets.items()}
     for key, path, target in zip(targets, files, targets.values()):
-        write_result(key, path, job.image, target, image, prediction)
+        write_result(key, path, Path(job.name), target, image, prediction)
     height, width = prediction.label_map.shape
     line = {
         "file": str(job.image),

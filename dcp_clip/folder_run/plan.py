@@ -16,13 +16,20 @@ __all__ = ["Job", "find_images", "plan_jobs"]
 
 @dataclass(frozen=True)
 class Job:
-    """An image file and the path of its results.
+    """An image file, or a frame of a video, and the path of its results.
 
-    `stem` is that path, relative to the output folder and without suffix.
+    `stem` is that path, relative to the output folder and without suffix. `frame` is the number of
+    the frame, from 0.
     """
 
     image: Path
     stem: Path
+    frame: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file, and after "#" the number of the frame."""
+        return str(self.image) if self.frame is None else f"{self.image}#{self.frame}"
 
 
 def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:

@@ -1,0 +1,155 @@
+"""Polygons of a label raster with their area on the ground, as GeoPackage or GeoJSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcp_clip.geo.raster import import_rasterio
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["polygon_suffix", "write_polygons"]
+
+# A cylindrical equal-area projection of the WGS84 ellipsoid. Meridians and parallels are straight
+# lines in it, so the area of a polygon along the pixels of a geographic raster is exact.
+_EQUAL_AREA = "EPSG:6933"
+_GEOJSON_CRS = "OGC:CRS84"  # longitude and latitude, as RFC 7946 demands
+_CHUNK = 2000  # polygons in memory
+
+
+def polygon_suffix() -> str:
+    """Return "_polygons.gpkg", or "_polygons.geojson" if pyogrio is not installed."""
+    has_pyogrio = importlib.util.find_spec("pyogrio") is not None
+    return "_polygons.gpkg" if has_pyogrio else "_polygons.geojson"
+
+
+def write_polygons(labels: Path, path: Path, vocabulary: Vocabulary) -> dict[int, float]:
+    """Write a polygon for each connected part of a category.
+
+    A polygon follows the edges of the pixels and has holes. Pixels that touch only at a corner are
+    not connected. Its fields are `category_id`, `name` and `area_m2`: the area on the WGS84
+    ellipsoid, also where the projection of the raster distorts areas.
+
+    Args:
+        labels: a label raster with a coordinate system.
+        path: the file to write: GeoPackage in the coordinate system of the raster if it ends with
+            ".gpkg", else GeoJSON in longitude and latitude.
+        vocabulary: the categories. Other values in the raster get no polygons.
+
+    Returns:
+        The area of each category in square metres.
+
+    Raises:
+        ValueError: if the raster has no coordinate system.
+        OSError: if the file cannot be written.
+    """
+    rasterio = import_rasterio()
+    areas: dict[int, float] = {}
+    with rasterio.open(labels) as dataset:
+        if dataset.crs is None:
+            raise ValueError(f"{labels} has no coordinate system, so polygons have no area.")
+        writer = _write_geopackage if path.suffix == ".gpkg" else _write_geojson
+        writer(_chunks(dataset, vocabulary, areas), path, dataset.crs, vocabulary)
+    return areas
+
+
+Chunk = tuple[list[dict[str, Any]], list[int], np.ndarray]  # polygons, category ids, areas
+
+
+def _chunks(dataset: Any, vocabulary: Vocabulary, areas: dict[int, float]) -> Iterator[Chunk]:
+    from rasterio.features import shapes
+    from rasterio.warp import transform_geom
+
+    found = (
+        (polygon, int(value))
+        for polygon, value in shapes(import_rasterio().band(dataset, 1), connectivity=4)
+        if value < len(vocabulary)
+    )
+    while chunk := list(itertools.islice(found, _CHUNK)):
+        polygons, ids = [polygon for polygon, _ in chunk], [value for _, value in chunk]
+        flat = transform_geom(dataset.crs, _EQUAL_AREA, polygons)
+        size = np.array([_area(polygon["coordinates"]) for polygon in flat])
+        for value, area in zip(ids, size.tolist()):
+            areas[value] = areas.get(value, 0.0) + area
+        yield polygons, ids, size
+
+
+def _area(rings: list) -> float:
+    """The area of a polygon: its exterior without its holes."""
+    exterior, *holes = (abs(_signed_area(ring)) for ring in rings)
+    return exterior - sum(holes)
+
+
+def _signed_area(ring: list) -> float:
+    """The area inside a closed ring; positive if it runs anticlockwise."""
+    x, y = (np.array([point[i] for point in ring]) for i in (0, 1))
+    # Relative to a corner: coordinates of millions of metres would lose digits.
+    x, y = x - x[0], y - y[0]
+    return 0.5 * float(x[:-1] @ y[1:] - x[1:] @ y[:-1])
+
+
+def _write_geojson(chunks: Iterator[Chunk], path: Path, crs: Any, vocabulary: Vocabulary) -> None:
+    from rasterio.warp import transform_geom
+
+    separator = "\n"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for polygons, ids, areas in chunks:
+            moved = transform_geom(crs, _GEOJSON_CRS, polygons, precision=9)
+            for polygon, value, area in zip(moved, ids, areas.tolist()):
+                fields = {
+                    "category_id": value,
+                    "name": vocabulary.display_names[value],
+                    "area_m2": round(area, 3),
+                }
+                rings = [_oriented(ring, i == 0) for i, ring in enumerate(polygon["coordinates"])]
+                geometry = {"type": "Polygon", "coordinates": rings}
+                feature = {"type": "Feature", "properties": fields, "geometry": geometry}
+                file.write(separator + json.dumps(feature))
+                separator = ",\n"
+        file.write("\n]}\n")
+
+
+def _oriented(ring: list, exterior: bool) -> list:
+    """Exteriors run anticlockwise and holes clockwise (RFC 7946)."""
+    return ring if (_signed_area(ring) > 0) == exterior else ring[::-1]
+
+
+def _write_geopackage(
+    chunks: Iterator[Chunk], path: Path, crs: Any, vocabulary: Vocabulary
+) -> None:
+    import pyogrio
+
+    fields = ["category_id", "name", "area_m2"]
+    first = True
+    for polygons, ids, areas in itertools.chain(chunks, [([], [], np.zeros(0))]):
+        if not polygons and not first:
+            break
+        names = np.array([vocabulary.display_names[i] for i in ids], object)
+        pyogrio.raw.write(
+            path,
+            np.array([_wkb(polygon["coordinates"]) for polygon in polygons], object),
+            [np.array(ids, np.int32), names, areas],
+            fields,
+            layer="polygons",
+            driver="GPKG",
+            geometry_type="Polygon",
+            crs=crs.to_wkt(),
+            append=not first,
+        )
+        first = False
+
+
+def _wkb(rings: list) -> bytes:
+    """A polygon as well-known binary, which OGC's Simple Features define."""
+    parts = [struct.pack("<BII", 1, 3, len(rings))]
+    for ring in rings:
+        parts += [struct.pack("<I", len(ring)), np.asarray(ring, "<f8")[:, :2].tobytes()]
+    return b"".join(parts)

@@ -1,0 +1,1 @@
+"""Segment videos frame by frame, with PyAV (the extra `video`)."""

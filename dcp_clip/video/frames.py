@@ -1,0 +1,133 @@
+"""Read the frames of a video in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcp_clip.folder_run.line_file import file_state
+from dcp_clip.folder_run.pipeline import Job, ReadImage
+from dcp_clip.utils.images.files import ImageReadError
+
+__all__ = ["VideoReader", "import_av", "is_video"]
+
+_SUFFIXES = frozenset(
+    ".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+)
+# The formats of FFmpeg that hold their frames themselves; playlists can name other files.
+_FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg"
+
+
+def import_av() -> Any:
+    """Import PyAV.
+
+    Raises:
+        ImportError: if it is not installed; the message says how to install it.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("Videos need the package PyAV: pip install 'dcp_clip[video]'.") from error
+    return av
+
+
+def is_video(path: str | Path) -> bool:
+    """Return whether a file has the suffix of a video."""
+    return Path(path).suffix.lower() in _SUFFIXES
+
+
+class VideoReader:
+    """The frames of a video, read in order: a context.
+
+    One frame is in memory at a time.
+
+    Attributes:
+        path: the file.
+        count: number of frames.
+        rate: frames per second.
+    """
+
+    def __init__(self, path: Path):
+        """
+        Args:
+            path: a video file.
+
+        Raises:
+            ImportError: if PyAV is not installed.
+            ImageReadError: if the file cannot be read or has no frames.
+        """
+        self._av = import_av()
+        self.path = path
+        with self._open() as container:
+            stream = container.streams.video[0]
+            self.rate = Fraction(stream.average_rate or 25)
+            # The headers of many files have a wrong number, or none. Packets are not decoded.
+            self.count = sum(1 for packet in container.demux(stream) if packet.size)
+        if not self.count:
+            raise ImageReadError(f"cannot read {path}: the video has no frames")
+        self._frames = self.frames()
+        self._next = 0
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._frames.close()
+
+    def read(self, job: Job) -> ReadImage:
+        """Read the frame of a job; the frames of later calls come later in the video.
+
+        Raises:
+            ImageReadError: if the video is damaged or ends before the frame.
+        """
+        state = file_state(self.path)
+        for number, seconds, image in self._frames:
+            if number == job.frame:
+                size = image.shape[:2]
+                return image, size, {**state, "frame": number, "seconds": round(seconds, 4)}
+        raise ImageReadError(f"cannot read frame {job.frame} of {self.path}: the video ends before")
+
+    def frames(self, wanted: range | None = None) -> Iterator[tuple[int, float, np.ndarray]]:
+        """Yield the number, the time in seconds and the pixels (H, W, 3) uint8 RGB of frames.
+
+        Args:
+            wanted: the numbers of the frames; default: all of them.
+
+        Raises:
+            ImageReadError: if the video is damaged.
+        """
+        with self._open() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            try:
+                for number, frame in enumerate(container.decode(stream)):
+                    if wanted is not None and number not in wanted:
+                        continue
+                    seconds = number / self.rate if frame.time is None else frame.time
+                    image = frame.to_ndarray(format="rgb24")
+                    if frame.rotation:  # anticlockwise, as telephones store upright videos
+                        image = np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+                    yield number, float(seconds), image
+            except self._av.FFmpegError as error:
+                raise self._error(error) from error
+
+    def _open(self) -> Any:
+        try:
+            container = self._av.open(
+                str(self.path.resolve()),
+                options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            )
+        except (self._av.FFmpegError, OSError) as error:
+            raise self._error(error) from error
+        if not container.streams.video:
+            container.close()
+            raise ImageReadError(f"cannot read {self.path}: the file has no video")
+        return container
+
+    def _error(self, error: Exception) -> ImageReadError:
+        reason = getattr(error, "strerror", None) or str(error)
+        return ImageReadError(f"cannot read {self.path}: {reason}")

@@ -1,0 +1,105 @@
+"""Write the overlay video of segmented frames, and measure how much their labels flicker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dcp_clip.utils.images.files import open_image
+from dcp_clip.utils.upsampling import category_shares
+from dcp_clip.utils.visualization import draw_overlay
+from dcp_clip.video.frames import VideoReader, import_av
+from dcp_clip.vocabulary import Vocabulary
+
+__all__ = ["changed_fraction", "clip_shares", "write_overlay_video"]
+
+
+def changed_fraction(label_maps: Iterable[Path]) -> float:
+    """Return the fraction of the pixels whose label differs from the frame before.
+
+    Args:
+        label_maps: files of the frames in order, all of one size.
+
+    Returns:
+        The mean over all pairs of consecutive frames, 0 to 1; 0 for fewer than two frames.
+    """
+    changed, pairs, before = 0.0, 0, None
+    for path in label_maps:
+        labels = _read(path)
+        if before is not None and before.shape == labels.shape:
+            changed += float(np.mean(before != labels))
+            pairs += 1
+        before = labels
+    return changed / max(1, pairs)
+
+
+def clip_shares(label_maps: Iterable[Path], vocabulary: Vocabulary) -> tuple[np.ndarray, float]:
+    """Return the mean share of each category (C,) in the frames, and that of unknown pixels."""
+    total, unknown, count = np.zeros(len(vocabulary)), 0.0, 0
+    for path in label_maps:
+        labels = _read(path)
+        total += category_shares(labels, len(vocabulary))
+        unknown += float(np.mean(labels >= len(vocabulary)))
+        count += 1
+    return total / max(1, count), unknown / max(1, count)
+
+
+def write_overlay_video(
+    path: Path,
+    unfinished: Path,
+    reader: VideoReader,
+    label_maps: Mapping[int, Path],
+    vocabulary: Vocabulary,
+    every: int,
+) -> None:
+    """Draw the label maps over their frames, and encode them (H.264).
+
+    The legend is the same in all frames: it has the shares of the whole clip. The label maps are
+    read from their files, so a run that was killed loses no more than the encoding.
+
+    Args:
+        path: the file to write.
+        unfinished: path of the file while it is not complete.
+        reader: the video.
+        label_maps: files by number of the frame.
+        vocabulary: names and colours.
+        every: the video has every n-th frame, so it has an n-th of the rate.
+
+    Raises:
+        ImageReadError: if the video cannot be read.
+        OSError: if the file cannot be written.
+    """
+    av = import_av()
+    shares, unknown = clip_shares(label_maps.values(), vocabulary)
+    bar = tqdm(total=len(label_maps), desc=path.name, unit=" frames")
+    with bar, av.open(str(unfinished), "w", format="mp4") as container:
+        stream = None
+        for number, _, image in reader.frames(range(0, reader.count, every)):
+            if number not in label_maps:
+                continue
+            labels = _read(label_maps[number])
+            picture = draw_overlay(image, labels, vocabulary, shares, unknown_share=unknown)
+            # The colours of H.264 belong to squares of 2 x 2 pixels.
+            sides = [(0, side % 2) for side in picture.shape[:2]]
+            picture = np.pad(picture, [*sides, (0, 0)], mode="edge")
+            if stream is None:
+                stream = container.add_stream("libx264", rate=reader.rate / every)
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.options = {"crf": "20", "preset": "veryfast"}
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+            bar.update()
+        if stream is not None:
+            for packet in stream.encode():
+                container.mux(packet)
+    os.replace(unfinished, path)
+
+
+def _read(path: Path) -> np.ndarray:
+    with open_image(path) as image:
+        return np.array(image)

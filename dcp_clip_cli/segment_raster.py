@@ -1,0 +1,75 @@
+"""Segment rasters, with the arguments of `dcp_clip_cli.segment`."""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dcp_clip import __version__
+from dcp_clip.folder_run.interruption import Interruption
+from dcp_clip.folder_run.output_folder import RunFolder, writing
+from dcp_clip.folder_run.pipeline import run_settings
+from dcp_clip.folder_run.plan import find_images, plan_jobs
+from dcp_clip.geo.raster import Raster
+from dcp_clip.geo.run import RASTER_FORMATS, RasterRun, blocks_folder, publish, raster_suffixes
+from dcp_clip.predictor import Predictor
+from dcp_clip.utils.images.files import ImageReadError
+
+
+def segment_rasters(args: argparse.Namespace, make_predictor: Callable[[], Predictor]) -> int:
+    """Segment the rasters of `--input`, and return the exit status of `segment.run`.
+
+    Raises:
+        ValueError: for a format that rasters do not have.
+        RunFolderError: if the output folder cannot be used.
+    """
+    output, formats = Path(args.output), args.formats
+    others = [name for name in formats if name not in RASTER_FORMATS]
+    if others:
+        known = ", ".join(RASTER_FORMATS)
+        raise ValueError(f"A raster has no format {others[0]}; choose from {known}.")
+    images = find_images(args.input, output)
+    start, failed, done = time.perf_counter(), 0, 0
+    with RunFolder(output, raster_suffixes()) as folder, Interruption() as interruption:
+        predictor = make_predictor()
+        settings = run_settings(predictor, images, __version__, formats)
+        settings |= {"bands": args.bands, "range": args.range}
+        folder.open(settings, args.overwrite)
+        jobs = plan_jobs(images, output, folder.finished, formats)
+        suffixes = [raster_suffixes()[name] for name in formats]
+        folder.begin(output / f"{job.stem}{suffix}" for job in jobs for suffix in suffixes)
+        if len(jobs) < len(images):
+            count = f"{len(images) - len(jobs)} of {len(images)}"
+            print(f"Skipping {count} rasters, which have results in {output}.")
+        try:
+            for job in jobs:
+                try:
+                    with Raster(job.image, args.bands, args.range) as raster:
+                        run = RasterRun(predictor, raster, output, formats, settings)
+                        with writing(output):
+                            run.segment(interruption.allowed)
+                            files, line = run.finish(job.stem)
+                            publish(files)
+                            folder.results.write(json_line(line))
+                            run.remove_blocks()
+                    done += 1
+                except (ImageReadError, ValueError) as error:  # the next raster may be fine
+                    print(f"{job.image}: {error}", file=sys.stderr)
+                    folder.failures.write(json_line({"file": str(job.image), "error": str(error)}))
+                    failed += 1
+            shutil.rmtree(blocks_folder(output), ignore_errors=True)
+        except KeyboardInterrupt:
+            print(f"interrupted; run the same command to continue; results in {output}")
+            return 128 + (interruption.signal or 2)
+    seconds = time.perf_counter() - start
+    notes = f", {failed} failed" if failed else ""
+    print(f"{done} of {len(jobs)} rasters in {seconds:.1f} s{notes}; results in {output}")
+    return int(bool(failed))
+
+
+def json_line(record: dict) -> str:
+    """Return a line for a file of results."""
+    return json.dumps(record) + "\n"

@@ -1,0 +1,151 @@
+"""Segment videos, with the arguments of `dcp_clip_cli.segment`."""
+
+import argparse
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dcp_clip import __version__
+from dcp_clip.folder_run.coco_file import write_coco_file
+from dcp_clip.folder_run.output_folder import (
+    COCO_FILE,
+    RunFolder,
+    RunFolderError,
+    record_key,
+    unfinished_folder,
+    writing,
+)
+from dcp_clip.folder_run.pipeline import Summary, run_settings, segment_files
+from dcp_clip.folder_run.plan import Job, find_images
+from dcp_clip.folder_run.result_files import result_files
+from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
+from dcp_clip.predictor import Predictor
+from dcp_clip.utils.images.files import ImageReadError
+from dcp_clip.video.frames import VideoReader
+from dcp_clip.video.overlay import changed_fraction, write_overlay_video
+from dcp_clip.video.smoothing import SmoothedModel
+
+
+def segment_videos(args: argparse.Namespace, make_predictor: Callable[[], Predictor]) -> int:
+    """Segment the videos of `--input`, and return the exit status of `segment.run`.
+
+    Raises:
+        RunFolderError: if the output folder cannot be used.
+        ImageReadError: if a video cannot be read.
+        ValueError: if the smoothing is invalid.
+    """
+    output = Path(args.output)
+    # The overlays of the frames become one video, which is made of the label maps.
+    formats = [name for name in args.formats if name not in ("overlay", "labels")] + ["labels"]
+    videos = find_images(args.input, output)
+    stems = [stem.as_posix() for stem in videos.values()]
+    if len(set(stems)) < len(stems):
+        raise ValueError("Two videos of --input have the same name; segment them in two runs.")
+    with RunFolder(output) as folder, contextlib.ExitStack() as stack:
+        readers = {path: stack.enter_context(VideoReader(path)) for path in videos}
+        predictor = make_predictor()
+        settings = run_settings(predictor, videos, __version__, formats)
+        settings |= {"every": args.every, "smoothing": args.smoothing}
+        # Frames are resized as a whole.
+        predictor.max_input_pixels = args.max_pixels or LARGE_IMAGE_PIXELS
+        folder.open(settings, args.overwrite)
+        overlays = {path: output / f"{stem}_overlay.mp4" for path, stem in videos.items()}
+        overlays = overlays if "overlay" in args.formats else {}
+        jobs = {
+            path: [
+                Job(path, stem / f"{frame:06d}", frame)
+                for frame in range(0, readers[path].count, args.every)
+            ]
+            for path, stem in videos.items()
+        }
+        files = (
+            file
+            for frames in jobs.values()
+            for job in frames
+            for file in result_files(output, job.stem, formats).values()
+        )
+        folder.begin([*overlays.values(), *files, *[output / COCO_FILE] * ("coco" in formats)])
+        for path, frames in jobs.items():
+            todo = [job for job in frames if record_key(path, job.frame) not in folder.finished]
+            if len(todo) < len(frames):
+                done = len(frames) - len(todo)
+                print(f"Skipping {done} of {len(frames)} frames of {path}, which have results.")
+            start = time.perf_counter()
+            summary = _segment(args, predictor, readers[path], frames, todo, folder, formats)
+            seconds = time.perf_counter() - start
+            notes = f", {len(summary.failed)} failed" if summary.failed else ""
+            notes += ", interrupted" if summary.interrupted else ""
+            print(f"{path}: {summary.done} of {len(todo)} frames in {seconds:.1f} s{notes}")
+            if summary.signal:
+                return 128 + summary.signal
+            labels = _label_maps(folder, path)
+            _report(path, labels)
+            if path in overlays and (todo or not overlays[path].exists()):
+                _write_overlay(overlays[path], readers[path], labels, predictor, args.every)
+            if summary.failed:
+                print(f"{len(summary.failed)} frames of {path} failed", file=sys.stderr)
+        if "coco" in formats:
+            write_coco_file(folder, predictor.vocabulary)
+    print(f"results in {output}")
+    return int(folder.failures.path.exists())
+
+
+def _segment(
+    args: argparse.Namespace,
+    predictor: Predictor,
+    reader: VideoReader,
+    frames: list[Job],
+    todo: list[Job],
+    folder: RunFolder,
+    formats: list[str],
+) -> Summary:
+    """Segment the frames that have no results, after those before them that the average needs."""
+    if not todo:
+        return Summary()
+    if args.smoothing is not None:
+        model = SmoothedModel(predictor.model, args.smoothing)
+        predictor = Predictor(
+            predictor.cfg,
+            predictor.vocabulary,
+            model=model,
+            max_input_pixels=predictor.max_input_pixels,
+            unknown_below=predictor.unknown_below,
+        )
+        first = frames.index(todo[0])
+        for job in frames[max(0, first - model.memory) : first]:
+            predictor(*reader.read(job)[:2])
+    lines = folder.results, folder.failures
+    return segment_files(predictor, todo, folder.folder, *lines, formats, reader.read)
+
+
+def _label_maps(folder: RunFolder, path: Path) -> dict[int, Path]:
+    """Return the files of the label maps of a video by frame, in order."""
+    found = {
+        record["frame"]: folder.folder / record["labels"]
+        for record in folder.records()
+        if record_key(record["file"]) == record_key(path)
+    }
+    return dict(sorted(found.items()))
+
+
+def _report(path: Path, labels: dict[int, Path]) -> None:
+    percent = 100 * changed_fraction(labels.values())
+    print(f"{path}: {percent:.1f} % of the pixels change their label from frame to frame")
+
+
+def _write_overlay(
+    path: Path, reader: VideoReader, labels: dict[int, Path], predictor: Predictor, every: int
+) -> None:
+    aside = unfinished_folder(path.parent)
+    try:
+        with writing(path):
+            aside.mkdir(exist_ok=True)
+            part = aside / "overlay.mp4"
+            write_overlay_video(path, part, reader, labels, predictor.vocabulary, every)
+    except ImageReadError as error:
+        raise RunFolderError(f"cannot write {path}: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
