@@ -102,7 +102,9 @@ class AttentionProxy:
         if features.shape[-2:] != tuple(grid):
             shrinks = features.shape[-2] >= grid[0] and features.shape[-1] >= grid[1]
             features = F.interpolate(features, grid, mode="area" if shrinks else "bilinear")
-        return proxy_attention(F.normalize(features.flatten(2), dim=1))
+        # Half precision is too coarse for differences of similarities.
+        with torch.autocast(images.device.type, enabled=False):
+            return proxy_attention(F.normalize(features.flatten(2), dim=1))
 
 
 def proxy_attention(unit: Tensor) -> Tensor:

@@ -63,13 +63,14 @@ def read_self_calibrated(
     """
     prefix = tokens.shape[1] - grid[0] * grid[1]
     levels = levels or [tokens]
-    middle = F.normalize(levels[len(levels) // 2][:, prefix:].float(), dim=2)
-    similarity = middle @ middle.mT
-    supports = supporters(similarity)
-
-    patches = replace_outliers(tokens[:, prefix:].float(), grid)
-    weight = similarity * supports
-    patches = (weight / weight.sum(2, keepdim=True)) @ patches
+    # Half precision is too coarse for differences of similarities.
+    with torch.autocast(tokens.device.type, enabled=False):
+        middle = F.normalize(levels[len(levels) // 2][:, prefix:].float(), dim=2)
+        similarity = middle @ middle.mT
+        supports = supporters(similarity)
+        patches = replace_outliers(tokens[:, prefix:].float(), grid)
+        weight = similarity * supports
+        patches = (weight / weight.sum(2, keepdim=True)) @ patches
     repaired = torch.cat([tokens[:, :prefix], patches.to(tokens.dtype)], dim=1)
 
     attention = similarity.masked_fill(~supports, float("-inf")).softmax(2)

@@ -109,6 +109,17 @@ def test_towers_of_timm_with_other_grids_and_windows(make_backbone, name):
         assert dense.shape[-2:] == (size[0] // 14, size[1] // 14) and dense.isfinite().all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("keys", [PROXY, {"MODEL.CLIP.DENSE": "scclip"}])
+def test_half_precision_changes_little(make_backbone, keys):
+    """The similarities that choose positions are computed in float32."""
+    backbone, images = make_backbone("test-vit-16", keys), noise(1, 3, 64, 64)
+    expected = F.normalize(backbone(images)["dense"], dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        dense = backbone(images)["dense"].float()
+    assert (F.normalize(dense, dim=1) * expected).sum(1).mean() > 0.98
+
+
 def test_it_is_frozen_and_no_part_of_the_weights(make_backbone):
     plain, backbone = make_backbone("test-vit-16"), make_backbone("test-vit-16", PROXY)
     backbone.train()
