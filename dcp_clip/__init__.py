@@ -22,8 +22,6 @@ if importlib.util.find_spec("torch") is not None:
     from dcp_clip.config import add_dcp_clip_config, get_cfg, setup_cfg
     from dcp_clip.predictor import Prediction, Predictor
     from dcp_clip.structures import SemSegProposals
-    from dcp_clip.utils.arguments import escape_unprintable_output
-    from dcp_clip.vocabulary import Vocabulary
 
 # Every program, and every process that it starts, imports the package before it prints a name.
 escape_unprintable_output()
