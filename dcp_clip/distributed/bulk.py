@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.exceptions
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from tqdm import tqdm
 
 import dcp_clip.distributed.stages as stages
@@ -24,8 +24,6 @@ __all__ = ["BulkOptions", "ClusterError", "connect", "segment_many"]
 
 # Logical CPUs beyond those of the actors. Tasks that read and write mostly wait for a disk.
 _CPUS_TO_READ_AND_WRITE = 2
-# Of one task; a task that reads keeps a core busy when it decodes.
-_READ_CPUS, _WRITE_CPUS = 1, 0.5
 _ONE_PARTITION = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
@@ -75,14 +73,14 @@ def connect(address: str | None, options: BulkOptions) -> None:
             raise ClusterError(f"cannot connect to --address {address}: {reason}") from error
     has = ray.cluster_resources()
     needs = {
-        "CPU": options.actors[0] * options.cpus + _READ_CPUS,
+        "CPU": options.actors[0] * options.cpus + 1,
         "GPU": options.actors[0] * options.gpus,
     }
     for kind, need in needs.items():
         if need > has.get(kind, 0):
-            extra = f" and {_READ_CPUS} to read images" if kind == "CPU" else ""
+            reader = " and a task that reads images" if kind == "CPU" else ""
             raise ClusterError(
-                f"{options.actors[0]} actors{extra} need {need:g} {kind}s, but the cluster has "
+                f"{options.actors[0]} actors{reader} need {need:g} {kind}s, but the cluster has "
                 f"{has.get(kind, 0):g}; give fewer --actors or fewer {kind}s for each"
             )
 
@@ -145,6 +143,10 @@ def _run(
     context.enable_progress_bars = False  # those of this module count images
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     names = ("weights fingerprint", "vocabulary fingerprint")
+    # Tasks that read and write reserve no CPU, but are limited to those that actors leave. If a
+    # machine is lost, its actors may reserve all CPUs of the others, and must not wait for ever.
+    free = ray.cluster_resources()["CPU"] - options.actors[0] * options.cpus
+    tasks = TaskPoolStrategy(size=max(1, int(free)))
     rows = (
         ray.data.from_items([{"partition": n} for n in waiting], override_num_blocks=len(waiting))
         .map_batches(
@@ -154,7 +156,8 @@ def _run(
                 "resizing": ResizeForTest(predictor.cfg),
                 "max_pixels": predictor.max_input_pixels,
             },
-            num_cpus=_READ_CPUS,
+            compute=tasks,
+            num_cpus=0,
             **_ONE_PARTITION,
         )
         .map_batches(
@@ -168,7 +171,6 @@ def _run(
             compute=ActorPoolStrategy(min_size=options.actors[0], max_size=options.actors[1]),
             num_cpus=options.cpus,
             num_gpus=options.gpus,
-            memory=1,  # one byte: Ray Data joins stages with the same needs
             **_ONE_PARTITION,
         )
         .map_batches(
@@ -179,7 +181,8 @@ def _run(
                 "labels": options.labels,
                 "fingerprints": {name.replace(" ", "_"): settings[name] for name in names},
             },
-            num_cpus=_WRITE_CPUS,
+            compute=tasks,
+            num_cpus=0,
             **_ONE_PARTITION,
         )
     )
