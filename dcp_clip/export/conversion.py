@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
 from dcp_clip.export.support import ExportError
@@ -109,7 +110,19 @@ def to_onnx(exported: ExportedProgram, program: type[nn.Module]) -> ONNXProgram:
 
 
 def save_program(exported: ExportedProgram, path: Path) -> None:
-    """Write a program as a file .pt2."""
+    """Write a program as a file .pt2, without its checks of sizes.
+
+    PyTorch adds a check for each decision about the layout of a tensor in memory, such as that two
+    strides differ. The layout does not change the result, but the checks refuse many sizes. It also
+    assumes that no size is 1, although the program is right for 1 too, as in ONNX.
+    """
+    graph = exported.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    exported.graph_module.recompile()
+    for symbol, sizes in exported.range_constraints.items():
+        exported.range_constraints[symbol] = ValueRanges(1, sizes.upper)
     with _quiet():
         torch.export.save(exported, path)
 

@@ -32,7 +32,7 @@ from dcp_clip.vocabulary import Vocabulary
 __all__ = ["export_model"]
 
 FORMAT = 1  # of the folder; the runtime refuses others
-_TORCH = (2, 14)  # earlier versions are not tested
+TORCH = (2, 14)  # earlier versions are not tested
 _PACKAGES = ("onnx", "onnxscript", "tokenizers")
 
 
@@ -72,9 +72,9 @@ def export_model(cfg: CfgNode, model: nn.Module, output: Path) -> None:
 
 
 def _check_packages() -> None:
-    if tuple(map(int, torch.__version__.split(".")[:2])) < _TORCH:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
         raise ExportError(
-            f"The export needs PyTorch {_TORCH[0]}.{_TORCH[1]} or newer, but {torch.__version__} "
+            f"The export needs PyTorch {TORCH[0]}.{TORCH[1]} or newer, but {torch.__version__} "
             "is installed; the exported folder then runs without PyTorch."
         )
     for name in _PACKAGES:

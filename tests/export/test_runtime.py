@@ -1,0 +1,238 @@
+"""`OnnxPredictor`, the demo and the benchmark run an exported model as the model itself."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import venv
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dcp_clip.benchmarking.backends import measure_backends
+from dcp_clip.export.folder import export_model
+from dcp_clip.modeling.inference import SlidingWindow
+from dcp_clip.predictor import Predictor
+from dcp_clip.runtime import OnnxPredictor, RuntimeFolderError
+from dcp_clip.runtime.text import clean_text
+from dcp_clip.utils.atomic_files import WriteError
+from dcp_clip.vocabulary import Vocabulary, VocabularyError
+from dcp_clip_cli import segment
+
+ROOT = Path(__file__).parents[2]
+EQUAL_PIXELS = 0.9999
+
+
+def test_names_have_the_features_of_the_model(model, onnx, names):
+    vocabulary = Vocabulary.parse([*names, ["car", "auto mobile", "Wagen"], "a" * 20])
+    expected, features = model.text_encoder.encode_vocabulary(vocabulary), onnx._text(vocabulary)
+    np.testing.assert_allclose(features.embeddings, expected.embeddings, atol=2e-6)
+    np.testing.assert_array_equal(features.category_rows, expected.category_rows)
+    with pytest.raises(VocabularyError, match="needs .* tokens"):
+        onnx.set_vocabulary(["word " * 60, "sky"])
+    assert onnx.vocabulary == Vocabulary(names)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_synonyms_are_pooled_as_in_the_model(model, onnx, monkeypatch, pooling):
+    vocabulary = Vocabulary([["car", "automobile", "vehicle"], "sky", ["tree", "oak"]])
+    monkeypatch.setattr(model.text_encoder, "synonym_pooling", pooling)
+    monkeypatch.setitem(onnx.folder.settings, "synonym_pooling", pooling)
+    expected, features = (
+        model.text_encoder.encode_vocabulary(vocabulary),
+        onnx._text._encode(vocabulary),
+    )
+    assert features.embeddings.dtype == np.float32
+    np.testing.assert_allclose(features.embeddings, expected.embeddings, atol=2e-6)
+    np.testing.assert_array_equal(features.category_rows, expected.category_rows)
+
+
+# Without control characters and halves of surrogate pairs, which a vocabulary refuses.
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20))
+@example("<b>İ&lt;ﬁ</b>  ’s")
+def test_texts_are_tokenized_as_by_open_clip(model, onnx, text):
+    tokenizer = model.text_encoder.tokenizer
+    expected = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+    assert clean_text(text) == tokenizer.clean_fn(text)
+    assert onnx._text._tokenizer.encode(clean_text(text)).ids == expected
+
+
+def test_predictors_agree(onnx, predictor, make_image, tmp_path, names, assert_equal):
+    image = make_image(90, 130).permute(1, 2, 0).numpy()
+    path = tmp_path / "photo.png"
+    Image.fromarray(image).save(path)
+    assert_equal(onnx(path), predictor(path))
+    assert_equal(onnx(image, size=(33, 500)), predictor(image, size=(33, 500)))
+    many = [*names, "!wall", *(f"name {i}" for i in range(300))]
+    assert_equal(onnx(image, vocabulary=many), predictor(image, vocabulary=many))
+    assert_equal(onnx(image, unknown_below=0.5), predictor(image, unknown_below=0.5))
+    narrow = make_image(2, 900).permute(1, 2, 0).numpy()
+    assert_equal(onnx(narrow), predictor(narrow))
+    onnx(image).save(tmp_path / "labels.png")
+    np.testing.assert_array_equal(Image.open(tmp_path / "labels.png"), onnx(image).label_map)
+    with pytest.raises(ValueError, match="uint8"):
+        onnx(image / 255)
+
+
+def test_bands_do_not_change_the_labels(onnx, make_image, monkeypatch):
+    image = make_image(90, 130).permute(1, 2, 0).numpy()
+    whole = onnx(image)
+    monkeypatch.setattr("dcp_clip.runtime.segmentation._LOGITS_PER_BAND", 3000)
+    np.testing.assert_array_equal(onnx(image).label_map, whole.label_map)
+
+
+def test_windows_agree(cfg, model, folder, make_image, tmp_path, monkeypatch, names, assert_equal):
+    copy = tmp_path / "windows"
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / "config.json").read_text())
+    content["window"], content["input"]["min_size"] = {"size": 96, "stride": 48}, 0
+    (copy / "config.json").write_text(json.dumps(content))
+    onnx = OnnxPredictor(copy, names, threads=1)
+    monkeypatch.setattr(model, "window", SlidingWindow(96, 48))
+    changed = cfg.clone()
+    changed.INPUT.MIN_SIZE_TEST = 0
+    predictor = Predictor(changed, names, model=model)
+    for size in ((210, 150), (97, 30), (60, 90)):
+        image = make_image(*size).permute(1, 2, 0).numpy()
+        # Pillow and PyTorch reduce the image for stage 1; some bytes differ by one.
+        assert_equal(onnx(image), predictor(image), scores=2e-3)
+
+
+def test_threads_share_a_predictor(onnx, make_image):
+    images = [make_image(60, 60 + i).permute(1, 2, 0).numpy() for i in range(4)]
+    expected = [onnx(image, vocabulary=f"sky; name {i}") for i, image in enumerate(images)]
+    results = [None] * 4
+
+    def run(i):
+        results[i] = onnx(images[i], vocabulary=f"sky; name {i}")
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result, other in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.label_map, other.label_map)
+
+
+def test_wrong_folders_are_one_sentence(folder, cfg, model, tmp_path, names):
+    with pytest.raises(RuntimeFolderError, match="has no image.onnx"):
+        OnnxPredictor(tmp_path)
+    with pytest.raises(ValueError, match="no default vocabulary"):
+        OnnxPredictor(folder)
+    with pytest.raises(ValueError, match="backend 'x'"):
+        OnnxPredictor(folder, names, backend="x")
+    with pytest.raises(ValueError, match="has no X"):
+        OnnxPredictor(folder, names, providers=["X"])
+    with pytest.raises(WriteError, match="not an empty folder"):
+        export_model(cfg, model, folder)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for content, message in (('{"format": 9}', "format 9"), ("{", "damaged"), ("[]", "damaged")):
+        (copy / "config.json").write_text(content)
+        with pytest.raises(RuntimeFolderError, match=message):
+            OnnxPredictor(copy)
+
+
+# What dcp_clip.runtime needs, with what these packages import themselves.
+RUNTIME_PACKAGES = [
+    *("numpy", "onnxruntime", "flatbuffers", "protobuf", "packaging"),
+    *("tokenizers", "Pillow", "PyYAML", "ftfy", "wcwidth"),
+]
+WITHOUT_TORCH = """
+import importlib.util, sys, time
+start = time.perf_counter()
+from dcp_clip.runtime import OnnxPredictor
+predictor = OnnxPredictor(sys.argv[1], sys.argv[3].split(";"), threads=1)
+predictor(sys.argv[2]).save(sys.argv[4])
+print(time.perf_counter() - start)
+for name in ("torch", "cv2", "detectron2", "open_clip", "scipy", "matplotlib"):
+    assert importlib.util.find_spec(name) is None, name
+import dcp_clip
+try:
+    dcp_clip.Predictor
+except ImportError as error:
+    assert "needs PyTorch" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+@pytest.fixture(scope="module")
+def python_without_torch(tmp_path_factory):
+    """The Python of a virtual environment with these packages only, linked instead of installed."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for package in RUNTIME_PACKAGES:
+        distribution = metadata.distribution(package)
+        for top in {file.parts[0] for file in distribution.files if file.parts[0] != ".."}:
+            if not (site / top).exists():
+                (site / top).symlink_to(distribution.locate_file(top))
+    return folder / "bin" / "python"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_an_environment_without_torch(
+    python_without_torch, folder, predictor, make_image, tmp_path, names
+):
+    image = make_image(90, 130).permute(1, 2, 0).numpy()
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    arguments = [folder, tmp_path / "photo.png", ";".join(names), tmp_path / "labels.png"]
+    command = [python_without_torch, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    labels = np.array(Image.open(tmp_path / "labels.png"))
+    assert (labels == predictor(image).label_map).mean() >= EQUAL_PIXELS
+
+
+def test_openvino_gives_the_same_labels(folder, predictor, make_image, names, assert_equal):
+    pytest.importorskip("openvino")
+    onnx = OnnxPredictor(folder, names, backend="openvino", threads=1)
+    image = make_image(90, 130).permute(1, 2, 0).numpy()
+    for vocabulary in (names, "sky; tree", [f"name {i}" for i in range(40)]):
+        expected = predictor(image, vocabulary=vocabulary)
+        assert_equal(onnx(image, vocabulary=vocabulary), expected)
+
+
+def test_cuda_gives_the_same_labels(folder, predictor, make_image, names, assert_equal):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime has no CUDA here")
+    onnx = OnnxPredictor(folder, names, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    image = make_image(90, 130).permute(1, 2, 0).numpy()
+    assert_equal(onnx(image), predictor(image))
+
+
+def test_backends_are_compared(cfg, model, folder, make_image, monkeypatch):
+    image = make_image(64, 64)
+    subject = SimpleNamespace(cfg=cfg, model=model, input={"image": image})
+    module = "dcp_clip.benchmarking.backends"
+    monkeypatch.setattr(
+        f"{module}.export_model", lambda cfg, model, to: shutil.copytree(folder, to)
+    )
+    rows = measure_backends(subject, ["torch", "onnx"], 6, 1)
+    assert [row["backend"] for row in rows] == ["torch", "onnx"]
+    assert rows[0]["speed_up"] == 1 and rows[1]["image_seconds"] > 0
+    assert min(row["equal_pixels"] for row in rows) >= EQUAL_PIXELS
+
+
+def test_the_demo_runs_an_exported_model(folder, make_image, tmp_path, capsys):
+    image = make_image(60, 70).permute(1, 2, 0).numpy()
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    arguments = ["--input", str(tmp_path / "photo.png"), "--output", str(tmp_path / "out")]
+    arguments += ["--backend", "onnx", "--vocabulary", "sky; tree"]
+    formats = ["--format", "overlay", "labels", "confidence", "coco"]
+    assert segment.main([*arguments, *formats, "--weights", str(folder)]) == 0
+    assert len(list((tmp_path / "out").glob("photo*"))) >= 3
+    for wrong, message in (([], "needs --weights"), (["--weights", str(tmp_path)], "image.onnx")):
+        with pytest.raises(SystemExit) as raised:
+            segment.main([*arguments, *wrong])
+        assert message in f"{raised.value} {capsys.readouterr().err}"
