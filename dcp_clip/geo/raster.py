@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import TiffImagePlugin
 
@@ -165,7 +166,7 @@ class Raster:
         for start in range(0, height, _ROWS):
             rows = slice(start, min(start + _ROWS, height))
             window = ((top + rows.start, top + rows.stop), (left, left + width))
-            values, valid[rows] = self._values(window, (rows.stop - rows.start, width))
+            values, valid[rows] = self._values(window)
             image[:, rows] = self._scaled(values)
         return image, valid
 
@@ -186,10 +187,8 @@ class Raster:
         """The values (3, h, w) of the reduced raster, and where it has data, (h, w)."""
         factor = min(1.0, _OVERVIEW / max(self.size))
         height, width = (max(1, round(side * factor)) for side in self.size)
-        kind = np.result_type(*(self.dataset.dtypes[band - 1] for band in self.bands))
-        values, valid = np.empty((3, height, width), kind), np.empty((height, width), bool)
-        # In small parts, because each part of the file is decoded once only if it stays in GDAL's
-        # cache.
+        values, valid = np.empty((3, height, width), np.float32), np.empty((height, width), bool)
+        # GDAL's own reduction takes 20 times as long.
         rows, columns = (
             [round(i * side / n) for i in range(n + 1)]
             for side, n in zip(self.size, (height, width))
@@ -199,18 +198,23 @@ class Raster:
                 last = min(y + _PART, height), min(x + _PART, width)
                 window = (rows[y], rows[last[0]]), (columns[x], columns[last[1]])
                 place = np.s_[y : last[0], x : last[1]]
-                shape = last[0] - y, last[1] - x
-                values[(slice(None), *place)], valid[place] = self._values(window, shape)
+                full, has_data = self._values(window)
+                shape = last[1] - x, last[0] - y
+                for channel, band in zip(values, full.astype(np.float32)):
+                    channel[place] = cv2.resize(band, shape, interpolation=cv2.INTER_AREA)
+                mask = cv2.resize(
+                    has_data.view(np.uint8) * 255, shape, interpolation=cv2.INTER_AREA
+                )
+                valid[place] = mask == 255
         return values, valid
 
-    def _values(self, window: tuple, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def _values(self, window: tuple) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values (3, h, w) of a window, and where it has data, (h, w)."""
         rasterio = import_rasterio()
         bands = list(self.bands)
-        options = {"window": window, "out_shape": (3, *shape)}
-        averaging = rasterio.enums.Resampling.average
         try:
-            values = self.dataset.read(bands, resampling=averaging, **options)
-            valid = (self.dataset.read_masks(bands, **options) > 0).all(axis=0)
+            values = self.dataset.read(bands, window=window)
+            valid = (self.dataset.read_masks(bands, window=window) > 0).all(axis=0)
         except rasterio.errors.RasterioIOError as error:
             raise ImageReadError(f"cannot read {self.path}: {error}") from error
         if values.dtype.kind == "f":
@@ -220,7 +224,7 @@ class Raster:
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         """Return values (3, h, w) in the ranges as bytes."""
         if self.scaling == "none":
-            return values
+            return values if values.dtype == np.uint8 else np.rint(values).astype(np.uint8)
         low, high = (np.array(x, np.float32)[:, None, None] for x in zip(*self.ranges))
         scaled = np.nan_to_num((values.astype(np.float32) - low) * (255 / (high - low)))
         return np.rint(scaled).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,180 @@
+"""Rasters: no seams, georeference, areas, scaling, nodata and resuming."""
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+import torch
+
+from dcp_clip.geo import run as raster_run
+from dcp_clip.geo.polygons import write_polygons
+from dcp_clip.geo.raster import Raster, is_geotiff
+from dcp_clip.modeling.large_image import segment_large_image
+from dcp_clip.predictor import Predictor
+from dcp_clip.utils.images.files import ImageReadError
+from dcp_clip.vocabulary import Vocabulary
+from dcp_clip_cli import segment
+
+rasterio = pytest.importorskip("rasterio")
+from rasterio.transform import from_origin  # noqa: E402
+
+OPTIONS = {"MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 64}
+UTM, DEGREES = "EPSG:32633", "EPSG:4326"
+GRID = from_origin(500_000, 5_200_000, 0.5, 0.5)
+
+
+def write(path, bands, crs=UTM, transform=GRID, **options):
+    count, height, width = bands.shape
+    options |= {"crs": crs, "transform": transform, "dtype": bands.dtype}
+    sizes = {"count": count, "height": height, "width": width}
+    with rasterio.open(path, "w", driver="GTiff", **sizes, **options) as dataset:
+        dataset.write(bands)
+    return path
+
+
+@pytest.fixture
+def predictor(make_cfg, make_model):
+    return Predictor(make_cfg(opts=OPTIONS), "sky; tree; car; road", model=make_model(opts=OPTIONS))
+
+
+@pytest.fixture
+def run(predictor, monkeypatch, tmp_path):
+    """``run(path, *arguments)``: segment a raster in blocks of 96 pixels; the exit status."""
+    monkeypatch.setattr(Predictor, "from_config_file", lambda *args, **options: predictor)
+    monkeypatch.setattr(raster_run, "BLOCK", 96)
+
+    def start(path, *arguments):
+        return segment.main(["--input", str(path), "--output", str(tmp_path / "out"), *arguments])
+
+    return start
+
+
+def test_a_raster_has_the_labels_of_the_whole_image(run, predictor, make_image, tmp_path):
+    image = make_image(150, 210).numpy()
+    path = write(tmp_path / "scene.tif", image)
+    assert is_geotiff(path)
+    formats = ("labels", "confidence", "polygons", "overlay")
+    assert run(path, "--format", *formats) == 0
+    vocabulary = predictor.vocabulary
+    with torch.no_grad():
+        whole = segment_large_image(predictor.model, vocabulary, torch.from_numpy(image))["sem_seg"]
+    with rasterio.open(tmp_path / "out" / "scene_labels.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), whole.label_map())
+        assert dataset.crs == UTM and dataset.nodata == 254 and dataset.is_tiled
+        assert dataset.transform == GRID
+        assert dataset.colormap(1)[2] == (*vocabulary.colors[2], 255)
+        assert dataset.tags(1)["CATEGORY_2"] == "car"
+    with rasterio.open(tmp_path / "out" / "scene_confidence.tif") as dataset:
+        expected = np.rint(255 * whole.confidence())
+        np.testing.assert_allclose(dataset.read(1), expected, atol=1)
+    (line,) = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert line["scaling"] == "none" and line["bands"] == [1, 2, 3]
+    counts = np.bincount(whole.label_map().ravel(), minlength=4)
+    for category in line["categories"]:
+        assert category["share"] == pytest.approx(counts[category["id"]] / image[0].size)
+        # A pixel of UTM has 0.25 square metres, and at its meridian 1 / 0.9996 ** 2 of it.
+        area = 0.25 * counts[category["id"]] / 0.9996**2
+        assert category["area_m2"] == pytest.approx(area, rel=1e-4)
+    if (tmp_path / "out" / line["polygons"]).suffix == ".gpkg":
+        with sqlite3.connect(tmp_path / "out" / line["polygons"]) as database:
+            ((total, names),) = database.execute(
+                "SELECT SUM(area_m2), COUNT(DISTINCT name) FROM polygons"
+            )
+        assert names == len(line["categories"])
+        assert total == pytest.approx(sum(c["area_m2"] for c in line["categories"]))
+    assert not list((tmp_path / "out").glob(".blocks/*"))
+
+
+def test_a_stopped_run_is_resumed(run, predictor, make_image, tmp_path, monkeypatch):
+    path = write(tmp_path / "scene.tif", make_image(150, 210).numpy())
+    segment_block = raster_run.RasterRun._segment_block
+    blocks = []
+
+    def stop_at_the_third(self, region, margin):
+        blocks.append(region)
+        if len(blocks) == 3:
+            raise KeyboardInterrupt
+        return segment_block(self, region, margin)
+
+    monkeypatch.setattr(raster_run.RasterRun, "_segment_block", stop_at_the_third)
+    assert run(path, "--only", "labels") == 130
+    assert not (tmp_path / "out" / "scene_labels.tif").exists()
+    assert run(path, "--only", "labels") == 0
+    assert len(blocks) == 3 + 4 and len(set(blocks)) == 6
+    with rasterio.open(tmp_path / "out" / "scene_labels.tif") as dataset:
+        assert dataset.read(1).max() < 4
+    assert run(path, "--only", "labels") == 0 and len(blocks) == 7
+    with pytest.raises(SystemExit, match="bands"):
+        run(path, "--only", "labels", "--bands", "3,2,1")
+
+
+def test_pixels_without_data_are_nodata_and_not_segmented(run, make_image, tmp_path):
+    image = make_image(150, 210).numpy().astype(np.uint16) * 40 + 1
+    image[:, :100, :110] = 0
+    path = write(tmp_path / "scene.tif", image[[2, 1, 0, 0]], nodata=0)
+    assert run(path, "--only", "labels", "--bands", "3,2,1", "--unknown-below", "0") == 0
+    with rasterio.open(tmp_path / "out" / "scene_labels.tif") as dataset:
+        labels = dataset.read(1)
+    assert (labels[:100, :110] == 254).all()
+    assert (labels[100:] < 4).all() and (labels[:, 110:] < 4).all()
+    (line,) = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert sum(category["share"] for category in line["categories"]) == pytest.approx(1)
+
+
+def test_values_are_scaled_to_bytes(tmp_path):
+    values = np.arange(10_000, dtype=np.uint16).reshape(1, 100, 100)
+    path = write(tmp_path / "grey.tif", values)
+    with Raster(path) as raster:
+        assert raster.scaling == "percentiles 2 to 98" and raster.bands == (1, 1, 1)
+        low, high = raster.ranges[0]
+        assert (low, high) == pytest.approx((200, 9800), abs=2)
+        image, valid = raster.read((0, 0, 100, 100))
+    assert valid.all() and image.min() == 0 and image.max() == 255
+    with Raster(path, value_range=(0, 5000)) as raster:
+        image, _ = raster.read((25, 0, 1, 100))
+        expected = np.rint(values[:, 25] * (255 / 5000))
+        np.testing.assert_array_equal(image[:, 0], expected.repeat(3, 0))
+        assert raster.settings()["scaling"] == "given"
+    with pytest.raises(ValueError, match="--range"):
+        Raster(path, value_range=(2, 2))
+
+
+def test_the_area_of_degrees_is_exact(tmp_path):
+    """One degree from 60 to 61 north, from the formula of the ellipsoid."""
+    labels = np.zeros((1, 2, 4), np.uint8)
+    labels[0, :, 3] = 1
+    path = write(tmp_path / "a.tif", labels, DEGREES, from_origin(10, 61, 0.25, 0.5))
+    target = tmp_path / "a.geojson"
+    areas = write_polygons(path, target, Vocabulary(["sea", "land"]))
+
+    def zone(latitude):
+        """The area from the equator, on WGS84, for one degree of longitude."""
+        b, e, sine = 6356752.314245, 0.0818191908426, np.sin(np.radians(latitude))
+        inner = sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e
+        return np.radians(1) * b**2 / 2 * inner
+
+    expected = zone(61) - zone(60)
+    assert areas == pytest.approx({0: 0.75 * expected, 1: 0.25 * expected}, rel=1e-7)
+    sea, land = sorted(json.loads(target.read_text())["features"], key=str)[::-1]
+    found = {f["properties"]["name"]: f["geometry"]["coordinates"] for f in (sea, land)}
+    assert [10.75, 60.0] in found["land"][0] and [10.0, 61.0] in found["sea"][0]
+
+
+@pytest.mark.parametrize(
+    "bands, options, message",
+    [(5, {}, "it has 5 bands"), (3, {"bands": [1, 2, 4]}, "from 1 to 3")],
+)
+def test_bands_that_are_missing_are_an_error(tmp_path, bands, options, message):
+    path = write(tmp_path / "a.tif", np.ones((bands, 4, 4), np.uint8))
+    with pytest.raises(ImageReadError, match=message):
+        Raster(path, **options)
+
+
+def test_files_of_other_formats_are_refused(run, tmp_path, capsys):
+    (tmp_path / "a.tif").write_text('<VRTDataset rasterXSize="1" rasterYSize="1"></VRTDataset>')
+    with pytest.raises(ImageReadError, match="a.tif"):
+        Raster(tmp_path / "a.tif")
+    path = write(tmp_path / "b.tif", np.ones((3, 8, 8), np.uint8), crs=None)
+    assert run(path, "--format", "polygons") == 1
+    assert "no coordinate system" in capsys.readouterr().err

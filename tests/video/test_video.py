@@ -1,0 +1,151 @@
+"""Videos: every frame once, the overlay video, resuming, and averages over time."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dcp_clip.folder_run.plan import Job
+from dcp_clip.predictor import Predictor
+from dcp_clip.structures import SemSegProposals
+from dcp_clip.utils.images.files import ImageReadError
+from dcp_clip.video.frames import VideoReader, is_video
+from dcp_clip.video.overlay import changed_fraction
+from dcp_clip.video.smoothing import SmoothedModel
+from dcp_clip_cli import segment
+
+av = pytest.importorskip("av")
+COUNT = 7
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A clip of 7 frames, whose grey rises by 30 from frame to frame."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for i in range(COUNT):
+            frame = np.full((48, 64, 3), 30 * i, np.uint8)
+            frame[:, 32:] = 255 - 30 * i
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+@pytest.fixture
+def run(make_cfg, make_model, monkeypatch, clip, tmp_path):
+    """``run(*arguments)``: segment the clip with a small model; the exit status."""
+    cfg, model = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 32}), make_model()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+
+    def from_config_file(config_file, weights, opts, vocabulary, imports=()):
+        return Predictor(cfg, "sky; tree; car; road", model=model)
+
+    monkeypatch.setattr(Predictor, "from_config_file", from_config_file)
+
+    def start(*arguments):
+        calls.clear()
+        output = str(tmp_path / "out")
+        return segment.main(["--input", str(clip), "--output", output, *arguments]), len(calls)
+
+    return start
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_frame_is_read_once_in_order(clip, tmp_path):
+    assert is_video(clip) and not is_video("a.png")
+    with VideoReader(clip) as reader:
+        assert (reader.count, reader.rate) == (COUNT, 5)
+        for number in (1, 2, 5):
+            image, size, state = reader.read(Job(clip, clip, number))
+            assert size == (48, 64) and state["frame"] == number
+            assert state["seconds"] == pytest.approx(number / 5)
+            assert abs(int(image[20, 10, 0]) - 30 * number) < 8
+        with pytest.raises(ImageReadError, match="ends before"):
+            reader.read(Job(clip, clip, 9))
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n" + str(clip) + "\n")
+    for name in ("broken.mp4", "list.mp4", "missing.mp4"):
+        with pytest.raises(ImageReadError, match=name):
+            VideoReader(tmp_path / name)
+
+
+def test_a_video_gives_lines_label_maps_and_an_overlay_and_can_be_resumed(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--every", "2", "--format", "overlay", "labels", "coco") == (0, 4)
+    assert [line["frame"] for line in lines(out)] == [0, 2, 4, 6]
+    with av.open(str(out / "clip_overlay.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 4 and frames[0].shape[1] >= 480
+    coco = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"].rpartition("#")[2] for image in coco["images"]] == list("0246")
+    assert "change their label" in capsys.readouterr().out
+    before = [path.read_bytes() for path in sorted((out / "clip").iterdir())]
+    text = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(text[:2]) + text[2][:9])  # as after kill -9
+    assert run("--every", "2", "--format", "overlay", "labels", "coco") == (0, 2)
+    assert [line["frame"] for line in lines(out)] == [0, 2, 4, 6]
+    assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
+    with pytest.raises(SystemExit, match="every was 2 and is 3"):
+        run("--every", "3", "--format", "overlay", "labels", "coco")
+
+
+def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_path):
+    out = tmp_path / "out"
+    assert run("--smoothing", "0.3", "--only", "labels") == (0, COUNT)
+    before = [path.read_bytes() for path in sorted((out / "clip").iterdir())]
+    text = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(text[:5]))
+    assert run("--smoothing", "0.3", "--only", "labels") == (0, COUNT)  # five again, then two
+    assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
+    assert not (out / "clip_overlay.mp4").exists()
+    with pytest.raises(SystemExit, match="--smoothing is 1.5"):
+        run("--smoothing", "1.5", "--overwrite")
+
+
+class Frames(nn.Module):
+    """Gives the logits of prepared frames: maps (K, 1, 1) by category."""
+
+    def __init__(self, *frames):
+        super().__init__()
+        self.frames = iter(frames)
+
+    def forward(self, inputs):
+        frame = next(self.frames)
+        ids, maps = torch.tensor([*frame]), torch.tensor([*frame.values()]).view(-1, 1, 1)
+        proposals = {"ids": ids, "scores": ids / 10}
+        return [{"sem_seg": SemSegProposals(maps, ids, 9), "proposals": proposals}]
+
+
+def test_the_average_is_of_each_category():
+    frames = {3: 4.0, 5: 2.0}, {5: 6.0, 7: 1.0}, {1: 0.0, 2: 1.0}
+    model = SmoothedModel(Frames(*frames), 0.5)
+    (first,), (second,), (third,) = (model([{}]) for _ in frames)
+    assert first["sem_seg"].category_ids.tolist() == [3, 5]
+    # 3 is missing in the second frame (lowest: 1), and 7 in the first (lowest: 2).
+    means = dict(zip(second["sem_seg"].category_ids.tolist(), second["sem_seg"].maps.flatten()))
+    assert means == {5: 4.0, 7: 1.5, 3: 2.5}
+    assert second["proposals"]["scores"].tolist() == pytest.approx([0.5, 0.7, 0.3])
+    assert third["sem_seg"].category_ids.tolist() == [1, 2, 5, 7]  # at most twice K
+    assert SmoothedModel(Frames(), 0.6).memory == 14 and SmoothedModel(Frames(), 0).memory == 0
+
+
+def test_the_changed_fraction_counts_pixels(tmp_path):
+    maps = np.zeros((3, 2, 4), np.uint8)
+    maps[1, 0] = 1  # half of the pixels change, and a quarter of them change back
+    maps[2, 0, :2] = 1
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, labels in zip(paths, maps):
+        Image.fromarray(labels).save(path)
+    assert changed_fraction(paths) == pytest.approx((0.5 + 0.25) / 2)
+    assert changed_fraction(paths[:1]) == 0
