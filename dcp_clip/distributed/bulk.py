@@ -15,7 +15,7 @@ from tqdm import tqdm
 import dcp_clip.distributed.stages as stages
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.distributed.inputs import find_inputs, index_shard
-from dcp_clip.distributed.partitions import BulkFolder
+from dcp_clip.distributed.partitions import BulkFolder, BulkFolderError
 from dcp_clip.folder_run.pipeline import run_settings
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import TextFeatures
@@ -109,8 +109,9 @@ def segment_many(
 
     Raises:
         InputError, StorageError, ImageReadError: see `find_inputs`.
-        BulkFolderError: if the folder has the results of another run.
-        WriteError: if the folder cannot be written to; finished partitions are kept.
+        BulkFolderError: if the folder has the results of another run, or cannot be written to.
+            Finished partitions are kept.
+        WriteError: if the list of images cannot be written.
     """
     folder = BulkFolder(output)
     settings = run_settings(predictor, (), version) | {"labels": options.labels}
@@ -195,24 +196,17 @@ def _run(
     )
     errors = 0
     with bar:
-        try:
-            for row in rows.iter_rows():
-                errors += row["errors"]
-                bar.set_postfix_str(f", {errors} errors" if errors else "", refresh=False)
-                bar.update(row["images"])
-        except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+        for row in rows.iter_rows():
+            if row["failure"]:
+                raise BulkFolderError(
+                    f"{row['failure'].rstrip('.')}; finished partitions are kept, so run the same "
+                    "command again when the folder can be written to"
+                )
+            errors += row["errors"]
+            bar.set_postfix_str(f", {errors} errors" if errors else "", refresh=False)
+            bar.update(row["images"])
 
 
 def _with_features(predictor: Predictor) -> tuple[Predictor, TextFeatures | None]:
     encoder = getattr(predictor.model, "text_encoder", None)
     return predictor, None if encoder is None else encoder.encode_vocabulary(predictor.vocabulary)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return the error of a worker as this project raised it."""
-    while isinstance(error, ray.exceptions.RayError) and isinstance(
-        getattr(error, "cause", None) or error.__cause__, BaseException
-    ):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error

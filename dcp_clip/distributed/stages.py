@@ -28,6 +28,7 @@ from dcp_clip.distributed.storage import locate, read_bytes
 from dcp_clip.formats.coco import to_coco
 from dcp_clip.modeling.finite import NonFiniteError
 from dcp_clip.prediction import Prediction, make_prediction
+from dcp_clip.utils.atomic_files import WriteError
 from dcp_clip.utils.images.reading import ImageReadError, read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
@@ -209,7 +210,7 @@ def write_partition(
     labels: str,
     fingerprints: dict[str, str],
 ) -> pa.Table:
-    """Write the results of a partition, and return its number and those of images and errors.
+    """Write the results of a partition.
 
     Args:
         batch: one row with the results of `RunModel`.
@@ -217,6 +218,9 @@ def write_partition(
         vocabulary: C categories.
         labels: form of the label maps, "rle" or "png".
         fingerprints: columns with the same value in each row.
+
+    Returns:
+        One row: the numbers of images and errors, and why the file cannot be written, or "".
     """
     partition, table = _unpack(batch)
     maps = (_label_map(row) for row in table.to_pylist())
@@ -227,9 +231,12 @@ def write_partition(
     for name, value in fingerprints.items():
         rows = rows.append_column(name, pa.array([value] * len(rows)))
     errors = table["error"]
-    folder.write_partition(partition, rows.append_column("error", errors))
-    failed = len(errors) - errors.null_count
-    return pa.table({"partition": [partition], "images": [len(rows)], "errors": [failed]})
+    counts = {"images": [len(rows)], "errors": [len(errors) - errors.null_count], "failure": [""]}
+    try:
+        folder.write_partition(partition, rows.append_column("error", errors))
+    except WriteError as error:  # Ray Data would turn it into a long text
+        counts["failure"] = [str(error)]
+    return pa.table(counts)
 
 
 def _label_map(row: dict[str, Any]) -> np.ndarray | None:
