@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcp_clip.modeling.clip.block_parts import LastBlock
 from dcp_clip.modeling.clip.self_calibration import fused_blocks, read_self_calibrated
 
-__all__ = ["READINGS", "DenseReading", "LastBlock", "naclip_bias", "read_dense_tokens"]
+__all__ = ["READINGS", "DenseReading", "naclip_bias", "read_dense_tokens"]
 
 # Each reading is a rule for which patches attend to which.
 READINGS = {
@@ -81,30 +81,6 @@ class DenseReading:
     def earlier_blocks(self, depth: int) -> list[int]:
         """Indices of the blocks whose outputs the reading needs, in a tower of `depth` blocks."""
         return fused_blocks(depth) if self.name == "scclip" else []
-
-
-class LastBlock(Protocol):
-    """The last block of a transformer, split into the parts that a reading combines.
-
-    Tokens are (B, N, C); the prefix (the class token and registers) comes first, then the patches.
-    """
-
-    def value(self, tokens: Tensor) -> Tensor:
-        """Tokens to the values of their attention, (B, N, C)."""
-
-    def query_key_value(
-        self, tokens: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens to queries, keys and values (B, heads, N, c), as they enter the attention.
-
-        Rotary positions of the (h, w) patches are applied to queries and keys.
-        """
-
-    def output(self, mixed: Tensor) -> Tensor:
-        """Mixed values (B, N, C) to what the attention adds to the tokens."""
-
-    def feed_forward(self, tokens: Tensor) -> Tensor:
-        """Tokens to the tokens after the feed-forward part, with its residual connection."""
 
 
 def read_dense_tokens(

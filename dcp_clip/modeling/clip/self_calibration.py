@@ -7,14 +7,12 @@ below give, and how a row of similarities is normalised (:func:`supporters`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from dcp_clip.modeling.clip.readings import LastBlock
+from dcp_clip.modeling.clip.block_parts import LastBlock
 
 __all__ = [
     "fused_blocks",

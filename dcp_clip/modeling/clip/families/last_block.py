@@ -8,7 +8,8 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.clip.readings import READINGS, LastBlock
+from dcp_clip.modeling.clip.block_parts import LastBlock
+from dcp_clip.modeling.clip.readings import READINGS
 
 __all__ = ["OpenClipBlock", "TimmBlock", "block_readings"]
 
