@@ -28,6 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
     add("--weights", help=weights_help + "the config")
     add("--output", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     return parser
 
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         weights = shipped_weights(args.config_file, args.opts)
     opts = ["MODEL.DEVICE", "cpu", *args.opts]
     opts += [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
-    cfg = setup_cfg(args.config_file, opts)
+    cfg = setup_cfg(args.config_file, opts, imports=args.imports)
     # A config without a training set has no names, and the export needs none.
     predictor = Predictor(cfg, None if cfg.DATASETS.TRAIN else ["thing"])
     export_model(cfg, predictor.model, args.output)
@@ -54,12 +56,11 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from dcp_clip.modeling.clip.loading import CLIPWeightsError
     from dcp_clip.utils.arguments import format_error
 
     try:
         run(args)
-    except (CLIPWeightsError, KeyError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {format_error(error)}")
 
 
