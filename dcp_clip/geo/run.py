@@ -173,7 +173,8 @@ class RasterRun:
 
     def remove_blocks(self) -> None:
         """Remove the blocks, when the results have their final names."""
-        shutil.rmtree(self._blocks, ignore_errors=True)
+        for folder in (self._blocks, unfinished_folder(self.output)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _segment_block(self, region: Region, margin: int) -> dict[str, np.ndarray]:
         valid = self._area.load(region, margin)
