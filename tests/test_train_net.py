@@ -17,6 +17,8 @@ from PIL import Image
 from torch import nn
 
 from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer, WeightsError
+from dcp_clip_cli import training
+from dcp_clip_cli.train import parse_args
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
@@ -195,28 +197,23 @@ def test_several_data_sets_with_one_and_two_processes(workspace, trained):
     assert shared["environment"][key] == alone["environment"][key]
 
 
-@pytest.fixture(scope="module")
-def program(load_program):
-    return load_program("train_net.py")
-
-
 def save_checkpoint(folder: Path) -> None:
     SafeCheckpointer(nn.Linear(1, 1), str(folder)).save("model_0000099", iteration=99)
 
 
-def test_weights_to_evaluate(program, make_cfg, tmp_path):
+def test_weights_to_evaluate(make_cfg, tmp_path):
     """MODEL.WEIGHTS, or the last checkpoint with --resume."""
-    args, resume = program.parse_args(["--eval-only"]), program.parse_args(["--resume"])
+    args, resume = parse_args(["--eval-only"]), parse_args(["--resume"])
     cfg = make_cfg(opts={"MODEL.WEIGHTS": "given.pth", "OUTPUT_DIR": str(tmp_path)})
-    assert program.weights_to_evaluate(cfg, args) == "given.pth"
+    assert training.weights_to_evaluate(cfg, args) == "given.pth"
     with pytest.raises(WeightsError, match=f"'{tmp_path}' has none"):
-        program.weights_to_evaluate(cfg, resume)
+        training.weights_to_evaluate(cfg, resume)
     save_checkpoint(tmp_path)
-    assert program.weights_to_evaluate(cfg, resume) == str(tmp_path / "model_0000099.pth")
+    assert training.weights_to_evaluate(cfg, resume) == str(tmp_path / "model_0000099.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000199.pth")  # it was not written
-    assert program.weights_to_evaluate(cfg, resume) == str(tmp_path / "model_0000099.pth")
+    assert training.weights_to_evaluate(cfg, resume) == str(tmp_path / "model_0000099.pth")
     with pytest.raises(ValueError, match="names no weights .* MODEL.WEIGHTS"):
-        program.weights_to_evaluate(make_cfg(opts={"MODEL.WEIGHTS": ""}), args)
+        training.weights_to_evaluate(make_cfg(opts={"MODEL.WEIGHTS": ""}), args)
 
 
 def test_shipped_weights_are_the_default(workspace):
@@ -228,23 +225,23 @@ def test_shipped_weights_are_the_default(workspace):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_report_names_the_evaluated_weights(program, make_cfg, tmp_path, monkeypatch, resume):
+def test_report_names_the_evaluated_weights(make_cfg, tmp_path, monkeypatch, resume):
     opts = {"MODEL.WEIGHTS": "given.pth", "OUTPUT_DIR": str(tmp_path), "DATASETS.TEST": ("x",)}
     save_checkpoint(tmp_path)
     loaded, reported = [], []
-    monkeypatch.setattr(program, "load_weights", lambda model, path: loaded.append(path))
+    monkeypatch.setattr(training, "load_weights", lambda model, path: loaded.append(path))
     monkeypatch.setattr(
-        program.Trainer, "test", lambda cfg, model: reported.append(cfg.MODEL.WEIGHTS) or {}
+        training.Trainer, "test", lambda cfg, model: reported.append(cfg.MODEL.WEIGHTS) or {}
     )
-    args = program.parse_args(["--eval-only", *(["--resume"] if resume else [])])
-    program.evaluate(make_cfg(opts=opts), args)
+    args = parse_args(["--eval-only", *(["--resume"] if resume else [])])
+    training.evaluate(make_cfg(opts=opts), args)
     assert loaded == reported == [str(tmp_path / "model_0000099.pth") if resume else "given.pth"]
 
 
-def test_no_data_set_to_evaluate_is_an_error(program, make_cfg):
+def test_no_data_set_to_evaluate_is_an_error(make_cfg):
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
-        args = program.parse_args(["--eval-only"])
-        program.evaluate(make_cfg(opts={"DATASETS.TEST": ()}), args)
+        args = parse_args(["--eval-only"])
+        training.evaluate(make_cfg(opts={"DATASETS.TEST": ()}), args)
 
 
 def test_two_processes_train_and_evaluate(workspace):
@@ -265,9 +262,13 @@ def _check_parameters(trainer):
     torch.distributed.all_gather(others, mine)
     assert len(others) == 2 and torch.equal(*others)
 
-def main(args, train=main):
+from dcp_clip_cli import training
+
+def _train(args, Trainer=training.Trainer, train=training.main):
     Trainer.after_train = lambda self: _check_parameters(self) or super(Trainer, self).after_train()
     return train(args)
+
+training.main = _train
 
 if __name__ == "__main__":
 """
