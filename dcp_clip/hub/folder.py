@@ -45,6 +45,8 @@ _LOCAL_KEYS = (
     "DATASETS.SEM_SEG_FOLDERS",
     "OUTPUT_DIR",
 )
+# A file that was cut off has no VERSION, because the keys are sorted.
+_SECTIONS = ("INPUT", "MODEL", "TEST", "VERSION")
 _OTHER_WEIGHTS = (".pth", ".pt", ".bin", ".pkl", ".ckpt")
 
 
@@ -220,7 +222,8 @@ def check_folder(folder: Path) -> dict:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is a link out of the folder, or the config names other files.
+        ValueError: if a file is a link out of the folder, or the config is not complete or names
+            other files.
     """
     for name in _REQUIRED:
         if not (folder / name).is_file():
@@ -238,6 +241,11 @@ def check_folder(folder: Path) -> dict:
                 "file."
             )
     content, default = read_yaml(folder / CONFIG), get_cfg()
+    if missing := [key for key in _SECTIONS if key not in content]:
+        raise ValueError(
+            f"'{folder / CONFIG}' is not complete, because it has no {missing[0]}: copy or write "
+            "the folder again."
+        )
     wrong = ["_BASE_"] if "_BASE_" in content else []
     for key in _LOCAL_KEYS:
         if (value := _find(content, key)) is not None and value not in (_find(default, key), []):

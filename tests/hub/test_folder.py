@@ -159,6 +159,12 @@ def link(folder, name):
     (folder / name).symlink_to(target)
 
 
+def cut_config(folder, key):
+    """Remove everything from a key on."""
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text[: text.index(f"\n{key}:") + 1])
+
+
 def truncate(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
@@ -190,7 +196,13 @@ HOSTILE = {
         "belongs to other weights",
     ),
     "truncated weights": (lambda f: truncate(f, "model.safetensors"), "model.safetensors"),
-    "truncated config": (lambda f: truncate(f, "config.yaml"), ""),
+    **{
+        f"config without {key}": (
+            lambda f, key=key: cut_config(f, key),
+            "config.yaml' is not complete, because it has no",
+        )
+        for key in ("MODEL", "SOLVER", "VERSION")
+    },
     "truncated names": (lambda f: truncate(f, "names.json"), "names.json is not valid JSON"),
     **{
         f"link {name}": (lambda f, name=name: link(f, name), f"{name}' is a link to a file outside")
