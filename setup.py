@@ -3,7 +3,10 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["dcp_clip", "dcp_clip.*", "dcp_clip_cli"]), "dcp_clip.configs"],
+    packages=[
+        *find_packages(include=["dcp_clip", "dcp_clip.*", "dcp_clip_cli"]),
+        "dcp_clip.configs",
+    ],
     package_dir={"dcp_clip.configs": "configs"},
     package_data={
         "dcp_clip": ["weights/*"],

@@ -20,7 +20,8 @@ NAMES = ["sky", "road", "tree", "car"]
 MODELS = [
     path
     for path in FILES
-    if not path.name.startswith("Base") and "training_free" not in (path.stem, *path.parts)
+    if not path.name.startswith("Base")
+    and "training_free" not in (path.stem, *path.parts)
     # Their towers are large, or need a tokenizer of the Hugging Face Hub; see
     # tests/modeling/clip/families/test_encoder_configs.py.
     and not any(part in path.stem for part in ("siglip2", "pe_core", "mobileclip2_b"))

@@ -126,9 +126,7 @@ def test_equal_to_a_single_process(cluster, predictor, photographs, server, tmp_
         run(inputs, output, *options, model=["--vocabulary", "cat; dog", *MODEL[2:]])
     with pytest.raises(SystemExit, match="images was 15 and is 13"):
         run(inputs[:2], output, *options)
-    with pytest.raises(
-        SystemExit, match="9 actors and a task that reads images need 10 CPU"
-    ):
+    with pytest.raises(SystemExit, match="9 actors and a task that reads images need 10 CPU"):
         run(inputs, output, *options, "--actors", 9)
     with pytest.raises(SystemExit, match="need 1 GPUs, but the cluster has 0"):
         run(inputs, output, *options, "--gpus-per-actor", 1)
