@@ -54,8 +54,14 @@ def test_synonyms_are_pooled_as_in_the_model(model, onnx, monkeypatch, pooling):
     np.testing.assert_array_equal(features.category_rows, expected.category_rows)
 
 
-# Without control characters and halves of surrogate pairs, which a vocabulary refuses.
-@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20))
+# A vocabulary refuses control characters and halves of surrogate pairs. Libraries of different age
+# disagree on characters that were not assigned yet, and one accent counts as a letter for one only.
+@given(
+    st.text(
+        st.characters(exclude_categories=["Cc", "Cs", "Cn", "Co"], exclude_characters="\u0345"),
+        max_size=20,
+    )
+)
 @example("<b>İ&lt;ﬁ</b>  ’s")
 def test_texts_are_tokenized_as_by_open_clip(model, onnx, text):
     tokenizer = model.text_encoder.tokenizer
@@ -147,10 +153,10 @@ RUNTIME_PACKAGES = [
     *("tokenizers", "Pillow", "PyYAML", "ftfy", "wcwidth"),
 ]
 WITHOUT_TORCH = """
-import importlib.util, sys, time
+import importlib.util, json, sys, time
 start = time.perf_counter()
 from dcp_clip.runtime import OnnxPredictor
-predictor = OnnxPredictor(sys.argv[1], sys.argv[3].split(";"), threads=1)
+predictor = OnnxPredictor(sys.argv[1], json.loads(sys.argv[3]), threads=1)
 predictor(sys.argv[2]).save(sys.argv[4])
 print(time.perf_counter() - start)
 for name in ("torch", "cv2", "detectron2", "open_clip", "scipy", "matplotlib"):
@@ -185,7 +191,7 @@ def test_an_environment_without_torch(
 ):
     image = make_image(90, 130).permute(1, 2, 0).numpy()
     Image.fromarray(image).save(tmp_path / "photo.png")
-    arguments = [folder, tmp_path / "photo.png", ";".join(names), tmp_path / "labels.png"]
+    arguments = [folder, tmp_path / "photo.png", json.dumps(names), tmp_path / "labels.png"]
     command = [python_without_torch, "-c", WITHOUT_TORCH, *map(str, arguments)]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
