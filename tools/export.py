@@ -6,9 +6,9 @@
     python tools/export.py --config-file output/mine/config.yaml \\
         --weights output/mine/model_final.pth --output output/onnx/mine
 
-The folder contains image.onnx (image and text features to label map), text.onnx (names to text
-features), labels.onnx (logits to a label map of any size), the same three as .pt2, tokenizer.json
-and config.json. docs/export.md explains them and how to run them.
+The folder contains image.onnx (image and text features to label map), logits.onnx (the same without
+the label map), text.onnx (names to text features), labels.onnx (logits to a label map of any size),
+.pt2 files, tokenizer.json and config.json. docs/export.md explains them and how to run them.
 
 It needs pip install 'dcp_clip[onnx]'.
 """

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
 from dcp_clip.export.support import ExportError
 
-if TYPE_CHECKING:
-    from torch.onnx import ONNXProgram
-
-__all__ = ["export_image", "export_labels", "export_text", "save_program", "to_onnx"]
+__all__ = ["export_image", "export_labels", "export_text", "save_program", "write_onnx"]
 
 OPSET = 20
 # Sizes of the example inputs. No two are equal and none is 1, so that no input is mistaken for
@@ -89,15 +85,26 @@ def _export(program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple) -> Ex
         raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
 
 
-def to_onnx(exported: ExportedProgram, program: type[nn.Module]) -> ONNXProgram:
+def write_onnx(exported: ExportedProgram, program: type[nn.Module], folder: Path) -> None:
     """Convert a program to ONNX, with the names of the inputs and outputs of its class.
+
+    A program with `unlabelled` is written twice: as NAME.onnx, and without its other outputs as
+    logits.onnx. Both use the weights in NAME.onnx.data.
+
+    Args:
+        exported: the program.
+        program: its class.
+        folder: where to write NAME.onnx.
 
     Raises:
         ExportError: if an operator has no counterpart in ONNX.
     """
+    import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+
     try:
         with torch.no_grad(), _quiet():
-            return torch.onnx.export(
+            converted = torch.onnx.export(
                 exported,
                 input_names=program.inputs,
                 output_names=program.outputs,
@@ -107,6 +114,17 @@ def to_onnx(exported: ExportedProgram, program: type[nn.Module]) -> ONNXProgram:
             )
     except Exception as error:
         raise ExportError(f"ONNX cannot express this model: {_first_line(error)}") from error
+    ClearMetadataAndDocStringPass()(converted.model)  # traces with paths of this machine
+    path, unlabelled = folder / f"{program.name}.onnx", getattr(program, "unlabelled", ())
+    if not unlabelled:
+        converted.save(path)
+        return
+    onnx_ir.save(converted.model, path, external_data=f"{path.name}.data")
+    model = onnx_ir.load(path)
+    for output in [x for x in model.graph.outputs if x.name not in unlabelled]:
+        model.graph.outputs.remove(output)
+    RemoveUnusedNodesPass()(model)
+    onnx_ir.save(model, folder / "logits.onnx")
 
 
 def save_program(exported: ExportedProgram, path: Path) -> None:

@@ -20,7 +20,7 @@ from dcp_clip.export.conversion import (
     export_labels,
     export_text,
     save_program,
-    to_onnx,
+    write_onnx,
 )
 from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
 from dcp_clip.export.support import ExportError, check_exportable
@@ -90,13 +90,13 @@ def _write(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
     encoder = model.text_encoder
     length, shorter = encoder.text.context_length, can_truncate(encoder.text)
     image, text = ImageProgram(model), TextProgram(encoder.text)
-    for name, kind, exported in (
-        ("labels", LabelProgram, export_labels()),
-        ("text", TextProgram, export_text(text, length, shorter)),
-        ("image", ImageProgram, export_image(image)),
+    for program, exported in (
+        (LabelProgram, export_labels()),
+        (TextProgram, export_text(text, length, shorter)),
+        (ImageProgram, export_image(image)),
     ):
-        save_program(exported, folder / f"{name}.pt2")
-        to_onnx(exported, kind).save(folder / f"{name}.onnx")
+        save_program(exported, folder / f"{program.name}.pt2")
+        write_onnx(exported, program, folder)
     settings = _settings(cfg, model) | {"shorter_prompts": shorter}
     for name, content in (
         ("tokenizer.json", tokenizer_json(encoder.tokenizer)),

@@ -30,8 +30,11 @@ class _GivenText(nn.Module):
 class ImageProgram(nn.Module):
     """The whole model for a batch of images of one size, with the text features as inputs."""
 
+    name = "image"
     inputs = ("image", "text_features", "category_rows")
     outputs = ("label_map", "ids", "scores", "confidence", "presence", "logits")
+    # Without those that have the size of the image.
+    unlabelled = ("ids", "scores", "presence", "logits")
 
     def __init__(self, model: DCPCLIP):
         """
@@ -86,6 +89,7 @@ class ImageProgram(nn.Module):
 class TextProgram(nn.Module):
     """CLIP's text tower."""
 
+    name = "text"
     inputs = ("tokens",)
     outputs = ("features",)
 
@@ -105,6 +109,7 @@ class LabelProgram(nn.Module):
     caller gives the neighbours, so one program serves every image size and every band of rows.
     """
 
+    name = "labels"
     inputs = ("logits", "above", "below", "down", "left", "right", "across", "temperature")
     outputs = ("positions", "confidence")
 

@@ -12,7 +12,8 @@ from dcp_clip.vocabulary import Vocabulary
 __all__ = ["ModelFolder", "RuntimeFolderError", "read_folder"]
 
 _FORMAT = 1
-_FILES = ("image.onnx", "text.onnx", "labels.onnx", "tokenizer.json", "config.json")
+_FILES = ("logits.onnx", "image.onnx.data", "text.onnx", "labels.onnx", "tokenizer.json")
+_FILES += ("config.json",)
 
 
 class RuntimeFolderError(ValueError):

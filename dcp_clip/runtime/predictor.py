@@ -76,7 +76,7 @@ class OnnxPredictor:
         def load(name: str) -> Any:
             return open_program(self.folder.path / name, backend, threads, providers)
 
-        self._image, self._labels = load("image.onnx"), load("labels.onnx")
+        self._image, self._labels = load("logits.onnx"), load("labels.onnx")
         self._text = TextEncoder(self.folder, load("text.onnx"))
         self.max_input_pixels = max_input_pixels
         below = self.folder["unknown_below"] if unknown_below is None else unknown_below
@@ -183,7 +183,7 @@ class OnnxPredictor:
     def _run(
         self, image: np.ndarray, text: TextFeatures
     ) -> tuple[np.ndarray, tuple[float, float], np.ndarray, np.ndarray]:
-        """Run image.onnx: logits (K, h, w), what of their grid is image, ids (K,), scores (K,)."""
+        """Run logits.onnx: logits (K, h, w), what of their grid is image, ids (K,), scores (K,)."""
         inputs = {
             "image": np.ascontiguousarray(image.transpose(2, 0, 1))[None],
             "text_features": text.embeddings,

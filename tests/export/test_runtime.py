@@ -129,7 +129,7 @@ def test_threads_share_a_predictor(onnx, make_image):
 
 
 def test_wrong_folders_are_one_sentence(folder, cfg, model, tmp_path, names):
-    with pytest.raises(RuntimeFolderError, match="has no image.onnx"):
+    with pytest.raises(RuntimeFolderError, match="has no logits.onnx"):
         OnnxPredictor(tmp_path)
     with pytest.raises(ValueError, match="no default vocabulary"):
         OnnxPredictor(folder)
@@ -238,7 +238,7 @@ def test_the_demo_runs_an_exported_model(folder, make_image, tmp_path, capsys):
     formats = ["--format", "overlay", "labels", "confidence", "coco"]
     assert segment.main([*arguments, *formats, "--weights", str(folder)]) == 0
     assert len(list((tmp_path / "out").glob("photo*"))) >= 3
-    for wrong, message in (([], "needs --weights"), (["--weights", str(tmp_path)], "image.onnx")):
+    for wrong, message in (([], "needs --weights"), (["--weights", str(tmp_path)], "logits.onnx")):
         with pytest.raises(SystemExit) as raised:
             segment.main([*arguments, *wrong])
         assert message in f"{raised.value} {capsys.readouterr().err}"
