@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dcp_clip.folder_run import line_file
 from dcp_clip.folder_run.line_file import LineFile
 from dcp_clip.folder_run.output_folder import RunFolder, RunFolderError
-from dcp_clip.folder_run import line_file
 
 SETTINGS = {"weights fingerprint": "1f", "config": {"INPUT.MIN_SIZE_TEST": "32"}}
 
