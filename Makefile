@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY ?= $(VENV)/bin/python
-EXTRAS ?= app,video,geo,demo,emoji,onnx,docs,dev
+EXTRAS ?= video,geo,demo,emoji,onnx,docs,dev
 # pytest-xdist runs the tests in two processes with one thread each; WORKERS=0 runs them in one.
 WORKERS ?= 2
 PYTEST_ARGS ?=
