@@ -177,11 +177,11 @@ def test_leftovers_are_removed():
     assert not Path("out/.unfinished").exists()
 
 
-@pytest.mark.parametrize("folder", ["file", "file/out", "/proc/out", "x" * 300])
-def test_folder_that_cannot_be_used(folder):
+@pytest.mark.parametrize("output", ["file", "file/out", "/proc/out", "x" * 300])
+def test_folder_that_cannot_be_used(output):
     Path("file").touch()
-    with pytest.raises(RunFolderError, match=f"cannot use {folder} .* choose another one"):
-        RunFolder(Path(folder)).__enter__()
+    with pytest.raises(RunFolderError, match=f"cannot use {output} .* choose another one"):
+        RunFolder(Path(output)).__enter__()
 
 
 def test_full_disk_leaves_whole_lines(monkeypatch, tmp_path):
