@@ -113,6 +113,7 @@ def test_view(answer):
         for key in ("photo", "labels")
     )
     assert photo.shape == coded.shape == (512, 512, 3)
+    coded = coded.astype(int)
     regions = view["regions"]
     ids = np.array([region["id"] for region in regions])
     np.testing.assert_array_equal(ids[coded[..., 0] + 256 * coded[..., 1]], prediction.label_map)
