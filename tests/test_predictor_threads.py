@@ -92,13 +92,13 @@ def test_threads_that_set_vocabularies(predictor, image, expected):
 def test_a_vocabulary_that_is_set_during_a_call(predictor, image, expected, monkeypatch):
     """Without threads: the model runs after another vocabulary was set."""
     predictor.set_vocabulary(VOCABULARIES[1])
-    resize = predictor._resize
+    resize = predictor._resizing.model_input
 
     def set_another(image):
         predictor.set_vocabulary(VOCABULARIES[3])
         return resize(image)
 
-    monkeypatch.setattr(predictor, "_resize", set_another)
+    monkeypatch.setattr(predictor._resizing, "model_input", set_another)
     _assert_same(predictor(image), expected[1])
 
 

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from PIL import Image, features
 
+from dcp_clip.config import get_cfg
 from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegProposals

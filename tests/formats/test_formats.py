@@ -41,7 +41,7 @@ def disc():
 
 
 def without_unknown(label_map: np.ndarray) -> np.ndarray:
-    return np.where(label_map == UNKNOWN, -1, label_map)
+    return np.where(label_map == UNKNOWN, -1, label_map.astype(int))
 
 
 def inside(rings: list, size: tuple[int, int]) -> np.ndarray:
@@ -147,8 +147,8 @@ def test_simplified_polygons_are_near_the_region(disc):
         (tree,) = simple[1]["polygons"]
         assert len(tree["holes"]) == 1
         wrong = from_polygons(simple, disc.shape) != without_unknown(disc)
-        # The boundaries have about 580 pixels.
-        assert wrong.sum() < 580 * tolerance
+        # The boundaries have about 580 pixels, and a pixel on each side of them may be wrong.
+        assert wrong.sum() < 2 * 580 * tolerance
     with pytest.raises(ValueError, match="tolerance of polygons is -1"):
         formats.to_polygons(disc, NAMES, tolerance=-1)
 

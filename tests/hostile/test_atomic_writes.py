@@ -5,11 +5,16 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Files that need not be complete: lines that are appended, the files of `atomic_write` itself, a
-# folder that is renamed when it is complete, and the command and the output of other programs.
+# Files that need not be complete: lines that are appended, the files of `atomic_write` itself,
+# folders and files that are renamed when they are complete, and the command and the output of other
+# programs.
 NOT_ATOMIC = {
     "dcp_clip/utils/atomic_files.py",
+    "dcp_clip/export/conversion.py",
     "dcp_clip/folder_run/line_file.py",
+    "dcp_clip/geo/label_file.py",
+    "dcp_clip/geo/polygons.py",
+    "dcp_clip/video/overlay.py",
     "tools/install_detectron2.py",
     "tools/reproduce_emoji_scenes.py",
 }
