@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -19,6 +21,7 @@ from dcp_clip.export.support import ExportError
 __all__ = ["export_image", "export_labels", "export_text", "save_program", "write_onnx"]
 
 OPSET = 20
+_RANDOM_SIZES = 10  # with which each equation between sizes is checked
 # Sizes of the example inputs. No two are equal and none is 1, so that no input is mistaken for
 # another or for a constant.
 _BATCH, _NAMES, _CATEGORIES, _SYNONYMS, _CELLS = 2, 70, 40, 3, (9, 13)
@@ -69,8 +72,10 @@ def export_labels() -> ExportedProgram:
 
 
 def _export(program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple) -> ExportedProgram:
-    table = torch.export.default_decompositions()
-    table[torch.ops.aten._adaptive_avg_pool2d.default] = _adaptive_average
+    # No other operator: PyTorch would copy the weights of a linear layer for each token.
+    aten = torch.ops.aten
+    pooling = (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
+    table = {operator: _adaptive_average for operator in pooling}
     try:
         with torch.no_grad(), _quiet(), _plain_attention():
             exported = torch.export.export(
@@ -80,9 +85,39 @@ def _export(program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple) -> Ex
                 # A size that PyTorch cannot prove is checked when the program runs.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            return exported.run_decompositions(table)
+            exported = exported.run_decompositions(table)
     except Exception as error:  # torch.export raises many types of errors
         raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
+    _check_sizes(exported)
+    return exported
+
+
+def _check_sizes(exported: ExportedProgram) -> None:
+    """Check that no size was fixed to that of the example inputs.
+
+    A program for all sizes has only equations between sizes that hold for all of them.
+
+    Raises:
+        ExportError: if an equation does not hold for random sizes.
+    """
+    draw = random.Random(0)
+    for node in _size_checks(exported):
+        condition = getattr(getattr(node.args[0], "meta", {}).get("val"), "node", None)
+        equation = getattr(condition, "expr", None)
+        if not isinstance(equation, sympy.Eq):
+            continue
+        for _ in range(_RANDOM_SIZES):
+            sizes = {symbol: draw.randint(2, 2000) for symbol in equation.free_symbols}
+            if equation.xreplace({k: sympy.Integer(v) for k, v in sizes.items()}) == sympy.false:
+                raise ExportError(
+                    f"A part of this model works for some sizes only ({equation}), so PyTorch "
+                    "cannot export it for all sizes."
+                )
+
+
+def _size_checks(exported: ExportedProgram) -> list[torch.fx.Node]:
+    assertion = torch.ops.aten._assert_scalar.default
+    return list(exported.graph_module.graph.find_nodes(op="call_function", target=assertion))
 
 
 def write_onnx(exported: ExportedProgram, program: type[nn.Module], folder: Path) -> None:
@@ -135,7 +170,7 @@ def save_program(exported: ExportedProgram, path: Path) -> None:
     assumes that no size is 1, although the program is right for 1 too, as in ONNX.
     """
     graph = exported.graph_module.graph
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
+    for node in _size_checks(exported):
         graph.erase_node(node)
     graph.eliminate_dead_code()
     exported.graph_module.recompile()

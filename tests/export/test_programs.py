@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dcp_clip.export import stage1
-from dcp_clip.export.conversion import _adaptive_average
+from dcp_clip.export.conversion import _adaptive_average, _export
 from dcp_clip.export.folder import export_model
 from dcp_clip.export.support import ExportError
 from dcp_clip.modeling.stages.stage1_token_grouping import merge_tokens
@@ -117,6 +117,19 @@ def test_what_cannot_be_exported_is_one_sentence(can_export, make_cfg, tmp_path,
     with pytest.raises(ExportError, match=key):
         export_model(cfg, build_model(cfg).eval(), tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+class _OneSize(torch.nn.Module):
+    """``torch.kron`` fixes the sizes of its inputs, if they follow from those of the program."""
+
+    def forward(self, x):
+        return torch.kron(*(torch.ones(side // 2, side // 2) for side in x.shape))
+
+
+def test_a_program_for_one_size_is_refused():
+    dynamic = torch.export.Dim.DYNAMIC
+    with pytest.raises(ExportError, match="some sizes only"):
+        _export(_OneSize(), (torch.ones(18, 26),), ({0: dynamic, 1: dynamic},))
 
 
 @pytest.mark.parametrize("count", [1, 2, 127, 128, 129, 200, 257, 512, 1000])

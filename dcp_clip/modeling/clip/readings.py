@@ -147,4 +147,10 @@ def naclip_bias(grid: tuple[int, int], std: float, device: torch.device, prefix:
         return (-((position[:, None] - position) ** 2) / (2 * std**2)).exp()
 
     # A two-dimensional Gaussian is the product of two one-dimensional ones.
-    return F.pad(torch.kron(along(grid[0]), along(grid[1])), (prefix, 0, prefix, 0))
+    return F.pad(_kronecker(along(grid[0]), along(grid[1])), (prefix, 0, prefix, 0))
+
+
+def _kronecker(first: Tensor, second: Tensor) -> Tensor:
+    """As ``torch.kron`` of two matrices, which an exported program fixes to one size."""
+    product = first[:, None, :, None] * second[None, :, None, :]
+    return product.flatten(2, 3).flatten(0, 1)
