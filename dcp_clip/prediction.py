@@ -10,12 +10,19 @@ import numpy as np
 from torch import Tensor
 
 from dcp_clip import formats
+from dcp_clip.labels import (
+    FoundCategory,
+    area_shares,
+    find_categories,
+    label_map_with_unknown,
+    shares_by_name,
+)
 from dcp_clip.structures import SemSegLabels, SemSegProposals
-from dcp_clip.utils.upsampling import category_shares
-from dcp_clip.utils.visualization import UNKNOWN_NAME, draw_overlay
+from dcp_clip.utils.label_maps import category_shares
+from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["EncodedImage", "FoundCategory", "Prediction", "checked_threshold", "make_prediction"]
+__all__ = ["EncodedImage", "Prediction", "make_prediction"]
 
 
 @dataclass(frozen=True)
@@ -38,24 +45,6 @@ class EncodedImage:
     def nbytes(self) -> int:
         """Memory of the features in bytes, on the device of the model."""
         return sum(tensor.nbytes for view in self.features for tensor in view.values())
-
-
-@dataclass(frozen=True)
-class FoundCategory:
-    """A category with at least one pixel in the label map, or the unknown pixels.
-
-    Attributes:
-        id: position in the vocabulary, and value in the label map.
-        name: display name; "unknown" for the unknown pixels.
-        share: fraction of the area, 0 to 1.
-        score: score of the category in stage 1 for this image. A higher score means a more likely
-            category, but the score is not a probability. None for the unknown pixels.
-    """
-
-    id: int
-    name: str
-    share: float
-    score: float | None
 
 
 @dataclass
@@ -103,12 +92,7 @@ class Prediction:
 
         If two categories have the same display name, the second one gets its id as a suffix.
         """
-        shares: dict[str, float] = {}
-        for category in self.found:
-            taken = category.name in shares
-            name = f"{category.name} ({category.id})" if taken else category.name
-            shares[name] = category.share
-        return shares
+        return shares_by_name(self.found)
 
     def overlay(self, image: np.ndarray, **options: Any) -> np.ndarray:
         """Draw the regions over the image, and a legend below it.
@@ -120,13 +104,7 @@ class Prediction:
         Returns:
             np.ndarray: (H', W', 3) uint8 RGB.
         """
-        shares, unknown = np.zeros(len(self.vocabulary)), 0.0
-        for category in self.found:
-            if category.score is None:
-                unknown = category.share
-            else:
-                shares[category.id] = category.share
-        options["unknown_share"] = unknown
+        shares, options["unknown_share"] = area_shares(self.found, len(self.vocabulary))
         return draw_overlay(image, self.label_map, self.vocabulary, shares, **options)
 
     def to_coco(self, file_name: str = "", image_id: int = 1) -> dict[str, Any]:
@@ -162,20 +140,6 @@ class Prediction:
         return self.label_map, self.vocabulary, self.confidence
 
 
-def checked_threshold(unknown_below: float) -> float:
-    """Return the threshold of unknown pixels.
-
-    Raises:
-        ValueError: if it is not from 0 to 1.
-    """
-    if not 0 <= unknown_below <= 1:
-        raise ValueError(
-            f"unknown_below (TEST.UNKNOWN_BELOW) is {unknown_below}; it is a probability from 0 to "
-            "1, for example 0.4."
-        )
-    return float(unknown_below)
-
-
 def make_prediction(
     sem_seg: SemSegProposals | SemSegLabels,
     scores: dict[int, float],
@@ -194,51 +158,16 @@ def make_prediction(
     Raises:
         ValueError: if there can be unknown pixels, but the vocabulary has more than 65,535 names.
     """
-    if unknown_below:
-        sem_seg.confidence()  # first, because this also computes the label map
-    label_map, unknown = sem_seg.label_map(), 0
-    if unknown_below or vocabulary.negatives:
-        if len(vocabulary) > 65535:
-            raise ValueError(
-                f"The vocabulary has {len(vocabulary)} names, but unknown pixels and names with "
-                "'!' need one of at most 65535."
-            )
-        label_map, unknown = _with_unknown(sem_seg, vocabulary, unknown_below)
+    label_map, unknown = label_map_with_unknown(sem_seg, vocabulary, unknown_below)
     shares = category_shares(label_map, len(vocabulary))
-    found = [
-        FoundCategory(i, vocabulary.display_names[i], float(shares[i]), scores[i])
-        for i in np.flatnonzero(shares).tolist()
-    ]
-    if unknown:
-        share = unknown / label_map.size
-        found.append(FoundCategory(vocabulary.unknown_id, UNKNOWN_NAME, share, None))
+    found = find_categories(shares, unknown / label_map.size, scores, vocabulary)
     ids = sem_seg.category_ids.tolist()
     return Prediction(
         label_map=label_map,
         vocabulary=vocabulary,
         category_ids=np.array(ids, np.int64),
         scores=np.array([scores[i] for i in ids], np.float32),
-        found=sorted(found, key=lambda category: (-category.share, category.id)),
+        found=found,
         milliseconds=0.0,
         sem_seg=sem_seg,
     )
-
-
-def _with_unknown(
-    sem_seg: SemSegProposals | SemSegLabels, vocabulary: Vocabulary, unknown_below: float
-) -> tuple[np.ndarray, int]:
-    """Return the label map with the unknown id, and the number of unknown pixels."""
-    value, labels = vocabulary.unknown_id, sem_seg.label_map()
-    known = np.ones(max(len(vocabulary), value + 1), bool)
-    known[list(vocabulary.negatives)] = False
-    result = labels.astype(np.min_scalar_type(value))
-    unknown = 0
-    rows = max(1, 4_000_000 // labels.shape[1])
-    for start in range(0, len(labels), rows):
-        band = result[start : start + rows]
-        mask = ~known[band]
-        if unknown_below:
-            mask |= sem_seg.confidence()[start : start + rows] < unknown_below
-        band[mask] = value
-        unknown += int(np.count_nonzero(mask))
-    return result, unknown

@@ -18,15 +18,10 @@ from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_if_untrained
 from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.hub.mixin import HubMixin
+from dcp_clip.labels import FoundCategory, checked_threshold
 from dcp_clip.modeling.finite import check_weights
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, model_pixels, segment_large_image
-from dcp_clip.prediction import (
-    EncodedImage,
-    FoundCategory,
-    Prediction,
-    checked_threshold,
-    make_prediction,
-)
+from dcp_clip.prediction import EncodedImage, Prediction, make_prediction
 from dcp_clip.structures import label_regions
 from dcp_clip.utils.images.arrays import check_rgb
 from dcp_clip.utils.images.reading import read_image_and_size

@@ -42,6 +42,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dcp_clip_cli.arguments import positive
+
 DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 # Those of dcp_clip.folder_run.result_files, which imports PyTorch.
 FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "label_studio")
@@ -50,13 +52,6 @@ FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "la
 def numbers(text: str) -> list[int]:
     """Parse "4,3,2"."""
     return [int(number) for number in text.split(",")]
-
-
-def positive(text: str) -> int:
-    """Parse a number above 0."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
 
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -22,6 +22,8 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from dcp_clip_cli.arguments import positive
+
 DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 PACKAGES = ("ray", "pyarrow")
 
@@ -33,13 +35,6 @@ def actors(text: str) -> tuple[int, int]:
     if not 1 <= numbers[0] <= numbers[1]:
         raise ValueError(text)
     return numbers
-
-
-def positive(text: str) -> int:
-    """Parse a number above 0."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
 
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:

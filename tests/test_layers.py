@@ -23,6 +23,7 @@ LAYERS = [
     {"evaluation"},
     {"modeling", "data", "prediction"},
     {"structures", "formats", "runtime"},
+    {"labels"},
     {"utils"},
     {"vocabulary"},
 ]

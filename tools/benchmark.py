@@ -35,6 +35,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import positive
+
 ROOT = Path(__file__).resolve().parents[1]
 # Relative to the working directory, as headings show them.
 _FOLDER = os.path.relpath(ROOT / "configs" / "coco_stuff")
@@ -42,13 +44,6 @@ CONFIGS = [f"{_FOLDER}/dcp_clip_{name}.yaml" for name in ("convnext_b", "vit_b16
 SIZES = [20, 150, 847, 3000, 20000]
 MODES = ("train", "text", "demo", "bf16", "backends")
 BACKENDS = ("torch", "compile", "onnx", "openvino")
-
-
-def positive(text: str) -> int:
-    """An integer above 0, for the ``type`` of an argument."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
 
 
 def backend_list(text: str) -> list[str]:

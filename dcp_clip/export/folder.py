@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
 from dcp_clip.export.support import ExportError, check_exportable
 from dcp_clip.export.tokenizer import tokenizer_json
 from dcp_clip.modeling.clip.text_tower import can_truncate
-from dcp_clip.utils.atomic_files import WriteError, atomic_write
+from dcp_clip.utils.atomic_files import atomic_folder, atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["export_model"]
@@ -52,23 +50,8 @@ def export_model(cfg: CfgNode, model: nn.Module, output: Path) -> None:
     """
     check_exportable(model)
     _check_packages()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise WriteError(17, "it exists and is not an empty folder; choose another name", output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    except OSError as error:
-        raise WriteError(error.errno, error.strerror, output) from error
-    try:
+    with atomic_folder(output) as part:
         _write(cfg, model, part)
-        part.chmod(0o755)
-        part.replace(output)
-    except OSError as error:
-        if isinstance(error, WriteError):
-            raise
-        raise WriteError(error.errno or 5, error.strerror or str(error), output) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_packages() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dcp_clip.utils.upsampling import category_shares
+from dcp_clip.utils.label_maps import category_shares
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["Region", "find_regions"]

@@ -23,12 +23,13 @@ from dcp_clip.folder_run.output_folder import unfinished_folder
 from dcp_clip.geo.label_file import label_type, write_geotiff, write_label_geotiff
 from dcp_clip.geo.polygons import polygon_suffix, write_polygons
 from dcp_clip.geo.raster import Raster, Region, import_rasterio
+from dcp_clip.labels import FoundCategory, area_shares, find_categories
 from dcp_clip.modeling.large_image import LargeImage, window_of
-from dcp_clip.prediction import FoundCategory, make_prediction
+from dcp_clip.prediction import make_prediction
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 from dcp_clip.utils.images.writing import write_png
-from dcp_clip.utils.visualization import UNKNOWN_NAME, draw_overlay
+from dcp_clip.utils.visualization import draw_overlay
 
 __all__ = ["RASTER_FORMATS", "RasterRun", "blocks_folder", "publish", "raster_suffixes"]
 
@@ -210,26 +211,18 @@ class RasterRun:
 
     def _found(self, counts: np.ndarray) -> list[FoundCategory]:
         """The categories by area; shares are of the pixels with data."""
-        names, unknown = self._vocabulary.display_names, self._vocabulary.unknown_id
+        unknown, num_categories = self._vocabulary.unknown_id, len(self._vocabulary)
         total = max(1, int(counts.sum() - counts[self._nodata]))
-        found = [
-            FoundCategory(i, names[i], counts[i] / total, self._scores.get(i))
-            for i in np.flatnonzero(counts[: len(names)]).tolist()
-        ]
-        if counts[unknown] and unknown >= len(names):
-            found.append(FoundCategory(unknown, UNKNOWN_NAME, counts[unknown] / total, None))
-        return sorted(found, key=lambda category: (-category.share, category.id))
+        unknown_pixels = counts[unknown] if unknown >= num_categories else 0
+        return find_categories(
+            counts[:num_categories] / total, unknown_pixels / total, self._scores, self._vocabulary
+        )
 
     def _write_overlay(self, labels: Path, path: Path, found: list[FoundCategory]) -> None:
         image, _ = self.raster.overview()
         with import_rasterio().open(labels) as dataset:
             small = dataset.read(1, out_shape=image.shape[1:])
-        shares, unknown = np.zeros(len(self._vocabulary)), 0.0
-        for category in found:
-            if category.id < len(shares):
-                shares[category.id] = category.share
-            else:
-                unknown = category.share
+        shares, unknown = area_shares(found, len(self._vocabulary))
         picture = np.ascontiguousarray(image.transpose(1, 2, 0))
         overlay = draw_overlay(picture, small, self._vocabulary, shares, unknown_share=unknown)
         write_png(path, overlay, quick=True)

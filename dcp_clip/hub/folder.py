@@ -6,8 +6,6 @@ A folder from somebody else is data: nothing in it can run code or name a file o
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +21,7 @@ from dcp_clip.config.files import read_yaml
 from dcp_clip.engine.checkpoints.calibration import calibration_file, write_temperature
 from dcp_clip.hub.card import model_card
 from dcp_clip.modeling.clip.loading import pixel_stats
-from dcp_clip.utils.atomic_files import WriteError, atomic_write
+from dcp_clip.utils.atomic_files import atomic_folder, atomic_write
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import read_categories
 from dcp_clip.vocabulary.prompts import load_templates
@@ -76,14 +74,7 @@ def write_folder(
     """
     folder = Path(folder)
     _check_pixel_stats(cfg, model)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WriteError(17, "it exists and is not an empty folder; choose another name", folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise WriteError(error.errno, error.strerror, folder) from error
-    try:
+    with atomic_folder(folder) as part:
         _write_config(part, cfg)
         state = {name: _compact(value) for name, value in model.state_dict().items()}
         with atomic_write(part / WEIGHTS) as file:
@@ -95,12 +86,6 @@ def write_folder(
         for name, text in ((NAMES, _names_json(vocabulary)), (CARD, card)):
             with atomic_write(part / name, "w") as file:
                 file.write(text)
-        part.chmod(0o755)
-        part.replace(folder)
-    except OSError as error:
-        raise WriteError(error.errno or 5, error.strerror or str(error), folder) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_pixel_stats(cfg: CfgNode, model: nn.Module) -> None:

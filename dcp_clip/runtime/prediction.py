@@ -9,30 +9,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from dcp_clip.labels import (
+    FoundCategory,
+    find_categories,
+    label_map_with_unknown,
+    shares_by_name,
+)
 from dcp_clip.runtime.segmentation import Segmentation
 from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.label_maps import category_shares
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["FoundCategory", "Prediction", "make_prediction"]
+__all__ = ["Prediction", "make_prediction"]
 
 _PALETTE_COLORS = 256
-
-
-@dataclass(frozen=True)
-class FoundCategory:
-    """A category with at least one pixel in the label map, or the unknown pixels.
-
-    Attributes:
-        id: position in the vocabulary, and value in the label map.
-        name: display name; "unknown" for the unknown pixels.
-        share: fraction of the area, 0 to 1.
-        score: score of the category in stage 1; None for the unknown pixels.
-    """
-
-    id: int
-    name: str
-    share: float
-    score: float | None
 
 
 @dataclass
@@ -69,12 +59,7 @@ class Prediction:
 
         If two categories have the same display name, the second one gets its id as a suffix.
         """
-        shares: dict[str, float] = {}
-        for category in self.found:
-            taken = category.name in shares
-            name = f"{category.name} ({category.id})" if taken else category.name
-            shares[name] = category.share
-        return shares
+        return shares_by_name(self.found)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the label map as a PNG, in the colours of the vocabulary if it has 8 bits.
@@ -109,28 +94,14 @@ def make_prediction(
     Raises:
         ValueError: if there can be unknown pixels, but the vocabulary has more than 65,535 names.
     """
-    labels, unknown_id = sem_seg.label_map(), vocabulary.unknown_id
-    if unknown_below or vocabulary.negatives:
-        if len(vocabulary) > 65535:
-            raise ValueError(
-                f"The vocabulary has {len(vocabulary)} names, but unknown pixels and names with "
-                "'!' need one of at most 65535."
-            )
-        unknown = np.isin(labels, vocabulary.negatives)
-        unknown |= sem_seg.confidence() < unknown_below
-        labels = labels.astype(np.min_scalar_type(unknown_id))
-        labels[unknown] = unknown_id
-    counts = np.bincount(labels.ravel(), minlength=len(vocabulary))
+    labels, unknown = label_map_with_unknown(sem_seg, vocabulary, unknown_below)
+    shares = category_shares(labels, len(vocabulary))
     by_id = dict(zip(sem_seg.category_ids.tolist(), scores.tolist(), strict=True))
-    found = []
-    for i in np.flatnonzero(counts).tolist():
-        name = vocabulary.display_names[i] if i < len(vocabulary) else "unknown"
-        found.append(FoundCategory(i, name, float(counts[i] / labels.size), by_id.get(i)))
     return Prediction(
         label_map=labels,
         vocabulary=vocabulary,
         category_ids=sem_seg.category_ids,
         scores=scores,
-        found=sorted(found, key=lambda category: (-category.share, category.id)),
+        found=find_categories(shares, unknown / labels.size, by_id, vocabulary),
         sem_seg=sem_seg,
     )

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dcp_clip.labels import checked_threshold
 from dcp_clip.runtime.folder import read_folder
 from dcp_clip.runtime.prediction import Prediction, make_prediction
 from dcp_clip.runtime.segmentation import Segmentation, segment_in_windows
 from dcp_clip.runtime.sessions import open_program
 from dcp_clip.runtime.text import TextEncoder, TextFeatures
+from dcp_clip.utils.images.arrays import check_rgb
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
@@ -80,7 +82,7 @@ class OnnxPredictor:
         self._text = TextEncoder(self.folder, load("text.onnx"))
         self.max_input_pixels = max_input_pixels
         below = self.folder["unknown_below"] if unknown_below is None else unknown_below
-        self.unknown_below = _checked_threshold(below)
+        self.unknown_below = checked_threshold(below)
         self.set_vocabulary(vocabulary)
 
     def set_vocabulary(self, vocabulary: VocabularySpec) -> None:
@@ -121,11 +123,11 @@ class OnnxPredictor:
                 `unknown_below` is not from 0 to 1; if the model computes NaN or infinite logits.
         """
         vocabulary = self.vocabulary if vocabulary is None else Vocabulary.parse(vocabulary)
-        below = self.unknown_below if unknown_below is None else _checked_threshold(unknown_below)
+        below = self.unknown_below if unknown_below is None else checked_threshold(unknown_below)
         if isinstance(image, str | os.PathLike):
             image, file_size = read_image_and_size(image, self.max_input_pixels)
             size = size or file_size
-        _check_image(image)
+        check_rgb(image)
         start = time.perf_counter()
         text = self._text(vocabulary)
         maps, ids, scores, extent = self._segment(self._resize(image), text)
@@ -195,18 +197,3 @@ class OnnxPredictor:
         covered = zip(image.shape[:2], logits.shape[2:], padded, strict=True)
         rows, columns = (side * cells / whole for side, cells, whole in covered)
         return logits[0], (rows, columns), ids[0], scores[0]
-
-
-def _check_image(image: np.ndarray) -> None:
-    is_array = isinstance(image, np.ndarray)
-    if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        if image.size:
-            return
-    got = f"{image.shape} {image.dtype}" if is_array else type(image).__name__
-    raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.")
-
-
-def _checked_threshold(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"unknown_below is {value}; it must be from 0 to 1.")
-    return value

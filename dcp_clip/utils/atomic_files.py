@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["WriteError", "atomic_write", "remove_unfinished"]
+__all__ = ["WriteError", "atomic_folder", "atomic_write", "remove_unfinished"]
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
 
@@ -61,6 +63,37 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             reason = error.strerror or str(error)
             raise WriteError(error.errno, reason, str(path)) from error
         raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder that gets its name only when it is complete.
+
+    Args:
+        folder: a folder that does not exist or is empty. Its parents are created.
+
+    Yields:
+        the folder to write to, beside `folder`. If the block ends without an error, it gets the
+        name; otherwise it is removed.
+
+    Raises:
+        WriteError: naming `folder`, if it is not empty or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WriteError(17, "it exists and is not an empty folder; choose another name", folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror, folder) from error
+    try:
+        yield part
+        part.chmod(0o755)
+        part.replace(folder)
+    except OSError as error:
+        raise WriteError(error.errno or 5, error.strerror or str(error), folder) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path, seconds: float = 0.0) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowResizer", "category_shares", "resized_bands", "rows_per_band", "winners"]
+__all__ = ["RowResizer", "resized_bands", "rows_per_band", "winners"]
 
 
 def rows_per_band(maps: Tensor, width: int) -> int:
@@ -138,24 +138,3 @@ def winners(logits: Tensor, temperature: float | None) -> tuple[np.ndarray, np.n
     best, positions = logits.max(dim=0)
     total = ((logits - best) / temperature).exp_().sum(dim=0)
     return positions.cpu().numpy(), total.reciprocal_().half().cpu().numpy()
-
-
-def category_shares(label_map: np.ndarray, num_categories: int) -> np.ndarray:
-    """Compute the fraction of the area that each category covers.
-
-    Args:
-        label_map: (H, W) category ids of any integer type; other values are unlabelled pixels.
-        num_categories: C, the size of the vocabulary.
-
-    Returns:
-        np.ndarray: (C,) float64, 0 to 1; the sum is 1 if there are no unlabelled pixels.
-    """
-    counts = np.zeros(num_categories, np.int64)
-    rows = max(1, 4_000_000 // max(1, label_map.shape[1]))
-    # Bands save memory, because bincount copies its input to int64.
-    for start in range(0, len(label_map), rows):
-        band = label_map[start : start + rows].ravel()
-        if band.dtype.kind != "u":
-            band = band[band >= 0]
-        counts += np.bincount(band, minlength=num_categories)[:num_categories]
-    return counts / max(1, label_map.size)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from dcp_clip.utils.fonts import font_for
 from dcp_clip.utils.images.writing import write_png
-from dcp_clip.utils.upsampling import category_shares
+from dcp_clip.utils.label_maps import UNKNOWN_NAME, category_shares
 from dcp_clip.vocabulary import Vocabulary
 
 # Long side of an overlay in pixels: larger images are reduced, smaller ones are enlarged.
@@ -26,8 +26,7 @@ MAX_PALETTE_CATEGORIES = 255
 # Limits of the legend: entries, and characters of a name.
 MAX_ENTRIES, MAX_CHARACTERS = 20, 24
 
-# Unknown pixels in legends and results, and their colour: grey, with stripes in overlays.
-UNKNOWN_NAME = "unknown"
+# The colour of unknown pixels: grey, with stripes in overlays.
 _UNKNOWN = (120, 120, 120)
 
 _TEXT, _FAINT_TEXT, _OTHER = (32, 33, 36), (112, 117, 122), (190, 190, 190)

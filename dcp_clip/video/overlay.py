@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_clip.utils.images.files import open_image
-from dcp_clip.utils.upsampling import category_shares
+from dcp_clip.utils.label_maps import category_shares
 from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.video.frames import VideoReader, import_av
 from dcp_clip.vocabulary import Vocabulary

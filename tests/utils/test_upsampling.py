@@ -1,11 +1,10 @@
 """Upsampling in bands, and areas of categories."""
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from dcp_clip.utils.upsampling import RowResizer, category_shares, resized_bands
+from dcp_clip.utils.upsampling import RowResizer, resized_bands
 
 
 def joined(*args):
@@ -56,9 +55,3 @@ def test_rows_that_depend_on_the_first_rows_of_the_grid():
 def test_half_precision_logits(dtype):
     logits = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(joined(logits, (9, 9)), joined(logits.float(), (9, 9)))
-
-
-def test_shares_exclude_unlabelled_pixels():
-    shares = category_shares(np.array([[0, 0, 2, 255], [2, 2, 0, -1]], np.int16), 3)
-    np.testing.assert_allclose(shares, [3 / 8, 0, 3 / 8])
-    assert shares.sum() < 1

@@ -4,6 +4,14 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone
 
+from dcp_clip.modeling.clip import text_cache
+
+
+@pytest.fixture(autouse=True)
+def warn_again():
+    """The warnings of an earlier test do not hide those of this one."""
+    text_cache._warn_once.cache_clear()
+
 
 @pytest.fixture(scope="session")
 def make_backbone(make_cfg, randomize):

@@ -9,30 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.text_features import random_features, read_from
 
 from dcp_clip.modeling.clip import text_cache
-from dcp_clip.modeling.clip.text_cache import read_features, write_features
-from dcp_clip.structures import TextFeatures
+from dcp_clip.modeling.clip.text_cache import write_features
 from dcp_clip.vocabulary import Vocabulary
 
 NAMES = Vocabulary(["sky", "tall tree"])
-
-
-@pytest.fixture(autouse=True)
-def warn_again():
-    """The warnings of an earlier test do not hide those of this one."""
-    text_cache._warn_once.cache_clear()
-
-
-def _features(seed, count=4, width=64):
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(count, width, generator=generator)
-    rows = torch.arange(count)[:, None]
-    return TextFeatures(torch.nn.functional.normalize(embeddings, dim=-1), rows)
-
-
-def _read(path):
-    return read_features(path, torch.arange(4)[:, None], 64, torch.device("cpu"))
 
 
 class Touch:
@@ -86,22 +69,22 @@ def test_a_hostile_file_is_ignored_and_replaced(tmp_path, caplog, kind):
     """It is not used, runs no code, blocks nothing, and no file outside the cache is changed."""
     path, mine = tmp_path / f"{0:064x}.pt", tmp_path / "mine"
     mine.write_bytes(b"a file of the user")
-    write_features(tmp_path / "good", _features(0))
+    write_features(tmp_path / "good", random_features(0))
     if kind in ("empty", "text", "zeros", "truncated"):
-        write_features(path, _features(0))
+        write_features(path, random_features(0))
         path.write_bytes(b"")
     HOSTILE[kind](path)
     before = {name: name.read_bytes() for name in (mine, tmp_path / "good")}
-    assert _read(path) is None
+    assert read_from(path) is None
     silent = kind in ("link to nothing", "link to itself")  # there is no file
     assert (str(path) in caplog.text) != silent
     assert caplog.text.count("\n") <= 1 and "weights_only" not in caplog.text
-    write_features(path, _features(0))
+    write_features(path, random_features(0))
     if kind == "folder":
-        assert _read(path) is None and path.is_dir()
+        assert read_from(path) is None and path.is_dir()
         assert "cannot be cached" in caplog.text
     else:
-        assert torch.equal(_read(path).embeddings, _features(0).embeddings)
+        assert torch.equal(read_from(path).embeddings, random_features(0).embeddings)
         assert not path.is_symlink()
     assert all(name.read_bytes() == data for name, data in before.items())
     assert not (tmp_path / "marker").exists()
@@ -114,11 +97,11 @@ def test_folders_and_links_do_not_break_the_bound(tmp_path, monkeypatch, caplog)
     folder = tmp_path / "text"
     (folder / f"{1:064x}.pt").mkdir(parents=True)
     (folder / f"{2:064x}.pt").symlink_to(outside)
-    write_features(folder / f"{3:064x}.pt", _features(3))
+    write_features(folder / f"{3:064x}.pt", random_features(3))
     size = (folder / f"{3:064x}.pt").stat().st_size
     monkeypatch.setattr(text_cache, "MAX_FOLDER_BYTES", 2 * size)
     for i in range(4, 9):
-        write_features(folder / f"{i:064x}.pt", _features(i))
+        write_features(folder / f"{i:064x}.pt", random_features(i))
     kept = sorted(path.name for path in folder.iterdir() if path.is_file())
     assert kept == [f"{7:064x}.pt", f"{8:064x}.pt"] and outside.exists() and not caplog.text
 

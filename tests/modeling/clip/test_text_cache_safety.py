@@ -10,31 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.text_features import random_features, read_from
 
 from dcp_clip.modeling.clip import text_cache
-from dcp_clip.modeling.clip.text_cache import read_features, write_features
-from dcp_clip.structures import TextFeatures
+from dcp_clip.modeling.clip.text_cache import write_features
 from dcp_clip.utils import atomic_files
 from dcp_clip.vocabulary import Vocabulary
 
 NAMES = Vocabulary(["sky", "tall tree", ["car", "automobile", "motor car"], "Straße"])
-
-
-@pytest.fixture(autouse=True)
-def warn_again():
-    """The warnings of an earlier test do not hide those of this one."""
-    text_cache._warn_once.cache_clear()
-
-
-def _features(seed, count=4, width=64):
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(count, width, generator=generator)
-    rows = torch.arange(count)[:, None]
-    return TextFeatures(torch.nn.functional.normalize(embeddings, dim=-1), rows)
-
-
-def _read(path):
-    return read_features(path, torch.arange(4)[:, None], 64, torch.device("cpu"))
 
 
 def _flipped_bit(data):
@@ -82,14 +65,14 @@ def test_a_well_formed_file_with_wrong_content_is_ignored(tmp_path, caplog, chan
     if change in ("flipped bit", "other checksum") and not checksum:
         pytest.skip("files of earlier versions have no checksum")
     path = tmp_path / "file.pt"
-    write_features(path, _features(0))
+    write_features(path, random_features(0))
     data = torch.load(path, weights_only=True)
     if not checksum:
         del data["sha256"]
     torch.save(data, path)
-    assert torch.equal(_read(path).embeddings, _features(0).embeddings)
+    assert torch.equal(read_from(path).embeddings, random_features(0).embeddings)
     torch.save(CHANGES[change](data), path)
-    assert _read(path) is None
+    assert read_from(path) is None
     assert str(path) in caplog.text and caplog.text.count("\n") == 1
 
 
@@ -161,16 +144,17 @@ def test_without_a_home_directory_nothing_is_cached(make_encoder, caplog, monkey
 
 def test_the_files_used_least_recently_are_removed(tmp_path, monkeypatch):
     paths = [tmp_path / f"{i:064x}.pt" for i in range(6)]
-    write_features(paths[0], _features(0))
+    write_features(paths[0], random_features(0))
     monkeypatch.setattr(text_cache, "MAX_FOLDER_BYTES", 4 * paths[0].stat().st_size)
     other = tmp_path / "model.pt"
     other.write_bytes(b"a file of the user" * 10_000)
     for i in range(6):
-        write_features(paths[i], _features(i))
+        write_features(paths[i], random_features(i))
         for age, path in enumerate(reversed(paths[: i + 1])):
             if path.exists():
                 os.utime(path, (time.time() - 60 * (age + 1),) * 2)
-        assert torch.equal(_read(paths[0]).embeddings, _features(0).embeddings)  # used again
+        again = read_from(paths[0])
+        assert torch.equal(again.embeddings, random_features(0).embeddings)  # used again
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         path.name for path in (other, paths[0], *paths[3:])
     )
@@ -178,7 +162,7 @@ def test_the_files_used_least_recently_are_removed(tmp_path, monkeypatch):
 
 def test_features_larger_than_the_folder_are_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(text_cache, "MAX_FOLDER_BYTES", 100)
-    write_features(tmp_path / f"{0:064x}.pt", _features(0))
+    write_features(tmp_path / f"{0:064x}.pt", random_features(0))
     assert not list(tmp_path.iterdir())
 
 
@@ -187,7 +171,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     for path in (old, new):
         path.write_bytes(b"half a file")
     os.utime(old, (time.time() - 7200,) * 2)
-    write_features(tmp_path / f"{0:064x}.pt", _features(0))
+    write_features(tmp_path / f"{0:064x}.pt", random_features(0))
     assert not old.exists() and new.exists()  # another process may be writing the new one
 
 
