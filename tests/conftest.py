@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,12 @@ _SMALL = {
     "MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM": 8,
     "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS": 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def sigint_is_not_ignored():
+    """Tests can interrupt programs, even if the shell or a library ignores the signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

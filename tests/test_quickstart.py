@@ -17,10 +17,22 @@ pytest.importorskip("ipykernel")
 PATH = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
 
 
+def _joined(outputs) -> list:
+    """Join the parts of a stream, whose number depends on when the kernel flushes it."""
+    joined = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == "stream" == last.output_type and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(nbformat.from_dict(output))
+    return joined
+
+
 def outputs(cell) -> list:
     """The pictures (without their content) and the words of a cell's outputs."""
     found = []
-    for output in cell.outputs:
+    for output in _joined(cell.outputs):
         data = output.get("data", {"text/plain": output.get("text", "")})
         is_picture = "image/jpeg" in data
         words = re.sub(r"[\d.,%]+|\s+", " ", data["text/plain"]).split()

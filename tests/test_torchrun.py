@@ -20,14 +20,19 @@ REGISTRATION = """
 from dcp_clip.data.catalog import register_sem_seg
 register_sem_seg("mini_sem_seg_train", "images", "labels", ["sky", "tree", "car"])
 """
-# The second process ends without a message after two of four iterations, but only once.
+# The second process ends without a message after two of four iterations, but only once. Before
+# that, it waits until the first process has written the checkpoint of these iterations.
 KILL = """
-import os, signal
+import os, signal, time
+from pathlib import Path
 from dcp_clip.engine import Trainer
 step = Trainer.run_step
 def run_step(self):
     is_second = (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0")
     if self.iter == 2 and is_second:
+        last = Path(self.cfg.OUTPUT_DIR, "last_checkpoint")
+        while not last.exists() or last.read_text().strip() != "model_0000001.pth":
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     step(self)
 Trainer.run_step = run_step

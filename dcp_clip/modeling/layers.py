@@ -13,6 +13,7 @@ __all__ = [
     "check_heads",
     "masked_max",
     "resize_to",
+    "to_channels_last",
     "valid_positions",
 ]
 
@@ -137,3 +138,19 @@ def valid_positions(
     rows = torch.arange(grid[0], device=device) * padded_size[0] / grid[0]
     columns = torch.arange(grid[1], device=device) * padded_size[1] / grid[1]
     return (rows < heights[:, None])[:, :, None] & (columns < widths[:, None])[:, None, :]
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Keep the weights of the convolutions in channels-last memory format.
+
+    Strided 1 x 1 convolutions of fewer than 8 channels, as in the stem of MobileCLIP, stay as they
+    are. In PyTorch 2.14 on a CPU, their backward pass in channels-last format writes outside of its
+    memory and ends the process.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and not _is_unsafe_in_channels_last(module):
+            module.to(memory_format=torch.channels_last)
+
+
+def _is_unsafe_in_channels_last(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.stride != (1, 1) and conv.in_channels < 8

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.build import build_clip
-from dcp_clip.modeling.layers import best_synonym_similarity, valid_positions
+from dcp_clip.modeling.layers import best_synonym_similarity, to_channels_last, valid_positions
 from dcp_clip.modeling.losses import present_categories
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.modeling.stages.registry import (
@@ -59,7 +59,7 @@ class DCPCLIP(OpenVocabularySegmentor):
         self.fine_decoder = fine_decoder
         self.refinement = refinement
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            to_channels_last(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

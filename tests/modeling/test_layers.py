@@ -1,9 +1,9 @@
-"""CrossAttention and the similarity of synonyms."""
+"""CrossAttention, the similarity of synonyms, and the memory format."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcp_clip.modeling.layers import CrossAttention, best_synonym_similarity
+from dcp_clip.modeling.layers import CrossAttention, best_synonym_similarity, to_channels_last
 
 
 def test_masked_keys_have_no_effect():
@@ -54,3 +54,14 @@ def test_every_position_has_its_own_best_synonym():
     with FlopCounterMode(display=False) as flops:
         best_synonym_similarity(unit[:1], text, rows[None])
     assert flops.get_total_flops() == 2 * sum(counts) * 16 * 12
+
+
+def test_channels_last_leaves_out_what_crashes_pytorch():
+    """The backward pass of such a convolution ends the process with PyTorch 2.14 on a CPU."""
+
+    stem = torch.nn.Conv2d(3, 64, 1, stride=2)  # as in the stem of MobileCLIP
+    wide, large = torch.nn.Conv2d(8, 64, 1, stride=2), torch.nn.Conv2d(3, 64, 3, stride=2)
+    to_channels_last(torch.nn.Sequential(stem, wide, large))
+    assert stem.weight.stride() == (3, 1, 1, 1)
+    assert wide.weight.stride() == (8, 1, 8, 8) and large.weight.stride() == (27, 1, 9, 3)
+    stem(torch.randn(2, 3, 64, 96)).square().mean().backward()

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.build import build_clip
-from dcp_clip.modeling.layers import best_synonym_similarity, resize_to, valid_positions
+from dcp_clip.modeling.layers import (
+    best_synonym_similarity,
+    resize_to,
+    to_channels_last,
+    valid_positions,
+)
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.structures import Proposals, TextFeatures
 from dcp_clip.vocabulary import Vocabulary
@@ -45,7 +50,7 @@ class BaselineSegmentor(OpenVocabularySegmentor):
         super().__init__(**common)
         self.head = head
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            to_channels_last(self)
 
     @classmethod
     def clip_config(cls, cfg: CfgNode) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
@@ -11,6 +10,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
 from dcp_clip.modeling.clip.freezing import freeze_tower
+from dcp_clip.modeling.layers import to_channels_last
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.structures import Proposals
 from dcp_clip.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ class FPNBaseline(OpenVocabularySegmentor):
         self._train_vocabulary = self.vocabulary
         self.head = head
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            to_channels_last(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
