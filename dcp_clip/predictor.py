@@ -207,6 +207,7 @@ class Predictor(HubMixin):
         vocabulary: VocabularySpec | None = None,
         unknown_below: float | None = None,
         regions: Iterable | None = None,
+        confidence: bool = True,
     ) -> Prediction:
         """Segment an image.
 
@@ -219,6 +220,8 @@ class Predictor(HubMixin):
             unknown_below: pixels with a smaller confidence become unknown; default: that of the
                 predictor.
             regions: masks, for example SAM's, whose pixels get one label; see `label_regions`.
+            confidence: False saves time for an image that is segmented in windows, if the
+                confidence of the result is not used; reading it is then an error.
 
         Raises:
             ImageReadError: if the file cannot be read.
@@ -241,12 +244,14 @@ class Predictor(HubMixin):
             large = self.max_input_pixels is None and size[0] * size[1] > LARGE_IMAGE_PIXELS
             large = large and tuple(size) == image.shape[:2]
             inputs = {} if large else {"image": self._resizing.model_input(image)}
+        confidence = confidence or bool(below)
         if inputs:
             inputs |= {"height": size[0], "width": size[1], "vocabulary": vocabulary}
+            inputs["confidence"] = confidence
             output = self.model([inputs])[0]
         else:
             pixels = model_pixels(image, self.cfg.INPUT.FORMAT)
-            output = segment_large_image(self.model, vocabulary, pixels)
+            output = segment_large_image(self.model, vocabulary, pixels, confidence)
         scores = dict(zip(*(output["proposals"][key].tolist() for key in ("ids", "scores"))))
         sem_seg = (
             output["sem_seg"] if regions is None else label_regions(output["sem_seg"], regions)

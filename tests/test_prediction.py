@@ -92,6 +92,18 @@ def test_confidence_is_the_largest_probability(k, size, temperature):
     np.testing.assert_allclose(sem_seg.confidence(), expected, atol=1e-3)
 
 
+def test_the_confidence_of_windows_can_be_left_out(predictor, image):
+    wanted, answer = predictor(image), predictor(image, confidence=False)
+    np.testing.assert_array_equal(answer.label_map, wanted.label_map)
+    if predictor.model.window is None:  # it is computed when it is read
+        np.testing.assert_array_equal(answer.confidence, wanted.confidence)
+    else:
+        with pytest.raises(ValueError, match="confidence=True"):
+            answer.confidence  # noqa: B018
+    unknown = predictor(image, unknown_below=0.5, confidence=False)
+    np.testing.assert_array_equal(unknown.confidence, wanted.confidence)
+
+
 def test_confidence_of_both_kinds(predictor, image):
     """tests/modeling/test_inference.py compares windows with the whole image."""
     prediction = predictor(image)

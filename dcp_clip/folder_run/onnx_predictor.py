@@ -39,8 +39,8 @@ class RunOnnxPredictor(OnnxPredictor):
         """Return the temperature of the confidence."""
         return self.folder["temperature"]
 
-    def __call__(self, *args: Any, **options: Any) -> Prediction:
-        """See :meth:`OnnxPredictor.__call__`."""
+    def __call__(self, *args: Any, confidence: bool = True, **options: Any) -> Prediction:
+        """See :meth:`OnnxPredictor.__call__`; the confidence is computed when it is first used."""
         found = super().__call__(*args, **options)
         scores = dict(zip(found.category_ids.tolist(), found.scores.tolist(), strict=True))
         below = options.get("unknown_below")

@@ -144,6 +144,7 @@ def segment_files(
             images that were finished before have their files and lines.
     """
     summary = Summary()
+    confidence = bool(set(formats) - {"overlay", "labels"})
     aside = unfinished_folder(output)
     with writing(output):
         aside.mkdir(exist_ok=True)
@@ -192,7 +193,7 @@ def segment_files(
                 try:
                     with interruption.allowed():
                         image, size, state = future.result()
-                        prediction = predictor(image, size)
+                        prediction = predictor(image, size, confidence=confidence)
                 except Exception as error:  # the next images may be fine
                     report_failure(job, error)
                     continue

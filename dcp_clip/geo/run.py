@@ -108,6 +108,7 @@ class RasterRun:
             self.raster.size,
             window.reduce(self._area.ordered(self.raster.overview()[0])),
             self._area.read,
+            "confidence" in self.formats or self.predictor.unknown_below > 0,
         )
         ids, scores = (self._large.proposals[key].tolist() for key in ("ids", "scores"))
         self._scores = dict(zip(ids, scores))

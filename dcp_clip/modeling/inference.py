@@ -87,7 +87,7 @@ class SlidingWindow:
         num_categories: int,
         propose: Callable[[Tensor], tuple[Tensor, Tensor]],
         segment: Callable[[Tensor, Tensor], tuple[Tensor, tuple[float, float]]],
-        temperature: float = 1.0,
+        temperature: float | None = 1.0,
     ) -> tuple[SemSegLabels, Tensor, Tensor]:
         """Segment one image.
 
@@ -98,7 +98,8 @@ class SlidingWindow:
             propose: maps an image (3, h, w) to the ids (K,) and scores (K,) of its categories.
             segment: maps a window (3, h, w) and ids (K,) to logits (K, h', w') and the (rows,
                 columns) of their grid that the window covers.
-            temperature: that of the confidence, see :func:`dcp_clip.utils.upsampling.winners`.
+            temperature: that of the confidence, see :func:`dcp_clip.utils.upsampling.winners`. With
+                None, the labels have no confidence.
 
         Returns:
             The label map, the ids (K,) and the scores (K,).
@@ -124,7 +125,7 @@ class SlidingWindow:
         ids: Tensor,
         num_categories: int,
         segment: Callable[[int, int, int, int], tuple[Tensor, tuple[float, float]] | None],
-        temperature: float = 1.0,
+        temperature: float | None = 1.0,
     ) -> SemSegLabels:
         """Segment a part of an image that need not be in memory.
 
@@ -160,7 +161,8 @@ class SlidingWindow:
             writer.write(rows)
         inside = np.s_[top - first[0] :, left - first[1] :]
         label_map, confidence = (
-            array[inside][:height, :width] for array in (writer.label_map, writer.confidence)
+            None if array is None else array[inside][:height, :width]
+            for array in (writer.label_map, writer.confidence)
         )
         return SemSegLabels(label_map, ids, num_categories, confidence)
 
@@ -244,7 +246,7 @@ def window_weights(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 class _LabelWriter:
-    """Turns finished rows of logits into rows of a label map and of its confidence."""
+    """Turns finished rows of logits into rows of a label map and of its confidence, if wanted."""
 
     def __init__(
         self,
@@ -253,10 +255,10 @@ class _LabelWriter:
         extent: tuple[float, float],
         ids: Tensor,
         num_categories: int,
-        temperature: float,
+        temperature: float | None,
     ):
         self.label_map = np.empty(size, np.min_scalar_type(num_categories - 1))
-        self.confidence = np.empty(size, np.float16)
+        self.confidence = None if temperature is None else np.empty(size, np.float16)
         self._temperature = temperature
         self._ids = ids.cpu().numpy().astype(self.label_map.dtype)
         self._resize = RowResizer(size, grid, extent, ids.device)
@@ -272,8 +274,10 @@ class _LabelWriter:
         for start in range(self._written, end, band):
             stop = min(start + band, end)
             pixels = self._resize(logits, start, stop, self._first)
-            best, self.confidence[start:stop] = winners(pixels, self._temperature)
+            best, probability = winners(pixels, self._temperature)
             self.label_map[start:stop] = self._ids[best]
+            if self.confidence is not None:
+                self.confidence[start:stop] = probability
         self._written = end
         # The next row of pixels still needs the last row of cells.
         self._first += logits.shape[1] - 1

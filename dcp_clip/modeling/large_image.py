@@ -51,6 +51,7 @@ class LargeImage:
         size: tuple[int, int],
         overview: Tensor,
         read: Callable[[int, int, int, int], Tensor | None],
+        confidence: bool = True,
     ):
         """
         Args:
@@ -61,6 +62,7 @@ class LargeImage:
             read: maps (top, left, height, width) to the pixels (3, height, width) uint8 of a
                 window, or to None if the window has no pixels with data. Like the overview, they
                 have the order of colours of INPUT.FORMAT.
+            confidence: whether the labels of a region have a confidence, which takes time.
         """
         self.size = size
         self._model, self._vocabulary, self._read = model, vocabulary, read
@@ -68,7 +70,7 @@ class LargeImage:
         output = self._segment(overview)
         self.proposals = output["proposals"]
         self._ids = output["sem_seg"].category_ids
-        self._temperature = output["sem_seg"].temperature
+        self._temperature = output["sem_seg"].temperature if confidence else None
 
     def segment(self, region: tuple[int, int, int, int]) -> SemSegLabels:
         """Segment the (top, left, height, width) of a region, see `SlidingWindow.segment_region`.
@@ -96,9 +98,12 @@ class LargeImage:
 
 
 def segment_large_image(
-    model: nn.Module, vocabulary: Vocabulary, image: Tensor
+    model: nn.Module, vocabulary: Vocabulary, image: Tensor, confidence: bool = True
 ) -> dict[str, SemSegLabels | dict[str, Tensor]]:
     """Segment an image (3, H, W) in memory, in windows at its full resolution.
+
+    Args:
+        model, vocabulary, image, confidence: see `LargeImage`.
 
     Returns:
         "sem_seg" and "proposals", as the model does for one image.
@@ -108,5 +113,6 @@ def segment_large_image(
         return image[:, top : top + height, left : left + width]
 
     size = image.shape[1], image.shape[2]
-    large = LargeImage(model, vocabulary, size, window_of(model).reduce(image), read)
+    overview = window_of(model).reduce(image)
+    large = LargeImage(model, vocabulary, size, overview, read, confidence)
     return {"sem_seg": large.segment((0, 0, *size)), "proposals": large.proposals}

@@ -9,14 +9,13 @@ from collections import defaultdict
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from dcp_clip.modeling.clip.text_encoder import TextEncoder
 from dcp_clip.modeling.finite import check_logits
 from dcp_clip.modeling.inference import SlidingWindow
-from dcp_clip.modeling.inputs import input_labels, shared_vocabulary
+from dcp_clip.modeling.inputs import input_labels, shared_vocabulary, train_vocabularies
 from dcp_clip.modeling.losses import VOID, SegmentationCriterion
 from dcp_clip.structures import Proposals, Refinement, SemSegProposals, output_size
 from dcp_clip.vocabulary import Vocabulary
@@ -77,12 +76,9 @@ class OpenVocabularySegmentor(nn.Module, ABC):
     @staticmethod
     def common_config(cfg: CfgNode) -> dict:
         """Return the constructor arguments that do not depend on the kind of segmentor."""
-        train = cfg.DATASETS.TRAIN
         return {
             "criterion": SegmentationCriterion(cfg),
-            "vocabulary": Vocabulary.from_metadata(MetadataCatalog.get(train[0]))
-            if train
-            else None,
+            "vocabulary": next(train_vocabularies(cfg), None),
             "output": cfg.MODEL.DCP_CLIP.OUTPUT,
             "bf16": cfg.MODEL.DCP_CLIP.BF16,
             "window": SlidingWindow.from_config(cfg),
@@ -157,7 +153,9 @@ class OpenVocabularySegmentor(nn.Module, ABC):
                 * "height", "width": output size in pixels, optional; default: that of the image;
                 * "features": optional, the result of :meth:`encode_image` for this image;
                 * "category_ids": optional, (K,) categories to propose instead of those that stage 1
-                  would choose, in evaluation, for images that are not segmented in windows.
+                  would choose, in evaluation, for images that are not segmented in windows;
+                * "confidence": optional, False if the confidence of an image that is segmented in
+                  windows is not needed, which saves time.
 
         Returns:
             In training a dict of losses by name; in evaluation one dict for each image:
@@ -260,9 +258,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             return logits[0], extent
 
         sizes = output_size(inputs), len(vocabulary)
-        labels, _, _ = self.window.segment(
-            inputs["image"], *sizes, propose, segment, self.temperature
-        )
+        temperature = self.temperature if inputs.get("confidence", True) else None
+        labels, _, _ = self.window.segment(inputs["image"], *sizes, propose, segment, temperature)
         return {"sem_seg": labels, "proposals": chosen}
 
     def _segment_images(

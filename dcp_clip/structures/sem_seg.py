@@ -244,7 +244,10 @@ class SemSegLabels(TensorLike):
             ValueError: if there is none.
         """
         if self._confidence is None:
-            raise ValueError("These labels have no confidence; give it to the constructor.")
+            raise ValueError(
+                "These labels have no confidence; segment the image with confidence=True, or give the "
+                "confidence to the constructor."
+            )
         return self._confidence
 
     def __getitem__(self, index) -> None:

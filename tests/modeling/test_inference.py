@@ -79,6 +79,11 @@ def test_windows_give_the_labels_of_the_whole_image(size, output, window, diviso
         torch.from_numpy(sem_seg.confidence()).float(), confidence, atol=1e-3, rtol=0
     )
     assert torch.equal(ids, IDS) and torch.equal(scores, IDS / 10)
+    model.calls.clear()
+    plain, _, _ = slider.segment(
+        image, output or size, len(NAMES), model.propose, model.segment, temperature=None
+    )
+    assert torch.equal(plain.argmax(dim=0), label_map)
     assert max(model.calls[0]) <= slider.size
     assert all(max(call) <= slider.size for call in model.calls)
 
@@ -171,6 +176,10 @@ def test_regions_together_are_the_whole_image(size, window):
         place = np.s_[top : top + 20, left : left + 24]
         np.testing.assert_array_equal(part.label_map(), whole.label_map()[place])
         np.testing.assert_allclose(part.confidence(), whole.confidence()[place], atol=1e-3)
+    plain = slider.segment_region(size, region, ids, len(NAMES), of_window, None)
+    np.testing.assert_array_equal(plain.label_map(), part.label_map())
+    with pytest.raises(ValueError, match="confidence=True"):
+        plain.confidence()
     # A window that is left out changes only what it touches.
     without = slider.segment_region(size, (0, 0, *size), ids, len(NAMES), lambda *place: None)
     assert without.image_size == size
