@@ -205,6 +205,10 @@ def _add_input(cfg: CN) -> None:
     # Your own data: a list of {name: ..., images: folder, labels: folder, names: ..., ignore: 255}
     # to be named in DATASETS.TRAIN and DATASETS.TEST (docs/custom_data.md).
     cfg.DATASETS.SEM_SEG_FOLDERS = ()
+    # How often the images of a data set of DATASETS.TRAIN are used in each epoch, for Detectron2's
+    # DATALOADER.SAMPLER_TRAIN "WeightedTrainingSampler": [["coco_stuff_sem_seg_train", 0.5], ...];
+    # 1 for data sets that are not named.
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = ()
     # CLIP expects RGB; Detectron2's default is BGR.
     cfg.INPUT.FORMAT = "RGB"
     # How test images are resized: "pillow" averages over all pixels when it shrinks an image,

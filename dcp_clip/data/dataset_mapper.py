@@ -19,6 +19,8 @@ from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import IGNORE_LABEL
 
+__all__ = ["SemSegDatasetMapper", "SeveralVocabulariesMapper"]
+
 
 class SemSegDatasetMapper(DatasetMapper):
     """Detectron2's ``DatasetMapper`` for semantic segmentation with 8-bit or 16-bit label maps.
@@ -171,3 +173,28 @@ class SemSegDatasetMapper(DatasetMapper):
         categories = np.full(256, self.ignore_value, np.int64)
         categories[: len(present)] = present
         return to_code[labels], categories
+
+
+class SeveralVocabulariesMapper:
+    """Maps training records of data sets that have different categories.
+
+    Each data set has its own mapper, with its own ignored labels, and its own vocabulary. A record
+    names its data set in "dataset".
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: reads DATASETS.TRAIN, and INPUT as :class:`SemSegDatasetMapper` does.
+        """
+        self._mappers = {
+            name: SemSegDatasetMapper(
+                cfg, True, dataset_names=[name], vocabulary=dataset_vocabulary(name)
+            )
+            for name in cfg.DATASETS.TRAIN
+        }
+
+    def __call__(self, record: dict) -> dict:
+        """Map a record as :class:`SemSegDatasetMapper` does; the result has a "vocabulary"."""
+        record = dict(record)
+        return self._mappers[record.pop("dataset")](record)

@@ -1,4 +1,7 @@
-"""Detectron2's training loader with a state, so a resumed training continues with the same data."""
+"""Detectron2's training loader with a state, so a resumed training continues with the same data.
+
+If the data sets have different categories, each batch has images of one vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.common import AspectRatioGroupedDataset, ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
-from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
+from dcp_clip.data.aliases import resolve_dataset_name
+from dcp_clip.data.dataset_mapper import SemSegDatasetMapper, SeveralVocabulariesMapper
+from dcp_clip.data.vocabularies import dataset_vocabulary
 
 __all__ = ["ResumableLoader", "build_train_loader", "preserve_random_state"]
 
@@ -27,8 +32,8 @@ class ResumableLoader:
     Each image has a position in an endless stream, which the sampler defines. The random numbers of
     its augmentation depend only on the seed, the process and this position. They do not depend on
     earlier images or on the number of loader workers. :meth:`state_dict` contains the number of
-    used images, and the images that wait for others of a similar aspect ratio. Loading does not use
-    the global random number generators.
+    used images, and the images that wait for others of a similar aspect ratio or of the same
+    vocabulary. Loading does not use the global random number generators.
     """
 
     def __init__(self, loader, seed: int | None = None):
@@ -61,7 +66,7 @@ class ResumableLoader:
             yield batch
 
     def _waiting(self) -> list[int]:
-        """Return the positions of images that wait for others of a similar aspect ratio."""
+        """Return the positions of images that wait for others to fill their batch."""
         if self._groups is None:
             return []
         return [record[_POSITION] for group in self._groups._buckets for record in group]
@@ -133,11 +138,84 @@ def preserve_random_state() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+class _BatchesOfOneVocabulary(AspectRatioGroupedDataset):
+    """Batches of images that share a vocabulary and, if wanted, a similar aspect ratio."""
+
+    def __init__(self, images: AspectRatioGroupedDataset, by_aspect_ratio: bool):
+        super().__init__(images.dataset, images.batch_size)
+        self._by_aspect_ratio = by_aspect_ratio
+        self._buckets: list[list[dict]] = []
+        self._numbers: dict[tuple, int] = {}  # of the buckets
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for record in self.dataset:
+            is_wide = self._by_aspect_ratio and record["width"] > record["height"]
+            number = self._numbers.setdefault((record["vocabulary"], is_wide), len(self._buckets))
+            if number == len(self._buckets):
+                self._buckets.append([])
+            bucket = self._buckets[number]
+            bucket.append(record)
+            if len(bucket) == self.batch_size:
+                batch = bucket[:]
+                del bucket[:]  # before the yield, after which the code may not continue
+                yield batch
+
+
 def build_train_loader(cfg: CfgNode) -> ResumableLoader:
     """Build the loader of the images and labels of DATASETS.TRAIN.
 
+    If the data sets have different categories, the images of a batch share a vocabulary, which each
+    of them has as "vocabulary". The sampler does not change: it mixes the images of all data sets,
+    and an image waits until there are enough of its vocabulary for a batch.
+
     Args:
-        cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED.
+        cfg: reads DATASETS.TRAIN, DATASETS.TRAIN_REPEAT_FACTOR, DATALOADER, INPUT,
+            SOLVER.IMS_PER_BATCH and SEED.
+
+    Raises:
+        ValueError: if DATASETS.TRAIN is empty, or DATASETS.TRAIN_REPEAT_FACTOR is wrong.
     """
-    loader = build_detection_train_loader(cfg, mapper=SemSegDatasetMapper(cfg))
+    names = cfg.DATASETS.TRAIN
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty: set the data sets to train on.")
+    cfg = _with_repeat_factors(cfg)
+    if len({dataset_vocabulary(name) for name in names}) == 1:
+        loader = build_detection_train_loader(cfg, mapper=SemSegDatasetMapper(cfg))
+    else:
+        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        loader = build_detection_train_loader(
+            cfg,
+            mapper=SeveralVocabulariesMapper(cfg),
+            dataset=[
+                {**record, "dataset": name}
+                for name in names
+                for record in get_detection_dataset_dicts(name, filter_empty)
+            ],
+            aspect_ratio_grouping=True,
+        )
+        loader = _BatchesOfOneVocabulary(loader, cfg.DATALOADER.ASPECT_RATIO_GROUPING)
     return ResumableLoader(loader, cfg.SEED if cfg.SEED >= 0 else None)
+
+
+def _with_repeat_factors(cfg: CfgNode) -> CfgNode:
+    """Check DATASETS.TRAIN_REPEAT_FACTOR, and use this project's names of the data sets in it."""
+    key, factors, sampler = "DATASETS.TRAIN_REPEAT_FACTOR", [], cfg.DATALOADER.SAMPLER_TRAIN
+    for entry in cfg.DATASETS.TRAIN_REPEAT_FACTOR:
+        name, factor = entry if isinstance(entry, list | tuple) and len(entry) == 2 else ("", 0)
+        if not isinstance(name, str) or not isinstance(factor, int | float) or not factor > 0:
+            raise ValueError(
+                f"{key} has the entry {entry!r}, which must be the name of a data set and a "
+                "positive number, such as ['camvid_sem_seg_train', 2.0]."
+            )
+        factors.append([resolve_dataset_name(name), float(factor)])
+        if factors[-1][0] not in cfg.DATASETS.TRAIN:
+            raise ValueError(f"{key} names '{name}', which is not in DATASETS.TRAIN: add it there.")
+    if factors and sampler != "WeightedTrainingSampler":
+        raise ValueError(
+            f"{key} needs the sampler 'WeightedTrainingSampler', but DATALOADER.SAMPLER_TRAIN is "
+            f"'{sampler}'."
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = factors
+    return cfg

@@ -25,7 +25,6 @@ from dcp_clip.data.train_loader import (
     build_train_loader,
     preserve_random_state,
 )
-from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine.checkpoints.loading import load_weights
 from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
 from dcp_clip.engine.checkpoints.training_folder import training_record
@@ -222,12 +221,6 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        vocabularies = {dataset_vocabulary(name) for name in cfg.DATASETS.TRAIN}
-        if len(vocabularies) != 1:
-            raise ValueError(
-                "DATASETS.TRAIN must name one or more data sets with the same categories, but it "
-                f"is {cfg.DATASETS.TRAIN}."
-            )
         return build_train_loader(cfg)
 
     @classmethod

@@ -1,14 +1,18 @@
-"""Read the batched inputs of a segmentor."""
+"""Read the batched inputs of a segmentor, and the vocabularies of its training."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from dcp_clip.modeling.losses import VOID
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["input_labels", "shared_vocabulary"]
+__all__ = ["input_labels", "shared_vocabulary", "train_vocabularies"]
 
 
 def shared_vocabulary(batched_inputs: list[dict], default: Vocabulary | None) -> Vocabulary:
@@ -40,3 +44,9 @@ def input_labels(inputs: dict, num_categories: int, device: torch.device) -> Ten
     # Every value that is not a category is ignored: 255, or 65535 in data sets with more.
     labels = inputs["sem_seg"].to(device).long()
     return labels.masked_fill((labels < 0) | (labels >= num_categories), VOID)
+
+
+def train_vocabularies(cfg: CfgNode) -> Iterator[Vocabulary]:
+    """Yield the categories of each data set of DATASETS.TRAIN."""
+    for name in cfg.DATASETS.TRAIN:
+        yield Vocabulary.from_metadata(MetadataCatalog.get(name))

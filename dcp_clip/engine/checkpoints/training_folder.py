@@ -53,11 +53,11 @@ def training_record(cfg: CfgNode) -> dict[str, Any]:
 
     Returns:
         A dict of plain values. "architecture" maps config keys to values. "categories" has the
-        names of each category of DATASETS.TRAIN in their order; None if there is no data set.
+        names of each category of DATASETS.TRAIN in their order, of one vocabulary after another;
+        None if there is no data set.
     """
-    names = None
-    if cfg.DATASETS.TRAIN:
-        names = [list(synonyms) for synonyms in dataset_vocabulary(cfg.DATASETS.TRAIN[0]).synonyms]
+    vocabularies = dict.fromkeys(map(dataset_vocabulary, cfg.DATASETS.TRAIN))
+    names = [list(names) for vocabulary in vocabularies for names in vocabulary.synonyms] or None
     architecture: dict[str, Any] = {}
     for key in _ARCHITECTURE:
         value: Any = cfg

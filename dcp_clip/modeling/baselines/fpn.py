@@ -10,6 +10,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
 from dcp_clip.modeling.clip.freezing import freeze_tower
+from dcp_clip.modeling.inputs import train_vocabularies
 from dcp_clip.modeling.layers import to_channels_last
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.structures import Proposals
@@ -50,6 +51,12 @@ class FPNBaseline(OpenVocabularySegmentor):
         common = cls.common_config(cfg)
         if common["vocabulary"] is None:
             raise ValueError("FPNBaseline has one channel for each category: set DATASETS.TRAIN.")
+        if len(set(train_vocabularies(cfg))) > 1:
+            raise ValueError(
+                "FPNBaseline has one channel for each category, so it cannot learn from data sets "
+                f"with different categories, as in DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: "
+                "leave only data sets with the same categories."
+            )
         bottom_up, dim = build_backbone(cfg), cfg.MODEL.BASELINES.FPN.DIM
         missing = sorted(set(_LEVELS) - set(bottom_up.output_shape()))
         if missing:

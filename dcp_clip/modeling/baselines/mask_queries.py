@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from dcp_clip.modeling.baselines.base import BaselineSegmentor, cosine_similarity
 from dcp_clip.modeling.baselines.mask_losses import MaskPredictions, MaskQueryCriterion
 from dcp_clip.modeling.baselines.mask_query_head import MaskQueryHead, mask_pool
+from dcp_clip.modeling.inputs import train_vocabularies
 from dcp_clip.modeling.layers import valid_positions
 from dcp_clip.structures import Proposals, TextFeatures
 from dcp_clip.vocabulary import Vocabulary
@@ -32,21 +35,29 @@ class MaskQuerySegmentor(BaselineSegmentor):
 
     @configurable
     def __init__(
-        self, *, seen_exponent: float, unseen_exponent: float, clip_scale: float, **kwargs
+        self,
+        *,
+        seen_exponent: float,
+        unseen_exponent: float,
+        clip_scale: float,
+        seen: Iterable[Vocabulary] = (),
+        **kwargs,
     ):
         """
         Args:
             seen_exponent, unseen_exponent: exponent of the probability from pooled CLIP features,
-                for categories of the training vocabulary and for others. The exponent of the
+                for categories of the training vocabularies and for others. The exponent of the
                 query's own probability is 1 minus this.
             clip_scale: factor from CLIP's cosine similarities to logits.
+            seen: the vocabularies of the training.
             kwargs: see :class:`BaselineSegmentor`.
         """
         super().__init__(**kwargs)
         self.exponents = (seen_exponent, unseen_exponent)
         self.clip_scale = clip_scale
-        synonyms = self.vocabulary.synonyms if self.vocabulary else ()
-        self._seen_names = frozenset(name for names in synonyms for name in names)
+        self._seen_names = frozenset(
+            name for vocabulary in seen for names in vocabulary.synonyms for name in names
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -66,6 +77,7 @@ class MaskQuerySegmentor(BaselineSegmentor):
             "seen_exponent": node.SEEN_EXPONENT,
             "unseen_exponent": node.UNSEEN_EXPONENT,
             "clip_scale": node.CLIP_SCALE,
+            "seen": train_vocabularies(cfg),
         }
 
     def segment(
