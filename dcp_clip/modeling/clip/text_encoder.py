@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from dcp_clip.modeling.clip.feature_memory import FeatureMemory
 from dcp_clip.modeling.clip.loading import load_clip, weights_file
+from dcp_clip.modeling.clip.synonym_pooling import POOLINGS, pool_synonyms, pooled_rows
 from dcp_clip.modeling.clip.text_cache import cache_file, read_features, write_features
+from dcp_clip.modeling.clip.text_parts import PartFiles, encode_in_parts
 from dcp_clip.modeling.clip.text_tower import encode_tokens, needed_lengths, rounded_lengths
 from dcp_clip.modeling.clip.tokenizer import build_tokenizer, tokenize
 from dcp_clip.modeling.clip.weights_fingerprint import WeightsFingerprint
@@ -22,14 +24,12 @@ from dcp_clip.vocabulary import Vocabulary, load_templates
 
 __all__ = ["TextEncoder"]
 
-_SYNONYM_POOLING = ("mean", "max", "first")
 # Number of prompts in one forward pass, which bounds memory. The prompts of a chunk have similar
 # lengths. Chunks with fewer prompts are padded, so the features of a name are the same to the last
 # bit in every vocabulary.
 _CHUNK_SIZE = 32
 _CACHED_VOCABULARIES = 8  # in memory; the features of 20,000 names take 60 MB
-_BLOCK_CHUNKS = 64  # number of chunks that are tokenised and grouped by length at once
-_PROGRESS_FROM = 2000  # prompts; fewer are encoded in seconds, without a progress bar
+_PART_CHUNKS = 64  # number of chunks that are tokenised and grouped by length at once
 
 
 class TextEncoder(nn.Module):
@@ -38,9 +38,10 @@ class TextEncoder(nn.Module):
     Training, evaluation and demo all get their text features from :meth:`encode_vocabulary`, so
     they use the same prompts.
 
-    The features of a frozen tower are cached in memory and on disk. The cache key contains the name
-    of the model, a hash of the weights, the prompt templates, the synonym pooling and the names. If
-    the weights change, the key changes too. Nothing is cached while the tower is trained. If this
+    The features of a frozen tower are cached in memory and on disk. An interrupted encoding of many
+    names continues where it stopped. The cache key contains the name of the model, a hash of the
+    weights, the prompt templates, the synonym pooling and the names. If the weights change, the key
+    changes too. Nothing is cached while the tower is trained. If this
     process has trained the tower, it writes no cache files, because the weights will change again.
 
     Several threads can call :meth:`encode_vocabulary` at the same time, as long as no thread trains
@@ -75,10 +76,10 @@ class TextEncoder(nn.Module):
             ValueError: for an unknown `synonym_pooling`.
         """
         super().__init__()
-        if synonym_pooling not in _SYNONYM_POOLING:
+        if synonym_pooling not in POOLINGS:
             raise ValueError(
                 f"MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING is '{synonym_pooling}'; known are "
-                f"{', '.join(_SYNONYM_POOLING)}."
+                f"{', '.join(POOLINGS)}."
             )
         self.text = text
         self.tokenizer = tokenizer
@@ -184,35 +185,64 @@ class TextEncoder(nn.Module):
         if path is None:
             return self._encode(vocabulary)
         counts = [len(names) for names in self.prompted_names(vocabulary)]
-        rows = _name_rows(counts if self.synonym_pooling == "max" else [1] * len(counts))
+        rows = pooled_rows(counts, self.synonym_pooling)
         width = getattr(self.text, "output_dim", None)
-        features = read_features(path, rows, width, self.device)
+
+        def read() -> TextFeatures | None:
+            return read_features(path, rows, width, self.device)
+
+        features = read()
         if features is None:
-            features = self._encode(vocabulary)
+            of_a_name = (*key[:3], *self.templates)
+            files = PartFiles(self.cache_dir, of_a_name, path, width, self.device)
+            # The first is None if another process writes the file of the vocabulary meanwhile.
+            features = self._encode(vocabulary, files) or read() or self._encode(vocabulary)
             write_features(path, features)
+            files.remove(self._parts(vocabulary))
         return features
 
-    def _encode(self, vocabulary: Vocabulary) -> TextFeatures:
-        counts = [len(names) for names in self.prompted_names(vocabulary)]
-        num_templates = len(self.templates)
-        features = []
-        prompts = sum(counts) * num_templates
-        bar = tqdm(
-            total=prompts, desc="Encoding names", unit="prompt", disable=prompts < _PROGRESS_FROM
-        )
-        with bar:
-            for tokens, lengths in self.tokenize_vocabulary(vocabulary):
-                out = self._encode_prompts(tokens.to(self.device), lengths, bar)
-                out = F.normalize(out.float(), dim=-1)
-                out = out.unflatten(0, (-1, num_templates)).mean(1)
-                features.append(F.normalize(out, dim=-1))
-        return self._group(torch.cat(features), counts)
+    def _encode(
+        self, vocabulary: Vocabulary, files: PartFiles | None = None
+    ) -> TextFeatures | None:
+        """Encode a vocabulary; None if another process has written its file in the meantime."""
+        groups, parts = self.prompted_names(vocabulary), self._parts(vocabulary)
+        if self.trains:
+            bar = tqdm(disable=True)
+            blocks = self.tokenize_vocabulary(vocabulary)
+            features = torch.cat([self._encode_part(*block, bar) for block in blocks])
+        else:
+            self._tokens = {}
+
+            def encode(names: list[str], bar: tqdm) -> Tensor:
+                return self._encode_part(*self._tokenize(names), bar)
+
+            features = encode_in_parts(parts, len(self.templates), encode, files)
+        if features is None:
+            return None
+        row = {name: i for i, name in enumerate(itertools.chain(*parts))}
+        rows = [row[name] for group in groups for name in group]
+        if len(rows) > len(row):  # several categories share a name
+            features = features[rows]
+        return pool_synonyms(features, [len(group) for group in groups], self.synonym_pooling)
+
+    def _parts(self, vocabulary: Vocabulary) -> list[list[str]]:
+        """Split the distinct names into parts that are tokenised and encoded together."""
+        names = list(dict.fromkeys(itertools.chain(*self.prompted_names(vocabulary))))
+        size = max(_PART_CHUNKS * self.chunk_size // len(self.templates), 1)
+        return [names[i : i + size] for i in range(0, len(names), size)]
 
     def prompted_names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
         """Return the names of each category to encode: all of them, or the main name only."""
         if self.synonym_pooling == "first":
             return tuple(names[:1] for names in vocabulary.synonyms)
         return vocabulary.synonyms
+
+    def _encode_part(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
+        """Map the tokens of N names in T templates (N * T, L) to features (N, D)."""
+        out = self._encode_prompts(tokens.to(self.device), lengths, bar)
+        out = F.normalize(out.float(), dim=-1)
+        out = out.unflatten(0, (-1, len(self.templates))).mean(1)
+        return F.normalize(out, dim=-1)
 
     def _encode_prompts(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
         """Map token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
@@ -236,56 +266,26 @@ class TextEncoder(nn.Module):
         order = sorted(range(len(rows)), key=rows.__getitem__)
         return torch.cat(parts)[torch.tensor(order, device=tokens.device)]
 
-    def _group(self, embeddings: Tensor, counts: list[int]) -> TextFeatures:
-        """Group the embeddings (N, D) of all names by category; `counts` has the group sizes."""
-        rows = _name_rows(counts).to(embeddings.device)
-        if self.synonym_pooling == "max" or max(counts) == 1:
-            return TextFeatures(embeddings, rows)
-        counts_column = torch.tensor(counts)[:, None]
-        weight = (torch.arange(max(counts)) < counts_column).to(embeddings)
-        mean = (embeddings[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-        # The feature of a single name is not normalised again. Otherwise its last bits would depend
-        # on the synonyms of other categories.
-        alone = (counts_column == 1).to(embeddings.device)
-        mean = embeddings[rows[:, 0]].where(alone, F.normalize(mean, dim=-1))
-        return TextFeatures(mean, _name_rows([1] * len(counts)).to(embeddings.device))
-
-    def tokenize_vocabulary(self, vocabulary: Vocabulary) -> Iterable[tuple[Tensor, list[int]]]:
-        """Tokenize the prompts in blocks of names.
-
-        While the tower is trained, the tokens are kept for the next step. Otherwise the blocks are
-        generated one after another, because the tokens of many names take more memory than their
-        features.
+    def tokenize_vocabulary(self, vocabulary: Vocabulary) -> list[tuple[Tensor, list[int]]]:
+        """Tokenize the prompts of a tower that is trained, and keep the tokens for the next step.
 
         Returns:
-            For each block: token ids (N, L), and for each prompt the number of tokens to encode.
+            For each part of the names: token ids (N, L), and for each prompt the number of tokens
+            to encode.
 
         Raises:
             ValueError: if a name does not fit CLIP's context; the message quotes it.
         """
         key = vocabulary.fingerprint()
-        if (kept := self._tokens.get(key)) is not None:
-            return kept
-        names = [name for group in self.prompted_names(vocabulary) for name in group]
-        size = max(_BLOCK_CHUNKS * self.chunk_size // len(self.templates), 1)
-        blocks = (self._tokenize(names[i : i + size]) for i in range(0, len(names), size))
-        if not self.trains:
-            self._tokens = {}
-            return blocks
-        self._tokens = {key: list(blocks)}
-        return self._tokens[key]
+        if (kept := self._tokens.get(key)) is None:
+            kept = [self._tokenize(names) for names in self._parts(vocabulary)]
+            self._tokens = {key: kept}
+        return kept
 
     def _tokenize(self, names: list[str]) -> tuple[Tensor, list[int]]:
         tokens = tokenize(self.tokenizer, names, self.templates)
         lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
         return tokens, lengths.tolist()
-
-
-def _name_rows(counts: list[int]) -> Tensor:
-    """Return the rows (C, S) of each category's names; with fewer names, the first row repeats."""
-    starts = torch.tensor([0, *counts]).cumsum(0)[:-1, None]
-    offsets = torch.arange(max(counts))[None]
-    return starts + offsets.where(offsets < torch.tensor(counts)[:, None], 0)
 
 
 def _padded(tokens: Tensor, length: int) -> Tensor:
