@@ -22,7 +22,7 @@ COLUMNS = (
     "million weights",
     "image tower",
     "pooling",
-    "readings",
+    "dense attentions",
     "D",
     "strides",
     "result",
@@ -37,13 +37,13 @@ class EncoderRow:
     weights: int = 0
     tower: str = ""
     pooling: str = ""
-    readings: tuple[str, ...] = ()
+    dense_attentions: tuple[str, ...] = ()
     width: int = 0
     strides: tuple[int, ...] = ()
     result: str = ""
 
     def cells(self) -> list[str]:
-        readings = "all" if len(self.readings) > 1 else ", ".join(self.readings)
+        attentions = "all" if len(self.dense_attentions) > 1 else ", ".join(self.dense_attentions)
         strides = ", ".join(map(str, self.strides))
         weights = f"{self.weights / 1e6:.0f}" if self.weights else ""
         width = str(self.width or "")
@@ -52,7 +52,7 @@ class EncoderRow:
             weights,
             self.tower,
             self.pooling,
-            readings,
+            attentions,
             width,
             strides,
             self.result,
@@ -85,7 +85,8 @@ def examine(name: str, limit: float) -> EncoderRow:
         return row
     tower, shapes = backbone._tower, backbone.output_shape()
     row.weights = sum(p.numel() for p in (visual if clip is None else clip).parameters())
-    row.tower, row.pooling, row.readings = describe(visual), tower.pooling, tower.readings
+    row.tower, row.pooling = describe(visual), tower.pooling
+    row.dense_attentions = tower.dense_attentions
     row.width = shapes["dense"].channels
     row.strides = tuple(s.stride for key, s in shapes.items() if key.startswith("res"))
     if 4 * row.weights > limit * 1e9:

@@ -1,4 +1,4 @@
-"""The interface between a reading and the last block of a transformer."""
+"""The interface between a dense attention and the last block of a transformer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["LastBlock"]
 
 
 class LastBlock(Protocol):
-    """The last block of a transformer, split into the parts that a reading combines.
+    """The last block of a transformer, split into the parts that a dense attention combines.
 
     Tokens are (B, N, C); the prefix (the class token and registers) comes first, then the patches.
     """

@@ -7,11 +7,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from dcp_clip.modeling.clip.dense_attention import DenseAttention
 from dcp_clip.modeling.clip.encoder_windows import encode_in_windows
 from dcp_clip.modeling.clip.families import build_image_tower
 from dcp_clip.modeling.clip.loading import clip_pixel_stats, load_clip
 from dcp_clip.modeling.clip.proxy import AttentionProxy
-from dcp_clip.modeling.clip.readings import DenseReading
 
 __all__ = ["CLIPBackbone"]
 
@@ -48,7 +48,7 @@ class CLIPBackbone(Backbone):
         visual: nn.Module,
         pixel_mean: list[float],
         pixel_std: list[float],
-        reading: DenseReading = DenseReading(),  # noqa: B008  (immutable)
+        dense_attention: DenseAttention = DenseAttention(),  # noqa: B008  (immutable)
         window: int = 0,
         window_stride: int = 0,
         proxy: AttentionProxy | None = None,
@@ -58,7 +58,8 @@ class CLIPBackbone(Backbone):
             visual: open_clip's image tower.
             pixel_mean: three values on the 0 to 255 scale, RGB.
             pixel_std: three values on the same scale.
-            reading: how a ViT computes its dense features; a convolutional tower ignores it.
+            dense_attention: how a ViT computes its dense features; convolutional towers
+                ignore it.
             window: size of the encoder windows in pixels; 0 for none.
             window_stride: pixels from one encoder window to the next.
             proxy: gives the attention between the positions of ``dense``; None for CLIP's own.
@@ -70,7 +71,7 @@ class CLIPBackbone(Backbone):
         self.visual = visual
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.window, self.window_stride = window, window_stride
-        self._tower = build_image_tower(visual, reading)
+        self._tower = build_image_tower(visual, dense_attention)
         self.proxy = proxy
         self._check_windows()
 
@@ -82,7 +83,7 @@ class CLIPBackbone(Backbone):
             "visual": clip.visual,
             "pixel_mean": mean,
             "pixel_std": std,
-            "reading": DenseReading(
+            "dense_attention": DenseAttention(
                 node.DENSE, node.DENSE_RESIDUAL, node.NACLIP_STD, node.POSITION_OFFSET
             ),
             "window": node.ENCODER_WINDOW,

@@ -59,7 +59,7 @@ class AttentionProxy:
 
         Raises:
             ValueError: for a name or weights that timm does not have, weights that cannot be read
-                or downloaded, or a reading of CLIP with an attention of its own.
+                or downloaded, or another value of MODEL.CLIP.DENSE than 'maskclip'.
         """
         clip = cfg.MODEL.CLIP
         if not clip.PROXY.NAME:

@@ -1,4 +1,4 @@
-"""SC-CLIP's reading of the last block (arXiv 2411.15869): outliers, similarity, earlier blocks.
+"""SC-CLIP's attention in the last block (arXiv 2411.15869): outliers, similarity, earlier blocks.
 
 The steps follow the formulas of the publication. It leaves open the numbers that the constants
 below give, and how a row of similarities is normalised (:func:`supporters`).
@@ -17,7 +17,7 @@ from dcp_clip.modeling.clip.block_parts import LastBlock
 __all__ = [
     "fused_blocks",
     "local_outlier_factor",
-    "read_self_calibrated",
+    "self_calibrated_tokens",
     "replace_outliers",
     "supporters",
 ]
@@ -38,7 +38,7 @@ def fused_blocks(depth: int) -> list[int]:
     return list(range(first, max(depth - 2, first + 1)))[: max(depth - 1, 0)]
 
 
-def read_self_calibrated(
+def self_calibrated_tokens(
     block: LastBlock, tokens: Tensor, levels: Sequence[Tensor], grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Run the attention of the last block on the repaired tokens and on the fused levels.

@@ -64,7 +64,7 @@ def test_sizes_that_are_not_divisible_are_refused(make_backbone, clip):
         make_backbone(clip)(torch.zeros(1, 3, 45, 70))
 
 
-def test_unknown_readings_are_refused(make_cfg):
+def test_unknown_attentions_are_refused(make_cfg):
     with pytest.raises(ValueError, match="MODEL.CLIP.DENSE is 'keys'"):
         build_backbone(make_cfg("test-vit-16", {"MODEL.CLIP.DENSE": "keys"}))
 

@@ -156,7 +156,7 @@ def test_bad_input_is_one_sentence(make_backbone, keys, message):
         make_backbone("test-vit-16", PROXY | {KEY + key: value for key, value in keys.items()})
 
 
-def test_random_weights_beside_a_pretrained_clip_and_other_readings_are_refused(make_cfg):
+def test_random_weights_beside_a_pretrained_clip_and_other_attentions_are_refused(make_cfg):
     stats = [0.0] * 3, [1.0] * 3
     with pytest.raises(ValueError, match="'test_vit' without weights"):
         AttentionProxy.from_config(make_cfg(opts=PROXY | {"MODEL.WEIGHTS": "x.pth"}), *stats)

@@ -1,4 +1,4 @@
-"""Each step of SC-CLIP's reading follows its formula; the formulas here are loops by hand."""
+"""Each step of SC-CLIP's attention follows its formula; the formulas here are loops by hand."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_the_fused_blocks_end_before_the_penultimate_one(depth, blocks):
 
 @torch.no_grad()
 @pytest.mark.parametrize("residual", [False, True])
-def test_the_whole_reading_agrees_with_its_formula(make_backbone, residual):
+def test_the_whole_attention_agrees_with_its_formula(make_backbone, residual):
     keys = {"MODEL.CLIP.DENSE": "scclip", "MODEL.CLIP.DENSE_RESIDUAL": residual}
     backbone = make_backbone("test-vit-16", keys)
     vit = backbone.visual

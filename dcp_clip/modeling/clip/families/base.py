@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.clip.readings import DenseReading
+from dcp_clip.modeling.clip.dense_attention import DenseAttention
 
 __all__ = ["ImageTower"]
 
@@ -25,28 +25,29 @@ class ImageTower(ABC):
     * Attention pooling: attention to one position returns its value. The dense features are the
       value path of the pooling at each position.
     * Class token: the last block is the pooling. The dense features are its value path at each
-      patch, or one of the other readings in :mod:`dcp_clip.modeling.clip.readings`.
+      patch, or one of the other attentions in :mod:`dcp_clip.modeling.clip.dense_attention`.
 
     Attributes:
         visual: the tower.
         shapes: channels and stride of each output of :meth:`encode`.
         size_divisibility: H and W must be multiples of this many pixels.
         pooling: "average", "attention" or "class token".
-        readings: values of MODEL.CLIP.DENSE that the tower has. "maskclip" is the principle above.
+        dense_attentions: values of MODEL.CLIP.DENSE that the tower has. "maskclip" is the principle
+            above.
     """
 
     visual: nn.Module
     shapes: dict[str, ShapeSpec]
     size_divisibility: int
     pooling: str
-    readings: tuple[str, ...] = ("maskclip",)
+    dense_attentions: tuple[str, ...] = ("maskclip",)
 
     @abstractmethod
-    def __init__(self, visual: nn.Module, reading: DenseReading):
+    def __init__(self, visual: nn.Module, dense_attention: DenseAttention):
         """
         Args:
             visual: a tower for which :meth:`matches` is true.
-            reading: how the dense features are read; one of :attr:`readings`.
+            dense_attention: how they are computed; its name is in :attr:`dense_attentions`.
 
         Raises:
             ValueError: if this tower is not supported.

@@ -7,8 +7,8 @@ from detectron2.layers import ShapeSpec
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
+from dcp_clip.modeling.clip.dense_attention import DenseAttention
 from dcp_clip.modeling.clip.families.base import ImageTower
-from dcp_clip.modeling.clip.readings import DenseReading
 
 __all__ = ["HierarchicalTower"]
 
@@ -23,7 +23,7 @@ class HierarchicalTower(ImageTower):
 
     pooling = "average"
 
-    def __init__(self, visual: TimmModel, reading: DenseReading):
+    def __init__(self, visual: TimmModel, dense_attention: DenseAttention):
         trunk = visual.trunk
         info = getattr(trunk.feature_info, "info", trunk.feature_info)
         # The last feature map of each stride, because timm may list a stem of the same stride.

@@ -1,4 +1,4 @@
-"""The last blocks of open_clip's and timm's transformers, split into the parts of a reading."""
+"""The last blocks of open_clip's and timm's transformers, split into their parts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.block_parts import LastBlock
-from dcp_clip.modeling.clip.readings import READINGS
+from dcp_clip.modeling.clip.dense_attention import DENSE_ATTENTIONS
 
-__all__ = ["OpenClipBlock", "TimmBlock", "block_readings"]
+__all__ = ["OpenClipBlock", "TimmBlock", "block_attentions"]
 
 
-def block_readings(block: LastBlock | None) -> tuple[str, ...]:
-    """The readings of a tower with a class token; None: a last block that cannot be split."""
-    return ("clip",) if block is None else tuple(READINGS)
+def block_attentions(block: LastBlock | None) -> tuple[str, ...]:
+    """Values of MODEL.CLIP.DENSE of a tower with a class token; None: its block cannot be split."""
+    return ("clip",) if block is None else tuple(DENSE_ATTENTIONS)
 
 
 class OpenClipBlock:

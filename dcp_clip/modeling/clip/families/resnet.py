@@ -8,8 +8,8 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcp_clip.modeling.clip.dense_attention import DenseAttention
 from dcp_clip.modeling.clip.families.base import ImageTower
-from dcp_clip.modeling.clip.readings import DenseReading
 
 __all__ = ["ResNetTower"]
 
@@ -25,7 +25,7 @@ class ResNetTower(ImageTower):
 
     pooling = "attention"
 
-    def __init__(self, visual: ModifiedResNet, reading: DenseReading):
+    def __init__(self, visual: ModifiedResNet, dense_attention: DenseAttention):
         self.visual = visual
         stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
         self.shapes = {

@@ -15,9 +15,9 @@ from timm.models.vitamin import MbConvStages
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcp_clip.modeling.clip.dense_attention import DenseAttention, dense_tokens
 from dcp_clip.modeling.clip.families.base import ImageTower
-from dcp_clip.modeling.clip.families.last_block import TimmBlock, block_readings
-from dcp_clip.modeling.clip.readings import DenseReading, read_dense_tokens
+from dcp_clip.modeling.clip.families.last_block import TimmBlock, block_attentions
 
 __all__ = ["TimmViTTower", "allow_any_size"]
 
@@ -31,7 +31,7 @@ class TimmViTTower(ImageTower):
 
     * Class token (EVA-CLIP, arXiv 2303.15389; MobileCLIP-B, arXiv 2311.17049): the patch tokens,
       read through the last block with another attention: see
-      :mod:`dcp_clip.modeling.clip.readings`.
+      :mod:`dcp_clip.modeling.clip.dense_attention`.
     * Average (ViTamin, arXiv 2404.02132): the norms and the projection of each patch token.
     * Attention (SigLIP, arXiv 2303.15343; SigLIP 2, arXiv 2502.14786; Perception Encoder, arXiv
       2504.13181): the norm, the value path of the pooling with its feed-forward part, and the
@@ -43,7 +43,7 @@ class TimmViTTower(ImageTower):
     bicubically and computes rotary positions for the grid.
     """
 
-    def __init__(self, visual: TimmModel, reading: DenseReading):
+    def __init__(self, visual: TimmModel, dense_attention: DenseAttention):
         trunk = visual.trunk
         self.pooling = _POOLINGS.get(trunk.global_pool)
         if self.pooling is None:
@@ -51,11 +51,11 @@ class TimmViTTower(ImageTower):
                 f"CLIPBackbone reads a ViT of timm that pools by {', '.join(_POOLINGS)}, not "
                 f"'{trunk.global_pool}' (timm_pool of the model config)."
             )
-        self.visual, self._reading = visual, reading
+        self.visual, self._dense_attention = visual, dense_attention
         allow_any_size(trunk)
         if self.pooling == "class token":
             self._block = TimmBlock.of(trunk.blocks[-1], getattr(trunk, "rope", None))
-            self.readings = block_readings(self._block)
+            self.dense_attentions = block_attentions(self._block)
         patch, width, depth = trunk.patch_embed.feat_ratio(), trunk.embed_dim, len(trunk.blocks)
         self._stem = _stem_steps(trunk.patch_embed)
         device = next(visual.parameters()).device
@@ -77,8 +77,8 @@ class TimmViTTower(ImageTower):
         return isinstance(visual, TimmModel) and isinstance(visual.trunk, (Eva, VisionTransformer))
 
     def encode(self, images: Tensor, attention: Tensor | None = None) -> dict[str, Tensor]:
-        trunk, reading = self.visual.trunk, self._reading
-        needed, earlier = reading.earlier_blocks(len(trunk.blocks)), []
+        trunk, dense_attention = self.visual.trunk, self._dense_attention
+        needed, earlier = dense_attention.earlier_blocks(len(trunk.blocks)), []
         grid = trunk.patch_embed.dynamic_feat_size(images.shape[-2:])
         levels, x = [], images
         for step in self._stem:
@@ -97,9 +97,9 @@ class TimmViTTower(ImageTower):
             earlier += [x] * (i in needed)
         out = {f"res{i + 2}": level for i, level in enumerate(levels)}
         final = tokens = trunk.norm(x)
-        if self.pooling == "class token" and reading.name != "clip":
-            args = before_last, grid, reading, earlier, attention
-            tokens = trunk.norm(read_dense_tokens(self._block, *args))
+        if self.pooling == "class token" and dense_attention.name != "clip":
+            args = before_last, grid, dense_attention, earlier, attention
+            tokens = trunk.norm(dense_tokens(self._block, *args))
         dense = tokens[:, prefix:]
         if self.pooling == "attention":
             dense = attend_to_itself(trunk.attn_pool, dense)

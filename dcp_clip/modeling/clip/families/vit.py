@@ -11,9 +11,9 @@ from open_clip.transformer import AttentionalPooler, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcp_clip.modeling.clip.dense_attention import DenseAttention, dense_tokens
 from dcp_clip.modeling.clip.families.base import ImageTower
-from dcp_clip.modeling.clip.families.last_block import OpenClipBlock, block_readings
-from dcp_clip.modeling.clip.readings import DenseReading, read_dense_tokens
+from dcp_clip.modeling.clip.families.last_block import OpenClipBlock, block_attentions
 
 __all__ = ["ViTTokens", "ViTTower", "position_embedding", "run_vit"]
 
@@ -24,7 +24,7 @@ class ViTTower(ImageTower):
     The dense features are what the pooling says about one patch.
 
     * Class token (CLIP): the patch tokens, read through the last block with another attention: see
-      :mod:`dcp_clip.modeling.clip.readings`.
+      :mod:`dcp_clip.modeling.clip.dense_attention`.
     * Average (CLIPA, arXiv 2305.07017): the final norm and projection of each patch token.
     * Attention (CoCa, arXiv 2205.01917): the value path of the pooling, its final norm and its
       projection, for each patch token.
@@ -34,7 +34,7 @@ class ViTTower(ImageTower):
     and is cheaper.
     """
 
-    def __init__(self, visual: VisionTransformer, reading: DenseReading):
+    def __init__(self, visual: VisionTransformer, dense_attention: DenseAttention):
         pooling = {"tok": "class token", "avg": "average"}.get(visual.pool_type)
         if visual.attn_pool is not None:
             pooling = None if visual.attn_pool_contrastive else "attention"
@@ -43,10 +43,10 @@ class ViTTower(ImageTower):
                 "CLIPBackbone reads a ViT that projects its class token, the average of its patches"
                 " or one attention pooling; this tower does something else."
             )
-        self.visual, self._reading, self.pooling = visual, reading, pooling
+        self.visual, self._dense_attention, self.pooling = visual, dense_attention, pooling
         self._block = OpenClipBlock.of(visual.transformer.resblocks[-1])
         if pooling == "class token":
-            self.readings = block_readings(self._block)
+            self.dense_attentions = block_attentions(self._block)
         depth, width = len(visual.transformer.resblocks), visual.transformer.width
         # Evenly spaced blocks after 1/4, 1/2 and 3/4 of the depth.
         self._indices = [max(depth * q // 4 - 1, 0) for q in (1, 2, 3)]
@@ -64,22 +64,24 @@ class ViTTower(ImageTower):
         return isinstance(visual, VisionTransformer)
 
     def encode(self, images: Tensor, attention: Tensor | None = None) -> dict[str, Tensor]:
-        visual, reading = self.visual, self._reading
-        earlier = reading.earlier_blocks(len(visual.transformer.resblocks))
-        tokens = run_vit(visual, images, self._indices, reading.position_offset, earlier)
+        visual, dense_attention = self.visual, self._dense_attention
+        earlier = dense_attention.earlier_blocks(len(visual.transformer.resblocks))
+        tokens = run_vit(visual, images, self._indices, dense_attention.position_offset, earlier)
         out = {f"res{i + 2}": tokens.patches(x) for i, x in enumerate(tokens.levels)}
         dense = tokens.last
         if self.pooling == "attention":
             dense = attend_to_itself(visual.attn_pool, dense)
-        elif self.pooling == "class token" and reading.name != "clip":
-            args = tokens.before_last, tokens.grid, reading, tokens.earlier, attention
-            dense = read_dense_tokens(self._block, *args)
+        elif self.pooling == "class token" and dense_attention.name != "clip":
+            args = tokens.before_last, tokens.grid, dense_attention, tokens.earlier, attention
+            dense = dense_tokens(self._block, *args)
         out["dense"] = tokens.patches(visual.ln_post(dense) @ visual.proj)
         out["pooled"] = self._pool(tokens.last)
         return out
 
     def pooled(self, images: Tensor) -> Tensor:
-        return self._pool(run_vit(self.visual, images, [], self._reading.position_offset).last)
+        return self._pool(
+            run_vit(self.visual, images, [], self._dense_attention.position_offset).last
+        )
 
     def _pool(self, tokens: Tensor) -> Tensor:
         """The last tokens (B, 1+N, C) to the image embedding (B, D)."""
@@ -102,7 +104,7 @@ class ViTTokens:
 
     Attributes:
         levels: list of (B, 1+N, C), the outputs of the selected blocks.
-        earlier: the same for the blocks that a reading needs.
+        earlier: the same for the blocks that the dense attention needs.
         before_last: (B, 1+N, C), the input of the last block.
         last: (B, 1+N, C), its output; the projected class token is CLIP's image embedding.
         grid: (h, w) of the N patches.

@@ -11,8 +11,8 @@ from timm.models.vision_transformer import _create_vision_transformer
 from timm.models.vision_transformer_hybrid import ConvStem, _create_vision_transformer_hybrid
 
 from dcp_clip.modeling import CLIPBackbone
+from dcp_clip.modeling.clip.dense_attention import DenseAttention
 from dcp_clip.modeling.clip.loading import clip_pixel_stats, load_clip
-from dcp_clip.modeling.clip.readings import DenseReading
 
 _VIT = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
 _GAP = _VIT | {"class_token": False, "global_pool": "avg", "fc_norm": False}
@@ -158,14 +158,14 @@ def family_clip(make_cfg, randomize):
 
 @pytest.fixture(scope="session")
 def family_backbone(family_clip):
-    """``family_backbone(name, reading)``: the image encoder around the tower of `family_clip`."""
+    """``family_backbone(name, attention)``: the image encoder around the tower of `family_clip`."""
 
-    def make(name, reading="maskclip", **options):
+    def make(name, attention="maskclip", **options):
         clip = family_clip(name)
         mean, std = clip_pixel_stats(clip)
-        reading = DenseReading(reading, **options)
+        attention = DenseAttention(attention, **options)
         return CLIPBackbone(
-            visual=clip.visual, pixel_mean=mean, pixel_std=std, reading=reading
+            visual=clip.visual, pixel_mean=mean, pixel_std=std, dense_attention=attention
         ).eval()
 
     return make

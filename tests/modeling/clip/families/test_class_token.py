@@ -1,11 +1,11 @@
-"""The readings of towers with a class token: attention by hand in the blocks of every family."""
+"""The attentions of towers with a class token: attention by hand in the blocks of every family."""
 
 import pytest
 import torch
 
+from dcp_clip.modeling.clip.dense_attention import DENSE_ATTENTIONS
 from dcp_clip.modeling.clip.families.last_block import OpenClipBlock, TimmBlock
-from dcp_clip.modeling.clip.readings import READINGS
-from dcp_clip.modeling.clip.self_calibration import read_self_calibrated
+from dcp_clip.modeling.clip.self_calibration import self_calibrated_tokens
 
 TOWERS = ("vit", "registers", "eva02", "eva02-e", "mobileclip-b")
 close = torch.testing.assert_close
@@ -17,18 +17,18 @@ def noise(*shape):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TOWERS)
-def test_readings_of_the_class_token(family_backbone, run_and_capture, name):
+def test_attentions_of_the_class_token(family_backbone, run_and_capture, name):
     """Attention by hand, head by head, with the projections that the block itself computes."""
     images = noise(2, 3, 32, 48)
     visual = family_backbone(name).visual
     trunk = getattr(visual, "trunk", None)
     block = (visual.transformer.resblocks if trunk is None else trunk.blocks)[-1]
-    for reading in sorted(set(READINGS) - {"scclip"}):
-        out, x, last = run_and_capture(family_backbone(name, reading), block, images)
-        if reading == "clip":
+    for attention in sorted(set(DENSE_ATTENTIONS) - {"scclip"}):
+        out, x, last = run_and_capture(family_backbone(name, attention), block, images)
+        if attention == "clip":
             tokens = last
         else:
-            tokens = read_by_hand(block, x, reading, name, trunk)
+            tokens = attend_by_hand(block, x, attention, name, trunk)
         prefix = x.shape[1] - 6
         if trunk is None:
             expected = visual.ln_post(tokens) @ visual.proj
@@ -46,7 +46,7 @@ def test_readings_of_the_class_token(family_backbone, run_and_capture, name):
         close(out["dense"], expected, rtol=1e-4, atol=1e-5)
 
 
-def read_by_hand(block, x, reading, name, trunk):
+def attend_by_hand(block, x, attention, name, trunk):
     """What the attention adds to the tokens x (B, N, C) of the last block."""
     attn, batch, count = block.attn, *x.shape[:2]
     normed = x if name == "eva02-e" else block.norm1(x) if trunk is not None else block.ln_1(x)
@@ -85,7 +85,7 @@ def read_by_hand(block, x, reading, name, trunk):
         "clearclip": lambda: attend(q),
         "sclip": lambda: attend(q) + attend(k),
         "naclip": lambda: attend(k, gaussian),
-    }[reading]()
+    }[attention]()
     mixed = mixed.transpose(1, 2).flatten(2)
     if name == "vit":
         return block.ls_1.gamma * attn.out_proj(mixed)
@@ -99,8 +99,8 @@ def read_by_hand(block, x, reading, name, trunk):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TOWERS)
-def test_the_residual_reading_with_all_attention_is_the_block(family_backbone, name):
-    """With equal keys and queries, ClearCLIP's reading with the residual is the block itself."""
+def test_the_residual_attention_with_all_attention_is_the_block(family_backbone, name):
+    """With equal keys and queries, ClearCLIP's attention with the residual is the block itself."""
     visual = family_backbone(name).visual
     block = (visual.transformer.resblocks if name == "vit" else visual.trunk.blocks)[-1]
     attn = block.attn
@@ -146,7 +146,7 @@ def test_self_calibration_reads_the_first_of_three_blocks(family_backbone, name)
         if trunk is None
         else TimmBlock.of(last, getattr(trunk, "rope", None))
     )
-    _, out = read_self_calibrated(split, seen[1], [seen[0]], (3, 2))
+    _, out = self_calibrated_tokens(split, seen[1], [seen[0]], (3, 2))
     if trunk is None:
         expected = visual.ln_post(out) @ visual.proj
     else:

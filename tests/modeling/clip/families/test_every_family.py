@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
+from dcp_clip.modeling.clip.dense_attention import DENSE_ATTENTIONS, DenseAttention
 from dcp_clip.modeling.clip.families import build_image_tower
 from dcp_clip.modeling.clip.families.hierarchical import HierarchicalTower
 from dcp_clip.modeling.clip.families.resnet import ResNetTower
 from dcp_clip.modeling.clip.families.timm_vit import TimmViTTower
 from dcp_clip.modeling.clip.families.vit import ViTTower
 from dcp_clip.modeling.clip.loading import load_clip
-from dcp_clip.modeling.clip.readings import READINGS, DenseReading
 from dcp_clip.modeling.clip.text_tower import encode_tokens
 
 # Name: family, pooling, stride of the dense features.
@@ -152,15 +152,17 @@ def test_gradients_reach_every_weight_of_the_tower(family_backbone, name):
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_a_reading_that_the_tower_does_not_have_is_refused(family_clip, name):
+def test_a_attention_that_the_tower_does_not_have_is_refused(family_clip, name):
     visual = family_clip(name).visual
     if name in CLASS_TOKEN:
-        assert build_image_tower(visual, DenseReading("naclip")).readings == tuple(READINGS)
+        assert build_image_tower(visual, DenseAttention("naclip")).dense_attentions == tuple(
+            DENSE_ATTENTIONS
+        )
         return
-    for reading in (DenseReading("naclip"), DenseReading("maskclip", residual=True)):
-        key = "DENSE_RESIDUAL is True" if reading.residual else "DENSE is 'naclip'"
+    for attention in (DenseAttention("naclip"), DenseAttention("maskclip", residual=True)):
+        key = "DENSE_RESIDUAL is True" if attention.residual else "DENSE is 'naclip'"
         with pytest.raises(ValueError, match=f"MODEL.CLIP.{key}, but .*pooling") as error:
-            build_image_tower(visual, reading)
+            build_image_tower(visual, attention)
         assert "\n" not in str(error.value) and str(error.value).endswith(".")
 
 

@@ -5,11 +5,11 @@ import torch
 from open_clip.timm_model import TimmModel
 
 from dcp_clip.modeling import CLIPBackbone
+from dcp_clip.modeling.clip.dense_attention import DenseAttention
 from dcp_clip.modeling.clip.families import FAMILIES, ImageTower, build_image_tower
 from dcp_clip.modeling.clip.families.hierarchical import HierarchicalTower
 from dcp_clip.modeling.clip.families.vit import ViTTower
 from dcp_clip.modeling.clip.loading import load_clip
-from dcp_clip.modeling.clip.readings import DenseReading
 
 EXPECTED = {
     "test-convnext": HierarchicalTower,
@@ -25,7 +25,7 @@ EXPECTED = {
 def test_exactly_one_family_matches_a_tower(make_cfg, clip):
     visual = load_clip(make_cfg(clip)).visual
     assert [family for family in FAMILIES if family.matches(visual)] == [EXPECTED[clip]]
-    assert type(build_image_tower(visual, DenseReading())) is EXPECTED[clip]
+    assert type(build_image_tower(visual, DenseAttention())) is EXPECTED[clip]
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_unknown_towers_are_refused_in_one_sentence(make_tower):
 def test_a_family_must_implement_the_interface(missing):
     members = {name: lambda *args: None for name in ("__init__", "matches", "encode", "pooled")}
     complete = type("Complete", (ImageTower,), members)
-    assert isinstance(complete(None, DenseReading()), ImageTower)
+    assert isinstance(complete(None, DenseAttention()), ImageTower)
     del members[missing]
     incomplete = type("Incomplete", (ImageTower,), members)
     with pytest.raises(TypeError, match=f"abstract method '?{missing}'?"):
-        incomplete(None, DenseReading())
+        incomplete(None, DenseAttention())
 
 
 @pytest.mark.parametrize("clip", EXPECTED)

@@ -1,4 +1,4 @@
-"""ViT towers at any image size, and the reading of MaskCLIP."""
+"""ViT towers at any image size, and the attention of MaskCLIP."""
 
 import pytest
 import torch

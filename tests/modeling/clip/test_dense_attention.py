@@ -1,4 +1,4 @@
-"""The dense readings of a ViT agree with their definitions."""
+"""The dense attentions of a ViT agree with their definitions."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_backbone
 
 from dcp_clip.modeling import CLIPBackbone
-from dcp_clip.modeling.clip.readings import READINGS, DenseReading, naclip_bias
+from dcp_clip.modeling.clip.dense_attention import DENSE_ATTENTIONS, DenseAttention, naclip_bias
 
 VITS = ["test-vit-16", "test-vit-14-quickgelu"]
 GRID = (2, 3)
@@ -15,10 +15,10 @@ GRID = (2, 3)
 
 @pytest.fixture
 def make_backbone(make_cfg, randomize):
-    def make(clip="test-vit-16", reading="maskclip", **options):
+    def make(clip="test-vit-16", attention="maskclip", **options):
         torch.manual_seed(0)
         opts = {f"MODEL.CLIP.{key}": value for key, value in options.items()}
-        opts["MODEL.CLIP.DENSE"] = reading
+        opts["MODEL.CLIP.DENSE"] = attention
         return randomize(build_backbone(make_cfg(clip, opts))).eval()
 
     return make
@@ -41,17 +41,17 @@ def read(backbone, images):
     return dense, captured[0]
 
 
-def attention_by_hand(reading, query, key, i, grid, std):
+def attention_by_hand(attention, query, key, i, grid, std):
     """Attention weights of token i for all tokens, for one head; query and key are (1+N, c)."""
 
     def soft(rows):
         return ((rows @ rows[i]) / math.sqrt(rows.shape[1])).softmax(0)
 
-    if reading == "maskclip":
+    if attention == "maskclip":
         return torch.eye(len(query))[i]
-    if reading == "clearclip":
+    if attention == "clearclip":
         return soft(query)
-    if reading == "sclip":
+    if attention == "sclip":
         return soft(query) + soft(key)
     logits = (key @ key[i]) / math.sqrt(key.shape[1])
     positions = [None] + [(y, x) for y in range(grid[0]) for x in range(grid[1])]
@@ -65,9 +65,9 @@ def attention_by_hand(reading, query, key, i, grid, std):
 @torch.no_grad()
 @pytest.mark.parametrize("clip", VITS)
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("reading", ["maskclip", "clearclip", "sclip", "naclip"])
-def test_a_reading_agrees_with_its_definition(make_backbone, clip, reading, residual):
-    backbone = make_backbone(clip, reading, DENSE_RESIDUAL=residual, NACLIP_STD=1.5)
+@pytest.mark.parametrize("attention", ["maskclip", "clearclip", "sclip", "naclip"])
+def test_an_attention_agrees_with_its_definition(make_backbone, clip, attention, residual):
+    backbone = make_backbone(clip, attention, DENSE_RESIDUAL=residual, NACLIP_STD=1.5)
     vit = backbone.visual
     block, attn = vit.transformer.resblocks[-1], vit.transformer.resblocks[-1].attn
     dense, before = read(backbone, some_images(backbone))
@@ -79,7 +79,7 @@ def test_a_reading_agrees_with_its_definition(make_backbone, clip, reading, resi
         for head in range(attn.num_heads):
             part = slice(head * width, (head + 1) * width)
             for i in range(len(x)):
-                weight = attention_by_hand(reading, query[:, part], key[:, part], i, GRID, 1.5)
+                weight = attention_by_hand(attention, query[:, part], key[:, part], i, GRID, 1.5)
                 mixed[i, part] = weight @ value[:, part]
         out = attn.out_proj(mixed)
         if residual:
@@ -91,12 +91,12 @@ def test_a_reading_agrees_with_its_definition(make_backbone, clip, reading, resi
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip", VITS)
-def test_readings_differ_but_the_pooled_features_are_equal(make_backbone, clip):
-    outputs = {r: (lambda b: b(some_images(b)))(make_backbone(clip, r)) for r in READINGS}
-    readings = list(outputs.values())
-    for i, a in enumerate(readings):
-        assert torch.equal(a["pooled"], readings[0]["pooled"])
-        for b in readings[i + 1 :]:
+def test_attentions_differ_but_the_pooled_features_are_equal(make_backbone, clip):
+    outputs = {r: (lambda b: b(some_images(b)))(make_backbone(clip, r)) for r in DENSE_ATTENTIONS}
+    attentions = list(outputs.values())
+    for i, a in enumerate(attentions):
+        assert torch.equal(a["pooled"], attentions[0]["pooled"])
+        for b in attentions[i + 1 :]:
             assert (a["dense"] - b["dense"]).abs().max() > 1e-3
 
 
@@ -104,8 +104,8 @@ def test_readings_differ_but_the_pooled_features_are_equal(make_backbone, clip):
 def test_clearclip_is_clip_if_keys_equal_queries(make_backbone):
     """With equal projections of keys and queries, both compute query-to-query attention."""
     tied, trained = (
-        make_backbone(reading="clearclip", DENSE_RESIDUAL=True),
-        make_backbone(reading="clip"),
+        make_backbone(attention="clearclip", DENSE_RESIDUAL=True),
+        make_backbone(attention="clip"),
     )
     for backbone in (tied, trained):
         attn = backbone.visual.transformer.resblocks[-1].attn
@@ -121,7 +121,7 @@ def test_clearclip_is_clip_if_keys_equal_queries(make_backbone):
 @torch.no_grad()
 def test_the_gaussian_of_naclip_alone_has_a_known_result(make_backbone):
     """Keys are zero and the Gaussian is one patch wide: a patch has weight e, all others 1."""
-    backbone = make_backbone(reading="naclip", NACLIP_STD=0.01)
+    backbone = make_backbone(attention="naclip", NACLIP_STD=0.01)
     vit = backbone.visual
     block, attn = vit.transformer.resblocks[-1], vit.transformer.resblocks[-1].attn
     width = attn.embed_dim
@@ -145,10 +145,10 @@ def test_naclip_bias_depends_on_the_distance_only():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("attention", DENSE_ATTENTIONS)
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (5, 2)])
-def test_any_grid_and_any_batch_size(make_backbone, reading, grid):
-    backbone = make_backbone("test-vit-14-quickgelu", reading)
+def test_any_grid_and_any_batch_size(make_backbone, attention, grid):
+    backbone = make_backbone("test-vit-14-quickgelu", attention)
     images = some_images(backbone, grid, batch=3)
     together = backbone(images)["dense"]
     assert together.shape[-2:] == grid and together.isfinite().all()
@@ -158,7 +158,7 @@ def test_any_grid_and_any_batch_size(make_backbone, reading, grid):
 
 def test_a_standard_deviation_of_zero_is_refused(make_backbone):
     with pytest.raises(ValueError, match="NACLIP_STD is 0.0"):
-        make_backbone(reading="naclip", NACLIP_STD=0.0)
+        make_backbone(attention="naclip", NACLIP_STD=0.0)
 
 
 def test_other_attention_can_be_read_by_clip_only(make_backbone):
@@ -166,12 +166,12 @@ def test_other_attention_can_be_read_by_clip_only(make_backbone):
     visual.transformer.resblocks[-1].attn = torch.nn.Identity()
     stats = {"pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3}
     with pytest.raises(ValueError, match="'clearclip', but VisionTransformer.*'clip' only"):
-        CLIPBackbone(visual=visual, reading=DenseReading("clearclip"), **stats)
-    CLIPBackbone(visual=visual, reading=DenseReading("clip"), **stats)
+        CLIPBackbone(visual=visual, dense_attention=DenseAttention("clearclip"), **stats)
+    CLIPBackbone(visual=visual, dense_attention=DenseAttention("clip"), **stats)
 
 
-def test_unknown_readings_are_refused_and_old_names_are_explained():
+def test_unknown_attentions_are_refused_and_old_names_are_explained():
     with pytest.raises(ValueError, match="DENSE is 'keys'; known are maskclip, .*, clip.$"):
-        DenseReading("keys")
+        DenseAttention("keys")
     with pytest.raises(ValueError, match="'correlative' is 'sclip' now"):
-        DenseReading("correlative")
+        DenseAttention("correlative")

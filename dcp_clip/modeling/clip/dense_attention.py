@@ -1,7 +1,7 @@
 """Dense features of a ViT: training-free changes of the attention in its last block.
 
 A CLIP that pools by its class token trains this token only; the patch tokens of the last block hold
-mostly global content. The readings keep all pretrained weights and replace the attention of the
+mostly global content. These attentions keep all pretrained weights and replace that of the
 last block. ``encode_image`` does not change: the class token always comes from the unchanged last
 block.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.block_parts import LastBlock
-from dcp_clip.modeling.clip.self_calibration import fused_blocks, read_self_calibrated
+from dcp_clip.modeling.clip.self_calibration import fused_blocks, self_calibrated_tokens
 
-__all__ = ["READINGS", "DenseReading", "naclip_bias", "read_dense_tokens"]
+__all__ = ["DENSE_ATTENTIONS", "DenseAttention", "dense_tokens", "naclip_bias"]
 
-# Each reading is a rule for which patches attend to which.
-READINGS = {
+# Which patches attend to which.
+DENSE_ATTENTIONS = {
     "maskclip": "each patch to itself only, which gives its own value (arXiv 2112.01071)",
     "clearclip": "query to query (ClearCLIP, arXiv 2407.12442; GEM, arXiv 2312.00878)",
     "sclip": "the sum of query-to-query and key-to-key attention (arXiv 2312.01597)",
@@ -29,7 +29,7 @@ READINGS = {
     "scclip": "key to key plus similarity after a middle block (SC-CLIP, arXiv 2411.15869)",
     "clip": "the block as CLIP trained it",
 }
-# Names of the readings in earlier versions.
+# Their names in earlier versions.
 _RENAMED = {
     "value": "maskclip",
     "query": "clearclip",
@@ -40,11 +40,11 @@ _RENAMED = {
 
 
 @dataclass(frozen=True)
-class DenseReading:
+class DenseAttention:
     """How the last block of a ViT computes dense features.
 
     Attributes:
-        name: a key of :data:`READINGS`.
+        name: a key of :data:`DENSE_ATTENTIONS`.
         residual: keep the residual connection and the feed-forward part of the block, as MaskCLIP
             and SCLIP do. ClearCLIP and NACLIP drop both, because ClearCLIP found that the residual
             connection carries the noise. "clip" always keeps both.
@@ -63,12 +63,12 @@ class DenseReading:
     position_offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in READINGS:
+        if self.name not in DENSE_ATTENTIONS:
             hint = (
                 f" '{self.name}' is '{_RENAMED[self.name]}' now." if self.name in _RENAMED else ""
             )
             raise ValueError(
-                f"MODEL.CLIP.DENSE is '{self.name}'; known are {', '.join(READINGS)}.{hint}"
+                f"MODEL.CLIP.DENSE is '{self.name}'; known are {', '.join(DENSE_ATTENTIONS)}.{hint}"
             )
         if self.naclip_std <= 0:
             raise ValueError(f"MODEL.CLIP.NACLIP_STD is {self.naclip_std}; it must be above 0.")
@@ -79,54 +79,54 @@ class DenseReading:
             )
 
     def earlier_blocks(self, depth: int) -> list[int]:
-        """Indices of the blocks whose outputs the reading needs, in a tower of `depth` blocks."""
+        """Indices of the blocks whose outputs the attention needs, in a tower of `depth` blocks."""
         return fused_blocks(depth) if self.name == "scclip" else []
 
 
-def read_dense_tokens(
+def dense_tokens(
     block: LastBlock,
     tokens: Tensor,
     grid: tuple[int, int],
-    reading: DenseReading,
+    dense_attention: DenseAttention,
     levels: Sequence[Tensor] = (),
     attention: Tensor | None = None,
 ) -> Tensor:
-    """Run the last block with the attention of a reading other than "clip".
+    """Run the last block with an attention other than "clip".
 
     Args:
         block: the tower's last block.
         tokens: (B, N, C), the input of the block, prefix first.
         grid: (h, w) of the patches.
-        reading: which attention to use.
-        levels: the tokens after the blocks of :meth:`DenseReading.earlier_blocks`.
+        dense_attention: which attention to use.
+        levels: the tokens after the blocks of :meth:`DenseAttention.earlier_blocks`.
         attention: (B, h*w, h*w), the weights of the patches in each other, for "maskclip"; default:
             each patch has only its own value.
 
     Returns:
         (B, N, C); the tower's final norm and projection have to be applied.
     """
-    if reading.name == "scclip":
-        tokens, out = read_self_calibrated(block, tokens, levels, grid)
-        return block.feed_forward(tokens + out) if reading.residual else out
-    if reading.name == "maskclip":
+    if dense_attention.name == "scclip":
+        tokens, out = self_calibrated_tokens(block, tokens, levels, grid)
+        return block.feed_forward(tokens + out) if dense_attention.residual else out
+    if dense_attention.name == "maskclip":
         mixed = block.value(tokens)
         if attention is not None:
             prefix, patches = mixed.tensor_split([tokens.shape[1] - grid[0] * grid[1]], dim=1)
             mixed = torch.cat([prefix, attention.to(patches.dtype) @ patches], dim=1)
     else:
         query, key, value = block.query_key_value(tokens, grid)
-        if reading.name == "clearclip":
+        if dense_attention.name == "clearclip":
             mixed = F.scaled_dot_product_attention(query, query, value)
-        elif reading.name == "sclip":
+        elif dense_attention.name == "sclip":
             mixed = F.scaled_dot_product_attention(query, query, value)
             mixed = mixed + F.scaled_dot_product_attention(key, key, value)
         else:
             prefix = tokens.shape[1] - grid[0] * grid[1]
-            bias = naclip_bias(grid, reading.naclip_std, tokens.device, prefix).to(key.dtype)
-            mixed = F.scaled_dot_product_attention(key, key, value, attn_mask=bias)
+            bias = naclip_bias(grid, dense_attention.naclip_std, tokens.device, prefix)
+            mixed = F.scaled_dot_product_attention(key, key, value, attn_mask=bias.to(key.dtype))
         mixed = mixed.transpose(1, 2).flatten(2)
     out = block.output(mixed)
-    return block.feed_forward(tokens + out) if reading.residual else out
+    return block.feed_forward(tokens + out) if dense_attention.residual else out
 
 
 def naclip_bias(grid: tuple[int, int], std: float, device: torch.device, prefix: int = 1) -> Tensor:
@@ -136,10 +136,7 @@ def naclip_bias(grid: tuple[int, int], std: float, device: torch.device, prefix:
         grid: (h, w) of the N patches.
         std: standard deviation of the Gaussian in patches.
         device: device of the result.
-
-    Returns:
-        (1+N, 1+N), with 0 from and to the class token.
-        prefix: P, the number of tokens before the patches.
+        prefix: P, the number of tokens before the patches: the class token and registers.
     """
 
     def along(length: int) -> Tensor:
