@@ -245,8 +245,8 @@ class SemSegLabels(TensorLike):
         """
         if self._confidence is None:
             raise ValueError(
-                "These labels have no confidence; segment the image with confidence=True, or give the "
-                "confidence to the constructor."
+                "These labels have no confidence; segment the image with confidence=True, or give "
+                "it to the constructor."
             )
         return self._confidence
 
