@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dcp_clip.vocabulary.categories import IGNORE_LABEL
 
 
-class OpenCVResize(T.ResizeTransform):
+class OpenCVResizeTransform(T.ResizeTransform):
     """Resizes images like OpenCV: bilinear interpolation of four pixels, without antialiasing.
 
     Labels are resized as by :class:`ResizeTransform`.
@@ -27,7 +27,7 @@ class OpenCVResize(T.ResizeTransform):
 
 
 # The values of INPUT.RESIZE_TEST.
-_RESIZING = {"pillow": T.ResizeTransform, "opencv": OpenCVResize}
+_RESIZING = {"pillow": T.ResizeTransform, "opencv": OpenCVResizeTransform}
 
 
 class ResizeForTest(T.ResizeShortestEdge):

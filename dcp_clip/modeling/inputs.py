@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from dcp_clip.modeling.losses import VOID
+from dcp_clip.modeling.losses import IGNORE_INDEX
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["input_labels", "shared_vocabulary", "train_vocabularies"]
@@ -40,10 +40,10 @@ def shared_vocabulary(batched_inputs: list[dict], default: Vocabulary | None) ->
 
 
 def input_labels(inputs: dict, num_categories: int, device: torch.device) -> Tensor:
-    """Return the (H, W) category ids of an input, VOID where it has no category."""
+    """Return the (H, W) category ids of an input, IGNORE_INDEX where it has no category."""
     # Every value that is not a category is ignored: 255, or 65535 in data sets with more.
     labels = inputs["sem_seg"].to(device).long()
-    return labels.masked_fill((labels < 0) | (labels >= num_categories), VOID)
+    return labels.masked_fill((labels < 0) | (labels >= num_categories), IGNORE_INDEX)
 
 
 def train_vocabularies(cfg: CfgNode) -> Iterator[Vocabulary]:

@@ -1,7 +1,7 @@
 """The losses of the stages, over the K proposals of each image.
 
-Ignored pixels (VOID) and padding are removed before any average, so their loss and gradient are
-exactly zero.
+Ignored pixels (IGNORE_INDEX) and padding are removed before any average, so their loss and gradient
+are exactly zero.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dcp_clip.modeling.layers import resize_to
 from dcp_clip.structures import Proposals, Refinement
 
 __all__ = [
+    "IGNORE_INDEX",
     "LABEL_STRIDE",
-    "VOID",
     "SegmentationCriterion",
     "labels_to_proposals",
     "present_categories",
     "ranking_loss",
 ]
 
-# The id of pixels without a category.
-VOID = -1
+# The id of pixels without a category in the model. In files it is the data set's ignore label.
+IGNORE_INDEX = -1
 # Pixels between the positions at which logits and labels are compared.
 LABEL_STRIDE = 4
 
@@ -39,13 +39,13 @@ def present_categories(labels: Tensor, num_categories: int) -> Tensor:
 
 
 def labels_to_proposals(labels: Tensor, proposals: Proposals, num_categories: int) -> Tensor:
-    """Map category ids (B, H, W) to indices of proposals; VOID if a category was not proposed."""
+    """Map category ids (B, H, W) to indices of proposals, or IGNORE_INDEX without a proposal."""
     b, k = proposals.ids.shape
-    table = labels.new_full((b, num_categories + 1), VOID)
+    table = labels.new_full((b, num_categories + 1), IGNORE_INDEX)
     order = torch.arange(k, device=labels.device).expand(b, k)
     ids = proposals.ids.where(proposals.valid, num_categories)
     table.scatter_(1, ids, order.to(table.dtype))
-    table[:, num_categories] = VOID
+    table[:, num_categories] = IGNORE_INDEX
     inside = (labels >= 0) & (labels < num_categories)
     index = labels.where(inside, num_categories).flatten(1)
     return table.gather(1, index).view_as(labels)

@@ -16,7 +16,7 @@ from dcp_clip.modeling.clip.text_encoder import TextEncoder
 from dcp_clip.modeling.finite import check_logits
 from dcp_clip.modeling.inference import SlidingWindow
 from dcp_clip.modeling.inputs import input_labels, shared_vocabulary, train_vocabularies
-from dcp_clip.modeling.losses import VOID, SegmentationCriterion
+from dcp_clip.modeling.losses import IGNORE_INDEX, SegmentationCriterion
 from dcp_clip.structures import Proposals, Refinement, SemSegProposals, output_size
 from dcp_clip.vocabulary import Vocabulary
 
@@ -192,7 +192,9 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             raise ValueError("training needs 'sem_seg' labels in every input; this batch has none.")
         batch = self._preprocess([x["image"] for x in batched_inputs])
         labels = [input_labels(x, len(vocabulary), self.device) for x in batched_inputs]
-        labels = ImageList.from_tensors(labels, self.backbone.size_divisibility, pad_value=VOID)
+        labels = ImageList.from_tensors(
+            labels, self.backbone.size_divisibility, pad_value=IGNORE_INDEX
+        )
         logits, proposals, refinement = self.segment(
             batch.tensor, batch.image_sizes, vocabulary, labels.tensor
         )

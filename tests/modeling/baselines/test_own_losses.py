@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcp_clip.modeling.losses import VOID, SegmentationCriterion
+from dcp_clip.modeling.losses import IGNORE_INDEX, SegmentationCriterion
 
 
 class Head(nn.Module):
@@ -60,8 +60,8 @@ def test_labels_are_those_of_the_padded_images_and_for_training_only(wrap, batch
     (labels,) = model.head.labels
     assert labels.shape == (2, 64, 64)
     for i, x in enumerate(batch):
-        x["sem_seg"][0, 0] = VOID
-        assert torch.equal(labels[i, :50], x["sem_seg"]) and (labels[i, 50:] == VOID).all()
+        x["sem_seg"][0, 0] = IGNORE_INDEX
+        assert torch.equal(labels[i, :50], x["sem_seg"]) and (labels[i, 50:] == IGNORE_INDEX).all()
     with torch.no_grad():
         model.eval()(batch)  # with labels, which an oracle would use
     assert set(model.head.labels[1:]) == {None}
