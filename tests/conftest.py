@@ -37,47 +37,25 @@ BASE_CONFIG = ROOT / "configs" / "Base-DCP-CLIP.yaml"
 _TEXT = {"context_length": 32, "vocab_size": 1024, "width": 32, "heads": 2, "layers": 2}
 # open_clip model configs: timm's own miniature ConvNeXts read as convnext_base_w and
 # convnext_large_d are, and two ViTs.
+_TIMM = {"timm_pool": "", "timm_drop_path": 0.1, "image_size": 64}
+_VIT = {"layers": 3, "width": 32, "head_width": 16}
 TINY_CLIPS = {
     "test-convnext": {
         "embed_dim": 48,
-        "vision_cfg": {
-            "timm_model_name": "test_convnext",
-            "timm_pool": "",
-            "timm_proj": "linear",
-            "timm_drop_path": 0.1,
-            "image_size": 64,
-        },
+        "vision_cfg": {**_TIMM, "timm_model_name": "test_convnext", "timm_proj": "linear"},
     },
     "test-convnext-mlp": {
         "embed_dim": 40,
-        "vision_cfg": {
-            "timm_model_name": "test_convnext2",
-            "timm_pool": "",
-            "timm_proj": "mlp",
-            "timm_drop_path": 0.1,
-            "image_size": 64,
-        },
+        "vision_cfg": {**_TIMM, "timm_model_name": "test_convnext2", "timm_proj": "mlp"},
     },
     "test-vit-16": {
         "embed_dim": 40,
-        "vision_cfg": {
-            "image_size": 64,
-            "layers": 3,
-            "width": 32,
-            "head_width": 16,
-            "patch_size": 16,
-        },
+        "vision_cfg": {**_VIT, "image_size": 64, "patch_size": 16},
     },
     "test-vit-14-quickgelu": {
         "embed_dim": 40,
         "quick_gelu": True,
-        "vision_cfg": {
-            "image_size": 56,
-            "layers": 3,
-            "width": 32,
-            "head_width": 16,
-            "patch_size": 14,
-        },
+        "vision_cfg": {**_VIT, "image_size": 56, "patch_size": 14},
     },
 }
 _SMALL = {
