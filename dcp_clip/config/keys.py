@@ -173,12 +173,17 @@ def _add_baselines(cfg: CN) -> None:
     cfg.MODEL.BASELINES.FPN.DIM = 64
 
     cfg.MODEL.BASELINES.COST_AGGREGATION = CN()
-    # Channels of a category's embedded cost map; a multiple of 16 and of NUM_HEADS.
-    cfg.MODEL.BASELINES.COST_AGGREGATION.DIM = 64
-    # Heads of the attention between categories.
+    # Channels of a category's embedded cost map; above 32 and a multiple of NUM_HEADS.
+    cfg.MODEL.BASELINES.COST_AGGREGATION.DIM = 128
+    # Heads of the attention over positions and over categories.
     cfg.MODEL.BASELINES.COST_AGGREGATION.NUM_HEADS = 4
     # Number of aggregation layers, each over positions and then over categories.
     cfg.MODEL.BASELINES.COST_AGGREGATION.NUM_LAYERS = 2
+    # Number of categories, those with the highest cosine similarity at any position; 0 for all.
+    cfg.MODEL.BASELINES.COST_AGGREGATION.NUM_NAMES = 32
+    # "softmax": the losses of DCP-CLIP. "sigmoid": binary cross-entropy of each category, the loss
+    # of CAT-Seg.
+    cfg.MODEL.BASELINES.COST_AGGREGATION.LOSS = "softmax"
 
     cfg.MODEL.BASELINES.MASK_QUERIES = CN()
     # Number of queries; each gives one mask at most.
@@ -245,6 +250,9 @@ def _add_training(cfg: CN) -> None:
     # Learning rates of CLIP's image and text towers, relative to BASE_LR.
     cfg.SOLVER.IMAGE_LR_MULTIPLIER = 0.01
     cfg.SOLVER.TEXT_LR_MULTIPLIER = 0.01
+    # A folder or a URL, such as "s3://bucket/run", that gets a copy of each checkpoint, and from
+    # which --resume continues if it is newer than OUTPUT_DIR (docs/cluster.md); "" for none.
+    cfg.SOLVER.CHECKPOINT_COPY = ""
     # Decay of the exponential moving average of the weights; 0 for none. Evaluation uses the
     # average.
     cfg.SOLVER.EMA_DECAY = 0.0

@@ -1,6 +1,8 @@
-"""Cost aggregation over all categories: the idea of CAT-Seg (arXiv 2303.11797)."""
+"""Cost aggregation: the idea of CAT-Seg (arXiv 2303.11797)."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -9,120 +11,40 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.baselines.base import (
-    BaselineSegmentor,
-    conv_norm_relu,
-    cosine_similarity,
-    resize_to_stride,
+from dcp_clip.modeling.baselines.base import BaselineSegmentor, resize_to_stride
+from dcp_clip.modeling.baselines.cost_aggregation_layers import (
+    ClassAggregation,
+    GuidedUpsampling,
+    SpatialAggregation,
+    conv_relu,
 )
-from dcp_clip.modeling.layers import MLP, resize_to
-from dcp_clip.structures import TextFeatures
+from dcp_clip.modeling.layers import best_synonym_similarity, resize_to, valid_positions
+from dcp_clip.modeling.losses import LABEL_STRIDE, labels_to_proposals, present_categories
+from dcp_clip.modeling.stages.stage1_proposal import CategoryProposal
+from dcp_clip.structures import Proposals
+from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["CostAggregationHead", "CostAggregationSegmentor"]
+__all__ = ["CostAggregationHead", "CostAggregationSegmentor", "SigmoidCriterion"]
 
-# Levels that guide the upsampling, and their strides.
-_GUIDES = {"res3": 8, "res2": 4}
-_CATEGORIES_PER_CHUNK = 64
-
-
-class _SpatialAggregation(nn.Module):
-    """A residual block of convolutions, for the map of each category separately."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(4, dim)
-        self.mix = nn.Conv2d(dim, dim, 3, padding=1)
-        self.out = nn.Conv2d(dim, dim, 1)
-
-    def forward(self, maps: Tensor, image: Tensor) -> Tensor:
-        """From maps (B, C, E, h, w) and image features (B, E, h, w) to maps (B, C, E, h, w)."""
-        x = self.mix(self.norm(maps.flatten(0, 1))).unflatten(0, maps.shape[:2])
-        x = self.out(F.gelu(x + image[:, None]).flatten(0, 1))
-        return maps + x.unflatten(0, maps.shape[:2])
-
-
-class _ClassAggregation(nn.Module):
-    """At each position the categories attend to each other.
-
-    With linear attention (arXiv 2006.16236) time and memory grow linearly with C.
-    """
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim)
-        self.query_key = nn.Linear(dim, 2 * dim)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
-        self.mlp = MLP(dim)
-
-    def forward(self, maps: Tensor, text_features: Tensor) -> Tensor:
-        """From maps (B, C, E, h, w) and text features (C, E) to maps (B, C, E, h, w)."""
-        x = maps.flatten(3).permute(0, 3, 1, 2)  # (B, N, C, E)
-        normed = self.norm(x)
-        query, key = self.query_key(normed + text_features).chunk(2, dim=-1)
-        qkv = (query, key, self.value(normed))
-        qkv = (y.float().unflatten(-1, (self.num_heads, -1)) for y in qkv)
-        with torch.autocast(x.device.type, enabled=False):  # sums over C need full precision
-            mixed = _linear_attention(*qkv)
-        x = x + self.out(mixed.flatten(3))
-        return (x + self.mlp(x)).permute(0, 2, 3, 1).unflatten(3, maps.shape[-2:])
-
-
-def _linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Linear attention among C categories; all tensors are (B, N, C, heads, e)."""
-    query, key = 1 + F.elu(query), 1 + F.elu(key)
-    # Means over the categories, because sums would be large with a large vocabulary.
-    context = torch.einsum("bnchd,bnche->bnhde", key, value) / key.shape[2]
-    total = torch.einsum("bnchd,bnhd->bnch", query, key.mean(2))
-    return torch.einsum("bnchd,bnhde->bnche", query, context) / total[..., None]
-
-
-class _Upsampling(nn.Module):
-    """Upsamples the map of each category separately, guided by finer image features."""
-
-    def __init__(self, in_channels: int, out_channels: int, guide_channels: int, last: bool):
-        """
-        Args:
-            in_channels, out_channels: channels of each category's map.
-            guide_channels: channels of the image features.
-            last: no normalisation and no second convolution. At stride 4, for C categories, they
-                would cost as much as everything else.
-        """
-        super().__init__()
-        self.mix = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.guide = nn.Sequential(
-            conv_norm_relu(guide_channels, 2 * out_channels),
-            nn.Conv2d(2 * out_channels, out_channels, 3, padding=1),
-        )
-        self.refine = nn.ReLU()
-        if not last:
-            self.refine = nn.Sequential(
-                nn.GroupNorm(4, out_channels),
-                nn.ReLU(),
-                conv_norm_relu(out_channels, out_channels),
-            )
-
-    def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
-        """From maps (B, C, E, h, w) and the output of `guide` (B, E', H, W) to (B, C, E', H, W)."""
-        x = resize_to(self.mix(maps.flatten(0, 1)), guide.shape[-2:])
-        x = x.unflatten(0, maps.shape[:2]) + guide[:, None]
-        return self.refine(x.flatten(0, 1)).unflatten(0, maps.shape[:2])
+_NODE = "MODEL.BASELINES.COST_AGGREGATION"
+_LOSSES = ("softmax", "sigmoid")
+# The levels that guide the upsampling: their strides, and the channels of the maps and of the
+# guidance.
+_LEVELS = {"res3": (8, 64, 32), "res2": (4, 32, 16)}
+_WINDOW = 12
+_NAMES_PER_CHUNK = 64
 
 
 class CostAggregationHead(nn.Module):
-    """Aggregates the cosine similarity maps (the cost) of all categories.
+    """Aggregates the maps of cosine similarity (the cost) of K names.
 
-    The map of each category is embedded, aggregated alternately over positions and over categories,
-    and upsampled with the guidance of finer image features. All weights are shared over the
-    categories.
+    The map of each name is embedded with a 7x7 convolution, aggregated alternately over positions
+    and over names, and upsampled twice with the guidance of finer image features. All weights are
+    shared over the names. Widths, layers and guidance are those of the paper.
 
-    This head is smaller than CAT-Seg and less accurate: the authors' aggregator reaches 5.3 points
-    more of things mIoU on base names (docs/emoji_scenes_results.md). There are four differences.
-    Spatial aggregation uses convolutions, as in SED (arXiv 2311.15537), instead of windowed
-    attention. The guidance is added. The maps of the upsampling have fewer channels, a quarter and
-    an eighth of `dim`, where CAT-Seg has 64 and 32. The output of the network is added to the
-    cosine similarity and starts at zero, so an untrained head gives CLIP's answer.
+    There are two differences from CAT-Seg. The output of the network is added to the cosine
+    similarity and starts at zero, so an untrained head gives CLIP's answer. The products with
+    concatenated guidance are computed as sums, which is the same function at a lower cost.
     """
 
     def __init__(
@@ -133,93 +55,196 @@ class CostAggregationHead(nn.Module):
         num_heads: int,
         num_layers: int,
         scale: float,
-        chunk_size: int = _CATEGORIES_PER_CHUNK,
+        sigmoid: bool = False,
+        chunk_size: int = _NAMES_PER_CHUNK,
     ):
         """
         Args:
             input_shape: output shape of the backbone; dense, res3 and res2 are used.
-            dim: E, channels of the embedded map of a category; it has a quarter of them at stride
-                8, and an eighth at stride 4.
-            num_heads: heads of the attention between categories.
+            dim: E, channels of the embedded map of a name.
+            num_heads: heads of the attention over positions and over names.
             num_layers: number of aggregation layers.
             scale: initial factor from cosine similarities to logits.
-            chunk_size: categories upsampled at once in evaluation, which bounds memory. The
-                aggregation needs all categories at once.
+            sigmoid: start from the log-odds of CLIP's softmax instead of its logits.
+            chunk_size: names processed at once in evaluation, which bounds memory. Only the
+                attention between names needs all K of them.
 
         Raises:
-            ValueError: if `dim` is not a multiple of 16 and of `num_heads`.
+            ValueError: if `dim` is not a multiple of `num_heads`, or not larger than the guidance.
         """
         super().__init__()
-        if dim % 16 or dim % num_heads:  # group norm divides a quarter of them into four groups
+        least = _LEVELS["res3"][2]
+        if dim % num_heads or dim <= least:
             raise ValueError(
-                f"MODEL.BASELINES.COST_AGGREGATION: DIM ({dim}) must be a multiple of 16 and of "
-                f"NUM_HEADS ({num_heads})."
+                f"{_NODE}: DIM ({dim}) must be above {least} and a multiple of NUM_HEADS "
+                f"({num_heads})."
             )
-        self.chunk_size, embed_dim = chunk_size, input_shape["dense"].channels
+        self.sigmoid, self.chunk_size = sigmoid, chunk_size
+        embed_dim = input_shape["dense"].channels
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.embed = nn.Conv2d(1, dim, 7, padding=3)
-        self.image = nn.Conv2d(embed_dim, dim, 1)
-        self.text = nn.Linear(embed_dim, dim)
-        self.spatial = nn.ModuleList([_SpatialAggregation(dim) for _ in range(num_layers)])
-        self.between = nn.ModuleList([_ClassAggregation(dim, num_heads) for _ in range(num_layers)])
-        middle, fine = (input_shape[key].channels for key in _GUIDES)
-        self.steps = nn.ModuleDict(
-            {
-                "res3": _Upsampling(dim, dim // 4, middle, last=False),
-                "res2": _Upsampling(dim // 4, dim // 8, fine, last=True),
-            }
+        self.image = conv_relu(embed_dim, dim)
+        self.text = nn.Sequential(nn.Linear(embed_dim, dim), nn.ReLU())
+        self.spatial = nn.ModuleList(
+            [SpatialAggregation(dim, num_heads, _WINDOW) for _ in range(num_layers)]
         )
-        self.out = nn.Linear(dim // 8, 1)
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
+        self.between = nn.ModuleList([ClassAggregation(dim, num_heads) for _ in range(num_layers)])
+        self.steps = nn.ModuleDict()
+        width = dim
+        for key, (_, out_channels, guide_dim) in _LEVELS.items():
+            channels = input_shape[key].channels
+            self.steps[key] = GuidedUpsampling(width, out_channels, channels, guide_dim)
+            width = out_channels
+        self.out = nn.Conv2d(width, 1, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def forward(
-        self, features: dict[str, Tensor], text: TextFeatures, labels: Tensor | None = None
+        self, features: dict[str, Tensor], similarity: Tensor, text_features: Tensor
     ) -> Tensor:
-        """Return logits (B, C, H/4, W/4), see :class:`BaselineSegmentor`; labels are not used."""
+        """
+        Args:
+            features: output of the backbone.
+            similarity: (B, K, h, w) cosine similarity of the dense features and K names.
+            text_features: (B, K, D) text features of unit length.
+
+        Returns:
+            logits (B, K, H/4, W/4).
+        """
         dense = F.normalize(features["dense"].float(), dim=1)
         size = dense.shape[1] ** 0.5  # unit-length vectors times sqrt(D) have entries of unit size
-        cost = self.scale * cosine_similarity(dense, text)
-        image = self.image(dense * size)
-        # The mean over the synonyms of each category.
-        text_features = F.normalize(text.embeddings[text.category_rows].mean(1), dim=1)
-        text_features = self.text(text_features * size)
-        maps = self.embed(cost.flatten(0, 1)[:, None]).unflatten(0, cost.shape[:2])
+        cost = self.scale * similarity
+        image = self.image(dense * size).permute(0, 2, 3, 1)
+        text = self.text(text_features * size)
+        maps = self.embed(cost.flatten(0, 1)[:, None]).permute(0, 2, 3, 1)
+        maps = maps.unflatten(0, cost.shape[:2])  # (B, K, h, w, E)
+        chunk = cost.shape[1] if self.training else self.chunk_size
         for spatial, between in zip(self.spatial, self.between):
-            maps = between(spatial(maps, image), text_features)
+            maps = torch.cat([spatial(part, image) for part in maps.split(chunk, dim=1)], dim=1)
+            maps = between(maps, text)
+        maps = maps.movedim(-1, 2)
+        start = torch.logit(cost.softmax(1), eps=1e-6) if self.sigmoid else cost
         guides = {
             key: self.steps[key].guide(resize_to_stride(features[key], features["image"], stride))
-            for key, stride in _GUIDES.items()
+            for key, (stride, _, _) in _LEVELS.items()
         }
-        chunk = cost.shape[1] if self.training else self.chunk_size
-        parts = zip(maps.split(chunk, dim=1), cost.split(chunk, dim=1))
+        parts = zip(maps.split(chunk, dim=1), start.split(chunk, dim=1))
         return torch.cat([self._upsample(*part, guides) for part in parts], dim=1)
 
-    def _upsample(self, maps: Tensor, cost: Tensor, guides: dict[str, Tensor]) -> Tensor:
-        """From maps (B, n, E, h, w) and costs (B, n, h, w) of n categories to their logits."""
+    def _upsample(self, maps: Tensor, start: Tensor, guides: dict[str, Tensor]) -> Tensor:
+        """From maps (B, n, E, h, w) and logits (B, n, h, w) of n names to their final logits."""
         for key, guide in guides.items():
             maps = self.steps[key](maps, guide)
-        correction = self.out(maps.movedim(2, -1)).squeeze(-1)
-        return resize_to(cost, correction.shape[-2:]) + correction
+        correction = self.out(maps.flatten(0, 1)).view(*maps.shape[:2], *maps.shape[-2:])
+        return resize_to(start, correction.shape[-2:]) + correction
+
+
+class SigmoidCriterion(nn.Module):
+    """CAT-Seg's loss: the binary cross-entropy of every name at every pixel.
+
+    Unlike there, ignored pixels have no loss.
+    """
+
+    def __init__(self, stride: int = LABEL_STRIDE):
+        """
+        Args:
+            stride: pixels between the positions at which logits and labels are compared.
+        """
+        super().__init__()
+        self.stride = stride
+
+    def forward(
+        self,
+        logits: dict[str, Tensor],
+        own: dict[str, Tensor] | None,
+        proposals: Proposals,
+        labels: Tensor,
+        num_categories: int,
+    ) -> dict[str, Tensor]:
+        """Compute the loss; the interface is that of :class:`SegmentationCriterion`."""
+        start = self.stride // 2
+        labels = labels[:, start :: self.stride, start :: self.stride]
+        target = labels_to_proposals(labels, proposals, num_categories)
+        known = target >= 0
+        maps = resize_to(logits["fine"].float(), target.shape[-2:])
+        names = torch.arange(maps.shape[1], device=maps.device)[:, None, None]
+        hit = (target[:, None] == names).to(maps)
+        loss = F.binary_cross_entropy_with_logits(maps, hit, reduction="none").mean(1)
+        return {"loss_bce": (loss * known).sum() / known.sum().clamp(min=1)}
 
 
 @META_ARCH_REGISTRY.register()
 class CostAggregationSegmentor(BaselineSegmentor):
-    """CLIP's two towers and :class:`CostAggregationHead`."""
+    """CLIP's two towers, the K names with the highest cosine similarity at any position, and
+    :class:`CostAggregationHead`. In training, the names of the ground truth are among the K."""
 
     @configurable
-    def __init__(self, **kwargs):
-        """See :class:`BaselineSegmentor`."""
+    def __init__(self, *, num_names: int, **kwargs):
+        """
+        Args:
+            num_names: K; 0 for all names.
+            kwargs: see :class:`BaselineSegmentor`.
+        """
         super().__init__(**kwargs)
+        self.proposal = CategoryProposal(
+            num_proposals=num_names or sys.maxsize,
+            pooled_weight=0.0,
+            dense_weight=1.0,
+            num_tokens=0,
+            random_ratio=0.0,
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         towers, node = cls.clip_config(cfg), cfg.MODEL.BASELINES.COST_AGGREGATION
+        if node.LOSS not in _LOSSES:
+            raise ValueError(f"{_NODE}.LOSS is '{node.LOSS}'; it must be {' or '.join(_LOSSES)}.")
+        if node.NUM_NAMES < 0:
+            raise ValueError(f"{_NODE}.NUM_NAMES is {node.NUM_NAMES}; it must be 0 or more.")
+        sigmoid = node.LOSS == "sigmoid"
         head = CostAggregationHead(
             input_shape=towers["backbone"].output_shape(),
             dim=node.DIM,
             num_heads=node.NUM_HEADS,
             num_layers=node.NUM_LAYERS,
             scale=cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE,
+            sigmoid=sigmoid,
         )
-        return {"head": head, **towers}
+        criterion = {"criterion": SigmoidCriterion()} if sigmoid else {}
+        return {**towers, **criterion, "head": head, "num_names": node.NUM_NAMES}
+
+    def segment(
+        self,
+        images: Tensor,
+        image_sizes: list[tuple[int, int]],
+        vocabulary: Vocabulary,
+        labels: Tensor | None = None,
+        ids: Tensor | None = None,
+        features: dict[str, Tensor] | None = None,
+    ) -> tuple[dict[str, Tensor], Proposals, None]:
+        """See :meth:`OpenVocabularySegmentor.segment`. The logits "fine" are those of K names."""
+        features = features or self.backbone(images)
+        dense = features["dense"]
+        pixel_valid = valid_positions(
+            image_sizes, images.shape[-2:], dense.shape[-2:], images.device
+        )
+        text = self.text_encoder.encode_vocabulary(vocabulary)
+        present = None
+        if self.training:
+            present = present_categories(labels, len(vocabulary))
+        # Small differences of cosine similarity decide between categories, so use float32.
+        with torch.autocast(self.device.type, enabled=False):
+            unit, embeddings = F.normalize(dense.float(), dim=1), text.embeddings.float()
+            proposals = self.proposal(
+                unit,
+                features["pooled"].float(),
+                embeddings,
+                text.category_rows,
+                pixel_valid,
+                present,
+                ids,
+            )
+            rows = text.category_rows[proposals.ids]
+            similarity = best_synonym_similarity(unit, embeddings, rows)
+        logits = self.head(features, similarity, proposals.text_features)
+        return {"fine": logits}, proposals, None

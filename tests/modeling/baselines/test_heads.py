@@ -38,6 +38,8 @@ def test_permuted_names_permute_the_logits(make_head, make_image, architecture, 
 def test_all_categories_are_proposed(make_head, make_image, architecture):
     _, sem_seg, proposals = run(make_head(architecture), make_image(40, 40), POOL)
     assert proposals["ids"].tolist() == sem_seg.category_ids.tolist() == list(range(len(POOL)))
+    if architecture == "CostAggregationSegmentor":  # its scores rank the names before the head
+        return
     inside = sem_seg.maps[:, :10, :10]  # the rest is padding to 64 x 64 pixels
     assert torch.equal(proposals["scores"], inside.flatten(1).amax(1))
 

@@ -50,7 +50,7 @@ def test_two_iterations_and_an_evaluation(make_cfg, head_options, dataset, tmp_p
     [
         ("PixelTextSegmentor", "BASELINES.DIM", 20, "baseline"),
         ("PixelTextSegmentor", "DCP_CLIP.VOCABULARY.SYNONYM_POOLING", "max", "prompts"),
-        ("CostAggregationSegmentor", "BASELINES.COST_AGGREGATION.NUM_LAYERS", 1, "baseline"),
+        ("CostAggregationSegmentor", "BASELINES.COST_AGGREGATION.NUM_NAMES", 7, "baseline"),
         ("MaskQuerySegmentor", "BASELINES.MASK_QUERIES.UNSEEN_EXPONENT", 0.7, "baseline"),
     ],
 )
