@@ -16,7 +16,7 @@ from dcp_clip.modeling.clip.loading import load_clip, weights_file
 from dcp_clip.modeling.clip.synonym_pooling import POOLINGS, pool_synonyms, pooled_rows
 from dcp_clip.modeling.clip.text_cache import cache_file, read_features, write_features
 from dcp_clip.modeling.clip.text_parts import PartFiles, encode_in_parts
-from dcp_clip.modeling.clip.text_tower import encode_tokens, needed_lengths, rounded_lengths
+from dcp_clip.modeling.clip.text_tower import encode_rows, encode_tokens, prompt_lengths
 from dcp_clip.modeling.clip.tokenizer import build_tokenizer, tokenize
 from dcp_clip.modeling.clip.weights_fingerprint import WeightsFingerprint
 from dcp_clip.structures import TextFeatures
@@ -29,6 +29,7 @@ __all__ = ["TextEncoder"]
 # bit in every vocabulary.
 _CHUNK_SIZE = 32
 _CACHED_VOCABULARIES = 8  # in memory; the features of 20,000 names take 60 MB
+_CACHED_NAMES = 4096  # in memory, for lists of names that differ little; they take 12 MB
 _PART_CHUNKS = 64  # number of chunks that are tokenised and grouped by length at once
 
 
@@ -40,9 +41,9 @@ class TextEncoder(nn.Module):
 
     The features of a frozen tower are cached in memory and on disk. An interrupted encoding of many
     names continues where it stopped. The cache key contains the name of the model, a hash of the
-    weights, the prompt templates, the synonym pooling and the names. If the weights change, the key
-    changes too. Nothing is cached while the tower is trained. If this
-    process has trained the tower, it writes no cache files, because the weights will change again.
+    weights, the prompt templates, the synonym pooling and the names. Nothing is cached while the
+    tower is trained. If this process has trained it, it writes no cache files, because the weights
+    will change again.
 
     Several threads can call :meth:`encode_vocabulary` at the same time, as long as no thread trains
     the tower or changes its weights.
@@ -69,7 +70,8 @@ class TextEncoder(nn.Module):
             synonym_pooling: "mean": one feature for each category, the mean over its synonyms;
                 "max": one feature for each synonym, and a category has the score of its best
                 synonym; "first": the main name only.
-            chunk_size: prompts in one forward pass; smaller chunks are padded to this size.
+            chunk_size: prompts in one forward pass; smaller chunks are padded to this size. All
+                prompts of a name are in one chunk, also if it has more templates than this.
             cache_dir: folder for features on disk; "" keeps them in memory only.
 
         Raises:
@@ -88,6 +90,7 @@ class TextEncoder(nn.Module):
         self.chunk_size, self.cache_dir = chunk_size, cache_dir
         self._tokens: dict[str, list[tuple[Tensor, list[int]]]] = {}
         self._cache = FeatureMemory(_CACHED_VOCABULARIES)
+        self._names = FeatureMemory(_CACHED_NAMES)
         self._has_trained = False
         self._fingerprint = WeightsFingerprint()
 
@@ -129,6 +132,7 @@ class TextEncoder(nn.Module):
         replaced a module inside the tower.
         """
         self._cache.clear()
+        self._names.clear()
         self._fingerprint.clear()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -169,14 +173,13 @@ class TextEncoder(nn.Module):
         self._cache.put(self._key(vocabulary), features)
 
     def _key(self, vocabulary: Vocabulary) -> tuple[str, ...]:
-        return (
-            "cut at the end of text",  # features of untruncated prompts differ in their last bits
-            self.model_name,
-            self._fingerprint.of(self.text),
-            *self.templates,
-            self.synonym_pooling,
-            vocabulary.fingerprint(),
-        )
+        return (*self._name_key(), self.synonym_pooling, vocabulary.fingerprint())
+
+    def _name_key(self) -> tuple[str, ...]:
+        """Return what the feature of a name depends on."""
+        # Features of untruncated prompts, or of other chunks, differ in their last bits.
+        kind = "cut at the end of text, all prompts of a name in a chunk"
+        return (kind, self.model_name, self._fingerprint.of(self.text), *self.templates)
 
     def _read_or_encode(self, vocabulary: Vocabulary, key: tuple[str, ...]) -> TextFeatures:
         """Read the features from the file of `key`; without a file, encode them and write it."""
@@ -193,8 +196,7 @@ class TextEncoder(nn.Module):
 
         features = read()
         if features is None:
-            of_a_name = (*key[:3], *self.templates)
-            files = PartFiles(self.cache_dir, of_a_name, path, width, self.device)
+            files = PartFiles(self.cache_dir, self._name_key(), path, width, self.device)
             # The first is None if another process writes the file of the vocabulary meanwhile.
             features = self._encode(vocabulary, files) or read() or self._encode(vocabulary)
             write_features(path, features)
@@ -212,11 +214,7 @@ class TextEncoder(nn.Module):
             features = torch.cat([self._encode_part(*block, bar) for block in blocks])
         else:
             self._tokens = {}
-
-            def encode(names: list[str], bar: tqdm) -> Tensor:
-                return self._encode_part(*self._tokenize(names), bar)
-
-            features = encode_in_parts(parts, len(self.templates), encode, files)
+            features = encode_in_parts(parts, len(self.templates), self._encode_names, files)
         if features is None:
             return None
         row = {name: i for i, name in enumerate(itertools.chain(*parts))}
@@ -237,6 +235,18 @@ class TextEncoder(nn.Module):
             return tuple(names[:1] for names in vocabulary.synonyms)
         return vocabulary.synonyms
 
+    def _encode_names(self, names: list[str], bar: tqdm) -> Tensor:
+        """Map N names to features (N, D); those of names that were used lately are in memory."""
+        key = (*self._name_key(), str(self.device))
+        found = {name: self._names.get((key, name)) for name in names}
+        new = [name for name in names if found[name] is None]
+        bar.update(len(self.templates) * (len(names) - len(new)))
+        if new:
+            for name, feature in zip(new, self._encode_part(*self._tokenize(new), bar)):
+                found[name] = feature.clone()
+                self._names.put((key, name), found[name])
+        return torch.stack([found[name] for name in names])
+
     def _encode_part(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
         """Map the tokens of N names in T templates (N * T, L) to features (N, D)."""
         out = self._encode_prompts(tokens.to(self.device), lengths, bar)
@@ -247,16 +257,17 @@ class TextEncoder(nn.Module):
     def _encode_prompts(self, tokens: Tensor, lengths: list[int], bar: tqdm) -> Tensor:
         """Map token ids (N, L) to features (N, D), in chunks of prompts of the same length."""
         rows, parts = [], []
+        size = self.chunk_size
+        if not self.trains:  # whole names
+            size = max(size // len(self.templates), 1) * len(self.templates)
         for length in sorted(set(lengths)):
             members = [i for i, other in enumerate(lengths) if other == length]
-            for start in range(0, len(members), self.chunk_size):
-                chunk = members[start : start + self.chunk_size]
+            for start in range(0, len(members), size):
+                chunk = members[start : start + size]
                 part = tokens[torch.tensor(chunk, device=tokens.device), :length]
                 if not self.trains:
-                    # The shape of a matrix product can change its last bits. With chunks of one
-                    # size for each length, the features of a name do not depend on other names.
-                    out = encode_tokens(self.text, _padded(part, self.chunk_size))[: len(part)]
-                elif len(tokens) > self.chunk_size:
+                    out = encode_rows(self.text, part, size)
+                elif len(tokens) > size:
                     out = checkpoint(encode_tokens, self.text, part, use_reentrant=False)
                 else:
                     out = encode_tokens(self.text, part)
@@ -284,10 +295,5 @@ class TextEncoder(nn.Module):
 
     def _tokenize(self, names: list[str]) -> tuple[Tensor, list[int]]:
         tokens = tokenize(self.tokenizer, names, self.templates)
-        lengths = rounded_lengths(needed_lengths(self.text, tokens), tokens.shape[1])
-        return tokens, lengths.tolist()
-
-
-def _padded(tokens: Tensor, length: int) -> Tensor:
-    """Extend (n, L) to (length, L) by copies of the first row."""
-    return torch.cat([tokens, tokens[:1].expand(length - len(tokens), -1)])
+        group = 1 if self.trains else len(self.templates)
+        return tokens, prompt_lengths(self.text, tokens, group)

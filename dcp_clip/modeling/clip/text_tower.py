@@ -6,7 +6,14 @@ import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
-__all__ = ["can_truncate", "encode_tokens", "needed_lengths", "rounded_lengths"]
+__all__ = [
+    "can_truncate",
+    "encode_rows",
+    "encode_tokens",
+    "needed_lengths",
+    "prompt_lengths",
+    "rounded_lengths",
+]
 
 
 def can_truncate(text: nn.Module) -> bool:
@@ -36,6 +43,16 @@ def needed_lengths(text: nn.Module, tokens: Tensor) -> Tensor:
     return tokens.argmax(1) + 1
 
 
+def prompt_lengths(text: nn.Module, tokens: Tensor, group: int) -> list[int]:
+    """Return how many first tokens of each prompt (N, L) to encode.
+
+    The lengths are rounded, so that more prompts have the same. They are equal for each `group` of
+    prompts: those of a name.
+    """
+    lengths = needed_lengths(text, tokens).view(-1, group).amax(1).repeat_interleave(group)
+    return rounded_lengths(lengths, tokens.shape[1]).tolist()
+
+
 def rounded_lengths(lengths: Tensor, context: int) -> Tensor:
     """Round lengths (N,) up to 8, 12, 16, 24, 32, 48, ..., at most to `context`.
 
@@ -44,6 +61,16 @@ def rounded_lengths(lengths: Tensor, context: int) -> Tensor:
     steps = [step << i for i in range(context.bit_length()) for step in (8, 12)]
     steps = torch.tensor([s for s in steps if s < context] + [context], device=lengths.device)
     return steps[torch.bucketize(lengths, steps)]
+
+
+def encode_rows(text: nn.Module, tokens: Tensor, rows: int) -> Tensor:
+    """Compute the text features (n, D) of token ids (n, L), in a batch of `rows` rows.
+
+    The shape of a matrix product can change its last bits. With batches of one size for each
+    length, the features of a prompt do not depend on other prompts.
+    """
+    padding = tokens[:1].expand(rows - len(tokens), -1)
+    return encode_tokens(text, torch.cat([tokens, padding]))[: len(tokens)]
 
 
 def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:

@@ -233,8 +233,30 @@ def test_many_names_are_encoded_in_chunks(make_encoder, count_prompts):
     features = encoder.encode_vocabulary(vocabulary)
     assert max(sizes) <= 200
     assert features.embeddings.shape == (3000, 48) and features.category_rows.shape == (3000, 1)
-    few = encoder.encode_vocabulary(Vocabulary([f"thing {i}" for i in range(1990, 2010)]))
-    torch.testing.assert_close(few.embeddings, features.embeddings[1990:2010])
+    names = Vocabulary([f"thing {i}" for i in range(1990, 2010)])
+    few = make_encoder(cache="", chunk_size=200).encode_vocabulary(names)
+    assert torch.equal(few.embeddings, features.embeddings[1990:2010])
+
+
+@pytest.mark.parametrize("templates", ["single", "vild14"])
+def test_only_new_names_are_encoded(make_encoder, count_prompts, templates):
+    opts = {KEY + "TEMPLATES": templates}
+    encoder = make_encoder(opts=opts, cache="")
+    sizes = count_prompts(encoder)
+    first = encoder.encode_vocabulary(Vocabulary(["sky", "a very tall tree"])).embeddings
+    sizes.clear()
+    more = encoder.encode_vocabulary(Vocabulary(["car", "sky", "a very tall tree"])).embeddings
+    assert sizes == [28 if templates == "vild14" else 32]  # one chunk
+    assert torch.equal(more[1:], first)
+    other = make_encoder(opts=opts, cache="").encode_vocabulary(Vocabulary(["sofa", "car"]))
+    assert torch.equal(other.embeddings[1], more[0])
+    encoder.clear_cache()
+    sizes.clear()
+    assert torch.equal(encoder.encode_vocabulary(Vocabulary(["sky"])).embeddings, first[:1])
+    assert len(sizes) == 1
+    with torch.no_grad():  # other weights
+        encoder.text.ln_final.weight.mul_(torch.rand_like(encoder.text.ln_final.weight))
+    assert not torch.equal(encoder.encode_vocabulary(Vocabulary(["sky"])).embeddings, first[:1])
 
 
 class Counting:
@@ -270,7 +292,7 @@ def test_there_can_be_more_templates_than_a_chunk_has_prompts(make_encoder, coun
     features = encoder.encode_vocabulary(NAMES).embeddings
     expected = make_encoder(opts={KEY + "TEMPLATES": "vild14"}).encode_vocabulary(NAMES).embeddings
     torch.testing.assert_close(features, expected)
-    assert set(sizes) == {5}
+    assert set(sizes) == {14}  # all prompts of a name
 
 
 @torch.no_grad()
