@@ -128,16 +128,18 @@ def report(cfg, args: argparse.Namespace) -> str:
             f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which is no model of "
             "DCP-CLIP."
         )
-    dataset = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), "")
-    vocabulary = dataset_vocabulary(dataset) if dataset else make_vocabulary(150)
-    records, reason = [], "the config names no data set."
-    if dataset:
+    names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST[:1]
+    vocabularies = list(map(dataset_vocabulary, names)) or [make_vocabulary(150)]
+    vocabulary = max(vocabularies, key=len)  # the cost is that of the longest one
+    dataset, records, reason = "", [], "the config names no data set."
+    if names:
+        dataset = names[0]
         records, reason = dataset_preview.load_records(dataset)
     clip = f"{cfg.MODEL.CLIP.NAME}, random weights; {len(vocabulary)} categories"
     sections = [f"# Dry run of {args.config_file}\n\n{cfg.MODEL.META_ARCHITECTURE} on {clip}."]
     trains = any(p.requires_grad for p in model.parameters())
     if trains:
-        num_images = len(records) or dataset_preview.expected_count(dataset)
+        num_images = dataset_preview.count_images(names)
         sections += training_report(cfg, model.train(), vocabulary, num_images, args)
     else:
         sections.append("This config has no trainable parameters: it is for evaluation.")

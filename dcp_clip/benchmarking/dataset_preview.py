@@ -29,6 +29,12 @@ def load_records(name: str) -> tuple[list[dict], str]:
         return [], " ".join(format_error(error).split())
 
 
+def count_images(names: Sequence[str]) -> int | None:
+    """Number of images of data sets; None if it is unknown."""
+    counts = [len(load_records(name)[0]) or expected_count(name) for name in names]
+    return None if None in counts else sum(counts)
+
+
 def expected_count(name: str) -> int | None:
     """Number of images in the official split of a data set; None if it is unknown.
 

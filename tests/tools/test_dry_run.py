@@ -83,6 +83,20 @@ def test_report(run):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 4
 
 
+def test_data_sets_with_other_categories(run, dataset, write_stripes, tmp_path):
+    """All images count, and the cost is that of the longest vocabulary."""
+    (tmp_path / "other").mkdir()
+    write_stripes(tmp_path / "other", 3)
+    names, folders = [f"thing {i}" for i in range(9)], ("images", "labels")
+    register_sem_seg(f"{dataset}_2", *(tmp_path / "other" / kind for kind in folders), names)
+    try:
+        text, _ = run(**{"DATASETS.TRAIN": (dataset, f"{dataset}_2")})
+    finally:
+        DatasetCatalog.remove(f"{dataset}_2")
+        MetadataCatalog.pop(f"{dataset}_2")
+    assert "; 9 categories" in text and "160.0 epochs of 5" in text
+
+
 def test_other_numbers_of_gpus_rescale(run):
     text, _ = run("--num-gpus", "2")
     assert "2 GPUs x 2 = 4 images per iteration, 200 iterations, 800 images" in text
