@@ -1,5 +1,6 @@
 """train_net.py in processes that torchrun starts."""
 
+import json
 import os
 import re
 import socket
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip_cli.train import parse_args
-from dcp_clip_cli.training import start
+from dcp_clip_cli.training import evaluate, read_config, start
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
@@ -108,6 +111,34 @@ def test_the_same_weights_as_the_launcher(workspace, launched):
     assert status == 0, log[-3000:]
     assert re.search(r"Starting training from iteration 2\b", log)
     assert_equal(weights(workspace, "torchrun"), launched)
+
+
+def test_the_same_evaluation_as_one_process(workspace, launched, monkeypatch, write_stripes):
+    """Also with fewer images for the second process than for the first."""
+    options = {
+        "DATASETS.TEST": ("mini_sem_seg_train",),
+        "MODEL.WEIGHTS": "launched/model_final.pth",
+        "TEST.MAX_IMAGES": 3,
+        "INPUT.MIN_SIZE_TEST": 48,
+    }
+    arguments = ["--config-file", CONFIG, "--eval-only"]
+    status, log = run(workspace, "two", *TORCHRUN, "program.py", *arguments, **options)
+    assert status == 0, log[-3000:]
+    options |= {"OUTPUT_DIR": "one", "DATASETS.TRAIN": ("mini_sem_seg_train",)}
+    pairs = [str(x) for pair in {**OPTIONS, **options}.items() for x in pair]
+    monkeypatch.chdir(workspace)
+    register_sem_seg("mini_sem_seg_train", "images", "labels", ["sky", "tree", "car"])
+    try:
+        args = parse_args([*map(str, arguments), *pairs])
+        evaluate(read_config(args), args)
+    finally:
+        DatasetCatalog.remove("mini_sem_seg_train")
+        MetadataCatalog.pop("mini_sem_seg_train")
+    one, two = (json.loads(Path(folder, "results.json").read_text()) for folder in ("one", "two"))
+    assert [x["environment"]["device"][-1] for x in (one, two)] == ["1", "2"]
+    first, second = (found["results"]["mini_sem_seg_train"] for found in (one, two))
+    assert first.pop("speed")["images"] == second.pop("speed")["images"] == 3
+    assert first == second and first["sem_seg"]["mIoU"] > 0
 
 
 @pytest.mark.parametrize(

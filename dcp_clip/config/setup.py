@@ -107,6 +107,11 @@ def _check_values(cfg: CfgNode) -> None:
             value = value[part]
         if value < 1:
             raise ValueError(f"{key} is {value}, but must be at least 1.")
+    if "://" in cfg.OUTPUT_DIR:
+        raise ValueError(
+            f"OUTPUT_DIR is '{cfg.OUTPUT_DIR}', but must be a folder of this machine: give the URL "
+            "in SOLVER.CHECKPOINT_COPY, which gets a copy of each checkpoint."
+        )
     if cfg.INPUT.FORMAT != "RGB":
         raise ValueError(
             f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}', but CLIP's pixel statistics and filters are in "

@@ -26,6 +26,7 @@ from dcp_clip.data.train_loader import (
     preserve_random_state,
 )
 from dcp_clip.engine.checkpoints.loading import load_weights
+from dcp_clip.engine.checkpoints.remote_copy import RemoteCopy
 from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
 from dcp_clip.engine.checkpoints.training_folder import training_record
 from dcp_clip.engine.ema import EMAHook
@@ -78,8 +79,13 @@ class Trainer(DefaultTrainer):
             model, loader, optimizer
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        copy = RemoteCopy.from_config(cfg)
         self.checkpointer = SafeCheckpointer(
-            model, cfg.OUTPUT_DIR, record=training_record(cfg), trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            record=training_record(cfg),
+            copy=copy and copy.add,
+            trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())

@@ -41,6 +41,8 @@ _LOCAL_KEYS = (
     "MODEL.CLIP.PRETRAINED",
     "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR",
     "DATASETS.SEM_SEG_FOLDERS",
+    "DATASETS.TRAIN_REPEAT_FACTOR",
+    "SOLVER.CHECKPOINT_COPY",
     "OUTPUT_DIR",
 )
 # A file that was cut off has no VERSION, because the keys are sorted.

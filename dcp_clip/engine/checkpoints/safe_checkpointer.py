@@ -21,11 +21,11 @@ from dcp_clip.utils.tensor_files import (
     write_tensors,
 )
 
-__all__ = ["SafeCheckpointer", "WeightsError", "find_checkpoint"]
+__all__ = ["LAST", "SafeCheckpointer", "WeightsError", "find_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-_LAST = "last_checkpoint"  # the file that names the newest checkpoint
+LAST = "last_checkpoint"  # the file that names the newest checkpoint
 
 
 class WeightsError(RuntimeError):
@@ -53,6 +53,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         record: Mapping[str, Any] | None = None,
+        copy: Callable[[Path], None] | None = None,
         **checkpointables: Any,
     ) -> None:
         """
@@ -62,10 +63,12 @@ class SafeCheckpointer(DetectionCheckpointer):
             save_to_disk: whether this process writes; default: only the main process does.
             record: plain values that describe the training, from ``training_record``; every
                 checkpoint stores them as "training".
+            copy: called with every checkpoint after it was written.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._record = record
+        self._copy = copy
         self._last: str | None = None  # the last checkpoint; None before the first search
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -84,9 +87,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.logger.info(f"Saving checkpoint to {path}")
         write_tensors(path, content)
         self.tag_last_checkpoint(path.name)
+        if self._copy is not None:
+            self._copy(path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with atomic_write(Path(self.save_dir) / _LAST, "w") as file:
+        with atomic_write(Path(self.save_dir) / LAST, "w") as file:
             file.write(last_filename_basename)
         self._last = str(Path(self.save_dir) / last_filename_basename)
 
@@ -196,7 +201,7 @@ def find_checkpoint(folder: str | Path) -> tuple[str, str]:
         WeightsError: if there are only damaged checkpoints, or ``last_checkpoint`` names a pickle.
     """
     folder = Path(folder)
-    tag = folder / _LAST
+    tag = folder / LAST
     name, problem = "", "does not exist"
     if tag.is_file():
         name = tag.read_text(encoding="utf-8", errors="replace").strip()

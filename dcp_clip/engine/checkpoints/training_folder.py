@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine.checkpoints.file_format import read_checkpoint
+from dcp_clip.engine.checkpoints.remote_copy import RemoteCopy
 from dcp_clip.engine.checkpoints.safe_checkpointer import WeightsError, find_checkpoint
 from dcp_clip.utils.atomic_files import remove_unfinished
 
@@ -84,22 +85,47 @@ def training_folder(cfg: CfgNode, resume: bool) -> Iterator[None]:
     releases the lock when the main process ends, however it ends. A file system without locks is
     a warning.
 
+    With SOLVER.CHECKPOINT_COPY, the newest checkpoint of the folder and of the copy becomes the
+    last one in both, and in the OUTPUT_DIR of every machine.
+
     Raises:
         ResumeError, WeightsError: as :func:`prepare_training_folder`; also if another training
             uses the folder.
-        OSError: if the folder cannot be written to.
+        OSError: if the folder or the copy cannot be written to.
     """
+    copy, folder = RemoteCopy.from_config(cfg), Path(cfg.OUTPUT_DIR)
     with contextlib.ExitStack() as stack:
-        error = None
+        error, last = None, ""
         if comm.is_main_process():
             try:
-                stack.enter_context(_lock(Path(cfg.OUTPUT_DIR)))
+                stack.enter_context(_lock(folder))
+                if copy is not None:
+                    last = _prepare_copy(copy, folder, resume)
                 prepare_training_folder(cfg, resume)
             except (ResumeError, WeightsError, OSError) as raised:
                 error = raised
-        if error := comm.all_gather(error)[0]:
+        error, last = comm.all_gather((error, last))[0]
+        if error is None and last and comm.get_local_rank() == 0 and not comm.is_main_process():
+            try:
+                copy.get(last, folder)
+            except OSError as raised:
+                error = raised
+        if error := next(filter(None, comm.all_gather(error)), None):
             raise error
         yield
+
+
+def _prepare_copy(copy: RemoteCopy, folder: Path, resume: bool) -> str:
+    """Return the checkpoint to resume from, which is in the folder and in its copy; "" for none."""
+    copy.open()
+    if resume:
+        return copy.synchronise(folder)
+    if name := copy.last():
+        raise ResumeError(
+            f"SOLVER.CHECKPOINT_COPY '{copy.url}' has the checkpoints of another training "
+            f"({name}): add --resume to continue it, or choose another folder."
+        )
+    return ""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,161 @@
+"""Copies of checkpoints on a file system that only iopath knows."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import NativePathHandler, PathHandler
+
+from dcp_clip.config import setup_cfg
+from dcp_clip.engine.checkpoints.remote_copy import CopyError
+from dcp_clip.engine.checkpoints.training_folder import ResumeError, training_folder
+
+
+class Store(PathHandler):
+    """Files below a folder, with URLs "store://". It counts renamings and can be full."""
+
+    def __init__(self, root):
+        super().__init__()
+        self.root, self.moved, self.full = str(root), 0, False
+        self.files = NativePathHandler()
+
+    def _get_supported_prefixes(self):
+        return ["store://"]
+
+    def _path(self, url):
+        return url.replace("store://", f"{self.root}/")
+
+    def _copy_from_local(self, local_path, dst_path, overwrite=False, **kwargs):
+        if self.full:
+            raise OSError("No space left in the store.")
+        return self.files._copy_from_local(local_path, self._path(dst_path), overwrite)
+
+    def _mv(self, src_path, dst_path, **kwargs):
+        self.moved += 1
+        return self.files._mv(self._path(src_path), self._path(dst_path))
+
+    def _open(self, path, mode="r", **kwargs):
+        return self.files._open(self._path(path), mode)
+
+    def _exists(self, path, **kwargs):
+        return self.files._exists(self._path(path))
+
+    def _mkdirs(self, path, **kwargs):
+        self.files._mkdirs(self._path(path))
+
+    def _rm(self, path, **kwargs):
+        self.files._rm(self._path(path))
+
+
+class ObjectStore(Store):
+    """It cannot rename files."""
+
+    def _mv(self, src_path, dst_path, **kwargs):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def store(request, tmp_path):
+    handler = getattr(request, "param", Store)(tmp_path / "store")
+    PathManager.register_handler(handler)
+    yield handler
+    for prefix in handler._get_supported_prefixes():
+        del PathManager._path_handlers[prefix]
+
+
+OPTIONS = {"SOLVER.CHECKPOINT_COPY": "store://bucket/run"}
+
+
+def train(run, cfg, resume=False, stop_at=None):
+    with training_folder(cfg, resume):
+        return run(cfg, resume, stop_at)
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+@pytest.mark.parametrize("store", [Store, ObjectStore], indirect=True)
+def test_a_training_continues_on_another_machine(config, run, store, tmp_path):
+    """OUTPUT_DIR is lost; later, the copy is older than OUTPUT_DIR."""
+    expected = run(config("undisturbed")).model.state_dict()
+    train(run, config("a", **OPTIONS), stop_at=5)
+    remote = tmp_path / "store" / "bucket" / "run"
+    assert names(remote) == ["last_checkpoint", "model_0000002.pth"]
+    shutil.rmtree(tmp_path / "a")
+    kept = tmp_path / "kept"
+    shutil.copytree(remote, kept)
+    resumed = train(run, config("b", **OPTIONS), resume=True)
+    assert resumed.start_iter == 3
+    assert names(remote) == [*names(kept), "model_0000005.pth", "model_final.pth"]
+    for name, value in torch.load(remote / "model_final.pth")["model"].items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert not [name for name in names(remote) if name.endswith(".part")]
+    assert bool(store.moved) == (type(store) is Store)
+    shutil.rmtree(remote)
+    shutil.copytree(kept, remote)
+    with training_folder(config("b", **OPTIONS), resume=True):
+        assert (remote / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.fixture
+def started(config, run, store, tmp_path):
+    """The config of a training that was stopped, and the folder of its copies."""
+    train(run, config("a", **OPTIONS), stop_at=4)
+    return config("a", **OPTIONS), tmp_path / "store" / "bucket" / "run"
+
+
+def test_damaged_and_foreign_copies(started, config, tmp_path):
+    cfg, remote = started
+    with pytest.raises(ResumeError, match="CHECKPOINT_COPY 'store://bucket/run' has the checkpoi"):
+        with training_folder(config("new", **OPTIONS), resume=False):
+            pass
+    path = remote / "model_0000002.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    new = config("new", **OPTIONS)
+    with pytest.raises(CopyError, match="'store://bucket/run/model_0000002.pth' is truncated"):
+        with training_folder(new, resume=True):
+            pass
+    assert not list(Path(new.OUTPUT_DIR).glob("*.p*"))
+    with training_folder(cfg, resume=True):  # OUTPUT_DIR has a complete file of this name
+        pass
+    (remote / "last_checkpoint").write_text("../x.pth")
+    with pytest.raises(CopyError, match="does not contain the name of a checkpoint"):
+        with training_folder(cfg, resume=True):
+            pass
+
+
+def test_a_copy_that_fails_stops_only_the_end(config, run, store, tmp_path, caplog):
+    cfg = config("a", **OPTIONS)
+    with training_folder(cfg, False):
+        store.full = True
+        with pytest.raises(CopyError, match="model_final.pth.*No space left.*--resume"):
+            run(cfg)
+    assert "model_0000002.pth' cannot be copied" in caplog.text
+    store.full = False
+    train(run, cfg, resume=True)
+    remote = tmp_path / "store" / "bucket" / "run"
+    assert names(remote) == ["last_checkpoint", "model_final.pth"]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nosuch://bucket", "no handler of iopath is registered for 'nosuch://'.*--import"),
+        ("http://127.0.0.1/a", "cannot be written to: its handler of iopath cannot write files"),
+        ("{tmp}/file/a", "cannot be written to: .*Not a directory"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_an_error_at_the_start(config, tmp_path, url, message):
+    (tmp_path / "file").write_text("")
+    cfg = config(**{"SOLVER.CHECKPOINT_COPY": url.format(tmp=tmp_path)})
+    with pytest.raises(CopyError, match=message), training_folder(cfg, False):
+        pass
+    assert not Path("nosuch:").exists()
+
+
+def test_output_dir_is_no_url():
+    with pytest.raises(ValueError, match="OUTPUT_DIR is 's3://a/b'.*SOLVER.CHECKPOINT_COPY"):
+        setup_cfg("", ["OUTPUT_DIR", "s3://a/b"])
