@@ -21,7 +21,8 @@ __all__ = ["polygon_suffix", "write_polygons"]
 # lines in it, so the area of a polygon along the pixels of a geographic raster is exact.
 _EQUAL_AREA = "EPSG:6933"
 _GEOJSON_CRS = "OGC:CRS84"  # longitude and latitude, as RFC 7946 demands
-_CHUNK = 2000  # polygons in memory
+_CHUNK = 2000  # polygons that are written at once
+_STRIP = 1 << 25  # pixels that are vectorised at once; it bounds the memory
 
 
 def polygon_suffix() -> str:
@@ -56,29 +57,76 @@ def write_polygons(labels: Path, path: Path, vocabulary: Vocabulary) -> dict[int
         if dataset.crs is None:
             raise ValueError(f"{labels} has no coordinate system, so polygons have no area.")
         writer = _write_geopackage if path.suffix == ".gpkg" else _write_geojson
-        writer(_chunks(dataset, vocabulary, areas), path, dataset.crs, vocabulary)
+        marked = path.with_suffix(".marked.tif")
+        try:
+            writer(_chunks(dataset, vocabulary, areas, marked), path, dataset.crs, vocabulary)
+        finally:
+            marked.unlink(missing_ok=True)
     return areas
 
 
 Chunk = tuple[list[dict[str, Any]], list[int], np.ndarray]  # polygons, category ids, areas
 
 
-def _chunks(dataset: Any, vocabulary: Vocabulary, areas: dict[int, float]) -> Iterator[Chunk]:
-    from rasterio.features import shapes
+def _chunks(
+    dataset: Any, vocabulary: Vocabulary, areas: dict[int, float], marked: Path
+) -> Iterator[Chunk]:
     from rasterio.warp import transform_geom
 
-    found = (
-        (polygon, int(value))
-        for polygon, value in shapes(import_rasterio().band(dataset, 1), connectivity=4)
-        if value < len(vocabulary)
-    )
+    found = _polygons(dataset, len(vocabulary), marked)
     while chunk := list(itertools.islice(found, _CHUNK)):
-        polygons, ids = [polygon for polygon, _ in chunk], [value for _, value in chunk]
+        polygons, ids = [polygon for polygon, _ in chunk], [int(value) for _, value in chunk]
         flat = transform_geom(dataset.crs, _EQUAL_AREA, polygons)
         size = np.array([_area(polygon["coordinates"]) for polygon in flat])
         for value, area in zip(ids, size.tolist()):
             areas[value] = areas.get(value, 0.0) + area
         yield polygons, ids, size
+
+
+def _polygons(dataset: Any, count: int, marked: Path) -> Iterator[tuple[dict[str, Any], float]]:
+    """Yield the polygon and the value of each connected part with a value below `count`.
+
+    GDAL keeps all polygons of a call in memory, so each call has a strip of rows. What does not
+    touch other strips is complete. The rest is marked in the raster `marked`, and vectorised at
+    the end.
+    """
+    rasterio = import_rasterio()
+    from rasterio.features import rasterize, shapes
+
+    height, width = dataset.shape
+    step = max(1, _STRIP // width)
+    options = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
+    options |= {"height": height, "width": width, "count": 1, "dtype": "uint8"}
+    options |= {"crs": dataset.crs, "transform": dataset.transform}
+    with rasterio.open(marked, "w", **options) as marks:
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            labels = dataset.read(1, window=((top, bottom), (0, width)))
+            borders = {top, bottom} - {0, height}
+            place = rasterio.Affine.translation(0, top)
+            open_parts = []
+            for polygon, value in shapes(labels, labels < count, 4, place):
+                if borders.isdisjoint(y for _, y in polygon["coordinates"][0]):
+                    yield _on_the_ground(polygon, dataset.transform), value
+                else:
+                    open_parts.append(polygon)
+            if open_parts:
+                mark = rasterize(open_parts, labels.shape, transform=place, dtype="uint8")
+                marks.write(mark, 1, window=((top, bottom), (0, width)))
+    with rasterio.open(marked) as marks:
+        yield from shapes(rasterio.band(dataset, 1), rasterio.band(marks, 1), 4)
+
+
+def _on_the_ground(polygon: dict[str, Any], transform: Any) -> dict[str, Any]:
+    """Return a polygon in pixels in the coordinates of a raster."""
+    a, b, c, d, e, f = transform[:6]
+    rings = []
+    for ring in polygon["coordinates"]:
+        column, row = np.array(ring).T
+        # In the order of GDAL's own sum, so that corners of neighbours are equal to the last bit.
+        x, y = c + a * column + b * row, f + d * column + e * row
+        rings.append(list(zip(x.tolist(), y.tolist())))
+    return {"type": "Polygon", "coordinates": rings}
 
 
 def _area(rings: list) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dcp_clip.geo import polygons
 from dcp_clip.geo import run as raster_run
 from dcp_clip.geo.polygons import write_polygons
 from dcp_clip.geo.raster import Raster, is_geotiff
@@ -17,6 +18,7 @@ from dcp_clip.vocabulary import Vocabulary
 from dcp_clip_cli import segment
 
 rasterio = pytest.importorskip("rasterio")
+from rasterio.features import shapes  # noqa: E402
 from rasterio.transform import from_origin  # noqa: E402
 
 OPTIONS = {"MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 64}
@@ -159,6 +161,22 @@ def test_the_area_of_degrees_is_exact(tmp_path):
     sea, land = sorted(json.loads(target.read_text())["features"], key=str)[::-1]
     found = {f["properties"]["name"]: f["geometry"]["coordinates"] for f in (sea, land)}
     assert [10.75, 60.0] in found["land"][0] and [10.0, 61.0] in found["sea"][0]
+
+
+@pytest.mark.parametrize("strip", [17, 17 * 4, 17 * 30])
+def test_polygons_of_strips_are_those_of_the_whole_raster(tmp_path, monkeypatch, strip):
+    """To the last bit, with parts and holes that reach over several strips."""
+    labels = np.random.default_rng(0).integers(0, 3, (1, 30, 17)).astype(np.uint8)
+    labels[0, 3:27, 4], labels[0, 3, 4:9], labels[0, 20, 4:9] = 1, 1, 1
+    path = write(tmp_path / "a.tif", labels, transform=from_origin(1 / 3, 7e6 / 11, 0.1, 0.3))
+    with rasterio.open(path) as dataset:
+        expected = [s for s in shapes(rasterio.band(dataset, 1), connectivity=4) if s[1] < 2]
+        monkeypatch.setattr(polygons, "_STRIP", strip)
+        found = list(polygons._polygons(dataset, 2, tmp_path / "marked.tif"))
+    assert len(expected) > 50
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    write_polygons(path, tmp_path / "a.geojson", Vocabulary(["sea", "land"]))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.geojson", "a.tif", "marked.tif"]
 
 
 @pytest.mark.parametrize(
