@@ -112,7 +112,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def benchmark(args: argparse.Namespace, config_file: str) -> dict:
     """Measure a config with random images; returns the figures."""
-    from dcp_clip.benchmarking import costs, profiling
+    from dcp_clip.benchmarking import benchmarks, profiling
     from dcp_clip.benchmarking.benchmark_model import BenchmarkModel, make_vocabulary
     from dcp_clip.config import setup_cfg
 
@@ -126,18 +126,20 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
     result |= {"precision": "bf16 autocast" if cfg.MODEL.DCP_CLIP.BF16 else "fp32"}
     sizes, repeats = args.vocabulary_sizes, args.repeats
     if args.text:
-        return result | {"rows": [costs.measure_text(subject, size) for size in sizes]}
+        return result | {"rows": [benchmarks.measure_text(subject, size) for size in sizes]}
     if args.backends:
         from dcp_clip.benchmarking.backends import measure_backends
 
         return result | {"rows": measure_backends(subject, args.backends, sizes[0], repeats)}
     subject.use_random_text()
     if args.train:
-        result |= {"rows": [costs.measure_training(subject, args.batch, sizes[0], repeats)]}
+        result |= {"rows": [benchmarks.measure_training(subject, args.batch, sizes[0], repeats)]}
     elif args.bf16 is not None:
-        result |= {"rows": [costs.compare_precisions(subject, size, repeats) for size in sizes]}
+        result |= {
+            "rows": [benchmarks.compare_precisions(subject, size, repeats) for size in sizes]
+        }
     else:
-        result |= {"rows": [costs.measure_inference(subject, size, repeats) for size in sizes]}
+        result |= {"rows": [benchmarks.measure_inference(subject, size, repeats) for size in sizes]}
     if args.profile is not None and args.train:
         result |= profiling.profile_training(subject, args.batch, make_vocabulary(sizes[0]))
     elif args.profile is not None:
@@ -147,7 +149,7 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
 
 def benchmark_photographs(args: argparse.Namespace, config_file: str) -> dict:
     """Measure the demo, or compare both precisions, on photographs; returns the figures."""
-    from dcp_clip.benchmarking import costs
+    from dcp_clip.benchmarking import benchmarks
     from dcp_clip.engine.checkpoints.loading import shipped_weights
     from dcp_clip.folder_run.pipeline import Job, segment_files
     from dcp_clip.predictor import Predictor
@@ -170,9 +172,9 @@ def benchmark_photographs(args: argparse.Namespace, config_file: str) -> dict:
             raise KeyboardInterrupt
 
     if args.bf16:
-        row = costs.compare_precisions_on_images(predictor, images)
+        row = benchmarks.compare_precisions_on_images(predictor, images)
     else:
-        row = costs.measure_demo(predictor, segment, images, args.images)
+        row = benchmarks.measure_demo(predictor, segment, images, args.images)
     return {"config": config_file, "clip": predictor.cfg.MODEL.CLIP.NAME, "rows": [row]}
 
 

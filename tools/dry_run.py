@@ -85,7 +85,7 @@ def training_report(cfg, model, vocabulary, num_images: int | None, args) -> lis
     from tabulate import tabulate
 
     from dcp_clip.benchmarking import schedule
-    from dcp_clip.benchmarking.step_cost import memory_rows, trace_step
+    from dcp_clip.benchmarking.traced_step import memory_rows, trace_step
     from dcp_clip.engine import Trainer
     from dcp_clip.engine.optimizer import learning_rates_by_part, part_of, trainable_table
 
@@ -118,7 +118,7 @@ def report(cfg, args: argparse.Namespace) -> str:
 
     from dcp_clip.benchmarking import dataset_preview
     from dcp_clip.benchmarking.benchmark_model import make_vocabulary
-    from dcp_clip.benchmarking.step_cost import trace_step
+    from dcp_clip.benchmarking.traced_step import trace_step
     from dcp_clip.data.vocabularies import dataset_vocabulary
     from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 

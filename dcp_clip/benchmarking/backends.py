@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dcp_clip.benchmarking.benchmark_model import BenchmarkModel, make_vocabulary
-from dcp_clip.benchmarking.measure import time_in_turns
+from dcp_clip.benchmarking.call_cost import time_in_turns
 from dcp_clip.export.folder import export_model
 from dcp_clip.runtime import OnnxPredictor
 from dcp_clip.vocabulary import Vocabulary

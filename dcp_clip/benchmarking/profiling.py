@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch.profiler import record_function
 
 from dcp_clip.benchmarking.benchmark_model import BenchmarkModel
-from dcp_clip.benchmarking.measure import profiler
+from dcp_clip.benchmarking.call_cost import profiler
 from dcp_clip.vocabulary import Vocabulary
 
 STAGES = ("backbone", "proposal", "guidance", "coarse_decoder", "fine_decoder", "refinement")

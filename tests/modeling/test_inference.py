@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from dcp_clip.benchmarking.measure import peak_bytes
+from dcp_clip.benchmarking.call_cost import peak_bytes
 from dcp_clip.modeling.inference import SlidingWindow
 from dcp_clip.modeling.large_image import segment_large_image
 from dcp_clip.utils.upsampling import resized_bands

@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from dcp_clip.benchmarking import dataset_preview, step_cost
+from dcp_clip.benchmarking import dataset_preview, traced_step
 from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.data.pairing import DatasetError
 
@@ -48,8 +48,8 @@ def run(load_program, make_cfg, dataset, tmp_path, capsys, monkeypatch):
 
     def run(*arguments, trace=False, **opts):
         if not trace:  # which takes most of the time
-            cost = step_cost.StepCost(2 * 10**12, 3 * 10**12, 2**21)
-            monkeypatch.setattr(step_cost, "trace_step", lambda *args, **kwargs: cost)
+            cost = traced_step.StepCost(2 * 10**12, 3 * 10**12, 2**21)
+            monkeypatch.setattr(traced_step, "trace_step", lambda *args, **kwargs: cost)
         options = {
             "DATASETS.TRAIN": (dataset,),
             "INPUT.MIN_SIZE_TRAIN": (64,),

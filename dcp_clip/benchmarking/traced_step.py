@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dcp_clip.benchmarking.benchmark_model import RandomTextEncoder
-from dcp_clip.benchmarking.measure import flop_counter
+from dcp_clip.benchmarking.call_cost import flop_counter
 from dcp_clip.engine.muon import hidden_matrices
 from dcp_clip.vocabulary import Vocabulary
 

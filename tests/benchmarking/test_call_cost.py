@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcp_clip.benchmarking.measure import count_flops, flop_counter, peak_bytes, time_in_turns
+from dcp_clip.benchmarking.call_cost import count_flops, flop_counter, peak_bytes, time_in_turns
 
 MIB = 2**20
 

@@ -5,8 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from dcp_clip.benchmarking.measure import flop_counter
-from dcp_clip.benchmarking.step_cost import PeakMemory, StepCost, memory_rows, trace_step
+from dcp_clip.benchmarking.call_cost import flop_counter
+from dcp_clip.benchmarking.traced_step import PeakMemory, StepCost, memory_rows, trace_step
 from dcp_clip.vocabulary import Vocabulary
 
 KIB = 1024

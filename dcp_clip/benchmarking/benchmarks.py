@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dcp_clip.benchmarking.benchmark_model import BenchmarkModel, make_vocabulary
-from dcp_clip.benchmarking.measure import count_flops, peak_bytes, time_call, time_in_turns
+from dcp_clip.benchmarking.call_cost import count_flops, peak_bytes, time_call, time_in_turns
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
