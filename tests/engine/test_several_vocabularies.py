@@ -16,6 +16,7 @@ from dcp_clip.data.dataset_mapper import SemSegDatasetMapper
 from dcp_clip.data.train_loader import ResumableLoader, build_train_loader
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine.checkpoints.training_folder import training_record
+from dcp_clip.vocabulary import Vocabulary
 
 # Label maps of 8 bits, and of 16 bits, in which 255 is a category.
 COCO, ADE = "mini_coco_sem_seg_train", "mini_ade_sem_seg_train"
@@ -164,6 +165,18 @@ def test_data_sets_with_the_same_vocabulary_train_as_before(make_config):
     assert all("vocabulary" not in record for batch in found for record in batch)
     assert len({record["file_name"] for batch in found for record in batch}) == 5
     assert len(training_record(cfg)["categories"]) == 171
+
+
+def test_the_tokens_of_all_vocabularies_are_kept(make_config, monkeypatch):
+    encoder = build_model(make_config(**{"MODEL.CLIP.TRAIN_TEXT": "all"})).train().text_encoder
+    calls, tokenize = [], encoder._tokenize
+    monkeypatch.setattr(encoder, "_tokenize", lambda names: calls.append(1) or tokenize(names))
+    for i in range(20):
+        encoder.tokenize_vocabulary(Vocabulary([f"thing {i % 2}", "sky"]))
+    assert len(calls) == 2
+    for i in range(20):
+        encoder.tokenize_vocabulary(Vocabulary([f"thing {i}", "sky"]))
+    assert len(encoder._tokens) == 8
 
 
 def test_heads_of_several_vocabularies(make_config):

@@ -278,7 +278,7 @@ class TextEncoder(nn.Module):
         return torch.cat(parts)[torch.tensor(order, device=tokens.device)]
 
     def tokenize_vocabulary(self, vocabulary: Vocabulary) -> list[tuple[Tensor, list[int]]]:
-        """Tokenize the prompts of a tower that is trained, and keep the tokens for the next step.
+        """Tokenize the prompts of a tower that is trained, and keep the tokens for later steps.
 
         Returns:
             For each part of the names: token ids (N, L), and for each prompt the number of tokens
@@ -287,10 +287,11 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: if a name does not fit CLIP's context; the message quotes it.
         """
-        key = vocabulary.fingerprint()
-        if (kept := self._tokens.get(key)) is None:
+        if (kept := self._tokens.get(key := vocabulary.fingerprint())) is None:
             kept = [self._tokenize(names) for names in self._parts(vocabulary)]
-            self._tokens = {key: kept}
+            # Data sets with different categories take turns.
+            others = list(self._tokens.items())[1 - _CACHED_VOCABULARIES :]
+            self._tokens = dict([*others, (key, kept)])
         return kept
 
     def _tokenize(self, names: list[str]) -> tuple[Tensor, list[int]]:
