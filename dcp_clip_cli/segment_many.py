@@ -21,6 +21,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from dcp_clip_cli.arguments import positive
 
@@ -65,18 +66,26 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
     add("--weights", help=weights_help + "the config")
+    backend_help = "with onnx or openvino, --weights is a folder of tools/export.py "
+    backend_help += "(docs/export.md); default: %(default)s"
+    backends = ("torch", "onnx", "openvino")
+    add("--backend", choices=backends, default="torch", help=backend_help)
     import_help = "import a module of your own first (docs/new_head.md); can be repeated"
     add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Segment the images, and return the exit status."""
-    # Late imports, so that --help is fast.
-    from dcp_clip import Predictor, __version__
+def make_predictor(args: argparse.Namespace) -> Any:
+    """Return the predictor of the arguments."""
+    from dcp_clip import Predictor
     from dcp_clip.engine.checkpoints.loading import shipped_weights
+    from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
+    from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 
+    if args.backend != "torch":
+        backend = {"onnx": "onnxruntime"}.get(args.backend, args.backend)
+        return RunOnnxPredictor(args.weights, args.vocabulary, backend=backend)
     weights = args.weights
     if weights is None:
         weights = shipped_weights(args.config_file, args.opts)
@@ -85,6 +94,17 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor.from_config_file(
         args.config_file, weights, opts, args.vocabulary, imports=args.imports
     )
+    # Images are resized before they are sent to the model, so there are no windows.
+    predictor.max_input_pixels = LARGE_IMAGE_PIXELS
+    return predictor
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment the images, and return the exit status."""
+    # Late imports, so that --help is fast.
+    from dcp_clip import __version__
+
+    predictor = make_predictor(args)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"error: {missing[0]} is not installed: pip install 'dcp_clip[ray]'")
@@ -111,10 +131,22 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the program, and return its exit status."""
-    args = get_parser(prog).parse_args(argv)
+    parser = get_parser(prog)
+    args = parser.parse_args(argv)
+    if args.backend != "torch":
+        if args.weights is None or args.opts or args.imports:
+            parser.error(
+                f"--backend {args.backend} needs --weights with a folder of tools/export.py, and "
+                "takes no --opts and no --import"
+            )
+        if args.gpus_per_actor or args.batch_size > 1:
+            parser.error(
+                f"--backend {args.backend} segments each image alone and on CPUs: leave out "
+                "--gpus-per-actor and --batch-size"
+            )
     from dcp_clip.utils.arguments import format_error
 
     try:
         return run(args)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {format_error(error)}")

@@ -15,9 +15,12 @@ from tqdm import tqdm
 import dcp_clip.distributed.stages as stages
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.distributed.inputs import find_inputs, index_shard
+from dcp_clip.distributed.onnx_model import RunOnnxModel
 from dcp_clip.distributed.partitions import BulkFolder, BulkFolderError
+from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
 from dcp_clip.folder_run.pipeline import run_settings
 from dcp_clip.predictor import Predictor
+from dcp_clip.runtime.resizing import Resizing
 from dcp_clip.structures import TextFeatures
 
 __all__ = ["BulkOptions", "ClusterError", "connect", "segment_many"]
@@ -86,7 +89,7 @@ def connect(address: str | None, options: BulkOptions) -> None:
 
 
 def segment_many(
-    predictor: Predictor,
+    predictor: Predictor | RunOnnxPredictor,
     inputs: Sequence[str],
     output: str,
     version: str,
@@ -97,7 +100,7 @@ def segment_many(
     The folder can hold a part of the results of the same run: finished partitions are skipped.
 
     Args:
-        predictor: the model on the CPU, and its vocabulary.
+        predictor: the model on the CPU, or an exported model; and its vocabulary.
         inputs: see `find_inputs`.
         output: path or URL of the folder, which all workers can write to.
         version: version of the program.
@@ -134,7 +137,7 @@ def _index_shards(urls: list[str]) -> list[pa.Table]:
 
 
 def _run(
-    predictor: Predictor,
+    predictor: Predictor | RunOnnxPredictor,
     folder: BulkFolder,
     waiting: list[int],
     settings: dict[str, Any],
@@ -148,13 +151,14 @@ def _run(
     # machine is lost, its actors may reserve all CPUs of the others, and must not wait for ever.
     free = ray.cluster_resources()["CPU"] - options.actors[0] * options.cpus
     tasks = TaskPoolStrategy(size=max(1, int(free)))
+    model, arguments, resizing = _model_stage(predictor, options)
     rows = (
         ray.data.from_items([{"partition": n} for n in waiting], override_num_blocks=len(waiting))
         .map_batches(
             stages.read_partition,
             fn_kwargs={
                 "folder": folder,
-                "resizing": ResizeForTest(predictor.cfg),
+                "resizing": resizing,
                 "max_pixels": predictor.max_input_pixels,
             },
             compute=tasks,
@@ -162,13 +166,8 @@ def _run(
             **_ONE_PARTITION,
         )
         .map_batches(
-            stages.RunModel,
-            fn_constructor_kwargs={
-                "shared": ray.put(_with_features(predictor)),  # each machine gets it once
-                "device": "cuda" if options.gpus else "cpu",
-                "threads": max(1, int(options.cpus)),
-                "batch_size": options.batch_size,
-            },
+            model,
+            fn_constructor_kwargs=arguments,
             compute=ActorPoolStrategy(min_size=options.actors[0], max_size=options.actors[1]),
             num_cpus=options.cpus,
             num_gpus=options.gpus,
@@ -205,6 +204,26 @@ def _run(
             errors += row["errors"]
             bar.set_postfix_str(f", {errors} errors" if errors else "", refresh=False)
             bar.update(row["images"])
+
+
+def _model_stage(
+    predictor: Predictor | RunOnnxPredictor, options: BulkOptions
+) -> tuple[type[stages.RunModel], dict[str, Any], ResizeForTest | Resizing]:
+    """Return the class of the actors, its arguments, and how the images are resized."""
+    arguments: dict[str, Any] = {"threads": max(1, int(options.cpus))}
+    if isinstance(predictor, RunOnnxPredictor):
+        arguments |= {
+            "folder": str(predictor.folder.path.absolute()),
+            "vocabulary": predictor.vocabulary,
+            "backend": predictor.backend,
+        }
+        return RunOnnxModel, arguments, predictor.resizing
+    arguments |= {
+        "shared": ray.put(_with_features(predictor)),  # each machine gets it once
+        "device": "cuda" if options.gpus else "cpu",
+        "batch_size": options.batch_size,
+    }
+    return stages.RunModel, arguments, ResizeForTest(predictor.cfg)
 
 
 def _with_features(predictor: Predictor) -> tuple[Predictor, TextFeatures | None]:

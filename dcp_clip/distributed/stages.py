@@ -28,11 +28,12 @@ from dcp_clip.distributed.storage import locate, read_bytes
 from dcp_clip.formats.coco import to_coco
 from dcp_clip.modeling.finite import NonFiniteError
 from dcp_clip.prediction import Prediction, make_prediction
+from dcp_clip.runtime.resizing import Resizing
 from dcp_clip.utils.atomic_files import WriteError
 from dcp_clip.utils.images.reading import ImageReadError, read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["RunModel", "read_partition", "write_partition"]
+__all__ = ["RunModel", "outcome_of", "read_partition", "write_partition"]
 
 _READ_AT_ONCE = 16  # files of a partition that threads read before they are decoded
 _SIZE = [("height", pa.int32()), ("width", pa.int32())]
@@ -74,7 +75,7 @@ _CODEC = "lz4"
 
 
 def read_partition(
-    batch: pa.Table, folder: BulkFolder, resizing: ResizeForTest, max_pixels: int
+    batch: pa.Table, folder: BulkFolder, resizing: ResizeForTest | Resizing, max_pixels: int
 ) -> pa.Table:
     """Read, decode and resize the images of a partition.
 
@@ -97,7 +98,7 @@ def read_partition(
 def _read(
     image: dict[str, Any],
     content: bytes | Exception | None,
-    resizing: ResizeForTest,
+    resizing: ResizeForTest | Resizing,
     max_pixels: int,
 ) -> dict[str, Any]:
     row = {"file": image["file"], "member": image["member"]}
@@ -110,9 +111,9 @@ def _read(
     except ImageReadError as error:
         # The message has the path in the form of pathlib, which shortens "s3://" to "s3:/".
         return {**row, "error": str(error).replace(str(Path(image["file"])), name)}
-    resized = resizing.model_input(pixels)
+    resized = np.asarray(resizing.model_input(pixels))
     row |= {"height": size[0], "width": size[1], "rows": resized.shape[1]}
-    return {**row, "pixels": resized.numpy().tobytes()}
+    return {**row, "pixels": resized.tobytes()}
 
 
 def _fetch(image: dict[str, Any]) -> bytes | Exception | None:
@@ -171,10 +172,13 @@ class RunModel:
                 yield indices[start : start + self.batch_size]
 
     def _input(self, table: pa.Table, i: int) -> dict[str, Any]:
-        pixels = np.frombuffer(table["pixels"][i].as_buffer(), np.uint8)
-        image = pixels.reshape(3, table["rows"][i].as_py(), -1).copy()  # the store is read-only
+        image = torch.from_numpy(self._pixels(table, i).copy())  # the store is read-only
         size = {key: table[key][i].as_py() for key in ("height", "width")}
-        return {"image": torch.from_numpy(image), **size, "vocabulary": self.predictor.vocabulary}
+        return {"image": image, **size, "vocabulary": self.predictor.vocabulary}
+
+    def _pixels(self, table: pa.Table, i: int) -> np.ndarray:
+        pixels = np.frombuffer(table["pixels"][i].as_buffer(), np.uint8)
+        return pixels.reshape(3, table["rows"][i].as_py(), -1)
 
     def _segment(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         try:
@@ -184,7 +188,7 @@ class RunModel:
             if len(inputs) == 1:
                 return [{"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}]
             return [outcome for one in inputs for outcome in self._segment([one])]
-        return [_outcome(self._prediction(output)) for output in outputs]
+        return [outcome_of(self._prediction(output)) for output in outputs]
 
     def _prediction(self, output: dict[str, Any]) -> Prediction:
         ids, scores = (output["proposals"][key].tolist() for key in ("ids", "scores"))
@@ -194,7 +198,8 @@ class RunModel:
         )
 
 
-def _outcome(prediction: Prediction) -> dict[str, Any]:
+def outcome_of(prediction: Prediction) -> dict[str, Any]:
+    """Return the columns of a segmented image."""
     label_map = np.ascontiguousarray(prediction.label_map)
     return {
         "categories": [asdict(found) for found in prediction.found],

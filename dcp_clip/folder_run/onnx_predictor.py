@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 from dcp_clip.data.vocabularies import parse_vocabulary
 from dcp_clip.prediction import Prediction, make_prediction
 from dcp_clip.runtime import OnnxPredictor
+from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["RunOnnxPredictor"]
 
@@ -41,10 +44,17 @@ class RunOnnxPredictor(OnnxPredictor):
 
     def __call__(self, *args: Any, confidence: bool = True, **options: Any) -> Prediction:
         """See :meth:`OnnxPredictor.__call__`; the confidence is computed when it is first used."""
-        found = super().__call__(*args, **options)
+        return super().__call__(*args, **options)
+
+    def predict_resized(
+        self,
+        resized: np.ndarray,
+        size: tuple[int, int],
+        vocabulary: Vocabulary | None = None,
+        unknown_below: float | None = None,
+    ) -> Prediction:
+        """See :meth:`OnnxPredictor.predict_resized`."""
+        found = super().predict_resized(resized, size, vocabulary, unknown_below)
         scores = dict(zip(found.category_ids.tolist(), found.scores.tolist(), strict=True))
-        below = options.get("unknown_below")
-        below = self.unknown_below if below is None else below
-        prediction = make_prediction(found.sem_seg, scores, found.vocabulary, below)
-        prediction.milliseconds = found.milliseconds
-        return prediction
+        below = self.unknown_below if unknown_below is None else unknown_below
+        return make_prediction(found.sem_seg, scores, found.vocabulary, below)

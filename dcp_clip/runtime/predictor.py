@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dcp_clip.labels import checked_threshold
 from dcp_clip.runtime.folder import read_folder
 from dcp_clip.runtime.prediction import Prediction, make_prediction
+from dcp_clip.runtime.resizing import Resizing
 from dcp_clip.runtime.segmentation import Segmentation, segment_in_windows
 from dcp_clip.runtime.sessions import open_program
 from dcp_clip.runtime.text import TextEncoder, TextFeatures
@@ -80,6 +80,8 @@ class OnnxPredictor:
 
         self._image, self._labels = load("logits.onnx"), load("labels.onnx")
         self._text = TextEncoder(self.folder, load("text.onnx"))
+        self.backend = backend
+        self.resizing = Resizing.from_settings(self.folder["input"])
         self.max_input_pixels = max_input_pixels
         below = self.folder["unknown_below"] if unknown_below is None else unknown_below
         self.unknown_below = checked_threshold(below)
@@ -129,37 +131,41 @@ class OnnxPredictor:
             size = size or file_size
         check_rgb(image)
         start = time.perf_counter()
+        size = tuple(size or image.shape[:2])
+        prediction = self.predict_resized(self.resizing(image), size, vocabulary, below)
+        prediction.milliseconds = 1000 * (time.perf_counter() - start)
+        return prediction
+
+    def predict_resized(
+        self,
+        resized: np.ndarray,
+        size: tuple[int, int],
+        vocabulary: Vocabulary | None = None,
+        unknown_below: float | None = None,
+    ) -> Prediction:
+        """Segment an image that `resizing` has resized.
+
+        Args:
+            resized: (h, w, 3) uint8 RGB.
+            size: (height, width) of the label map.
+            vocabulary, unknown_below: default: those of the predictor.
+
+        Raises:
+            ValueError: if the model computes NaN or infinite logits.
+        """
+        vocabulary = self.vocabulary if vocabulary is None else vocabulary
+        below = self.unknown_below if unknown_below is None else unknown_below
         text = self._text(vocabulary)
-        maps, ids, scores, extent = self._segment(self._resize(image), text)
+        maps, ids, scores, extent = self._segment(resized, text)
         if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
             raise ValueError(
                 "The model computed NaN or infinite logits, so it has no answer for this image; "
                 "check the weights that were exported."
             )
-        size = tuple(size or image.shape[:2])
         sem_seg = Segmentation(
             self._labels, maps, ids, len(vocabulary), size, extent, self.folder["temperature"]
         )
-        prediction = make_prediction(sem_seg, scores, vocabulary, below)
-        prediction.milliseconds = 1000 * (time.perf_counter() - start)
-        return prediction
-
-    def _resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize an image as Detectron2's ResizeShortestEdge; no side gets shorter than a pixel."""
-        least, most = self.folder["input"]["min_size"], self.folder["input"]["max_size"]
-        if not least:
-            return image
-        height, width = image.shape[:2]
-        scale = least / min(height, width)
-        sides = (least, scale * width) if height < width else (scale * height, least)
-        if max(sides) > most:
-            factor = most / max(sides)
-            sides = tuple(side * factor for side in sides)
-        new_height, new_width = (max(1, int(side + 0.5)) for side in sides)
-        if (new_height, new_width) == (height, width):
-            return image
-        resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
-        return np.asarray(resized)
+        return make_prediction(sem_seg, scores, vocabulary, below)
 
     def _segment(
         self, image: np.ndarray, text: TextFeatures

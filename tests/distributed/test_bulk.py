@@ -17,12 +17,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
+from helpers.bulk_run import MODEL, label_map, rows, run
 
 pa = pytest.importorskip("pyarrow")
 ray = pytest.importorskip("ray")
-import pyarrow.parquet as pq  # noqa: E402
-
 from dcp_clip.data.augmentation import ResizeForTest  # noqa: E402
 from dcp_clip.distributed.inputs import find_inputs  # noqa: E402
 from dcp_clip.distributed.partitions import BulkFolder  # noqa: E402
@@ -33,31 +31,8 @@ from dcp_clip.distributed.stages import (  # noqa: E402
     write_partition,
 )
 from dcp_clip.modeling.finite import NonFiniteError  # noqa: E402
-from dcp_clip_cli.segment_many import main  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-NAMES = "sky; tree; road; car, automobile"
-MODEL = ["--vocabulary", NAMES, "--opts", "INPUT.MIN_SIZE_TEST", "48"]
-
-
-def run(inputs, output, *options, model=MODEL):
-    arguments = ["--input", *map(str, inputs), "--output", str(output), *map(str, options), *model]
-    return main(arguments)
-
-
-def rows(output):
-    return pq.read_table(output).to_pylist()  # skips names that begin with an underscore
-
-
-def label_map(row):
-    if row.get("png") is not None:
-        return cv2.imdecode(np.frombuffer(row["png"], np.uint8), cv2.IMREAD_UNCHANGED)
-    size = [row["height"], row["width"]]
-    found = np.full(size, 255, np.uint8)
-    for part in row["rle"]:
-        rle = {"size": size, "counts": part["counts"].encode()}
-        found[coco_mask.decode(rle).astype(bool)] = part["category_id"]
-    return found
 
 
 @pytest.fixture
