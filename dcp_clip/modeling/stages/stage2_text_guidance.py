@@ -30,8 +30,11 @@ class ImageConditionedGuidance(nn.Module):
         Args:
             embed_dim: D, width of CLIP's embeddings.
             dim: d, decoder width.
-            num_heads: attention heads.
+            num_heads: attention heads; must divide `dim`.
             scale: factor from cosine similarities to logits.
+
+        Raises:
+            ValueError: if `num_heads` does not divide `dim`.
         """
         super().__init__()
         self.scale = scale

@@ -42,11 +42,14 @@ class DualInteractionDecoder(nn.Module):
             embed_dim: D, width of the dense features.
             guidance_dim: width d' of the guidance from stage 2.
             dim: d, decoder width.
-            num_heads: attention heads.
+            num_heads: attention heads; must divide `dim`.
             num_layers: number of interaction layers.
             scale: initial factor from cosine similarities to logits.
             image_to_text: text features attend to image features.
             text_to_image: image features attend to text features.
+
+        Raises:
+            ValueError: if `num_heads` does not divide `dim`.
         """
         super().__init__()
         self.image_in = nn.Linear(embed_dim, dim)

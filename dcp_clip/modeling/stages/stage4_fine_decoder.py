@@ -77,11 +77,11 @@ class _CategoryStep(nn.Module):
 class PyramidDecoder(nn.Module):
     """Refines the coarse logits in two pathways, at strides 16, 8 and 4.
 
-    The image pathway runs once for each image. Like an FPN, it merges the visual features of stage
-    3 with res4, res3 and res2. The category pathway runs K times with few channels. It upsamples
-    the map of each category in the same steps, guided by the image pathway. Its weights are shared
-    over the categories, so unseen categories become as sharp as seen ones. The result is added to
-    the upsampled coarse logits.
+    The image pathway runs once for each image. Like an FPN (arXiv 1612.03144), it merges the visual
+    features of stage 3 with res4, res3 and res2. The category pathway runs K times with few
+    channels. It upsamples the map of each category in the same steps, guided by the image pathway.
+    Its weights are shared over the categories, so unseen categories become as sharp as seen ones.
+    The result is added to the upsampled coarse logits.
 
     With `pixel_text`, the product of the last image features and the text features is added. This
     is a per-pixel classifier, which quickly learns the appearance of the trained categories.

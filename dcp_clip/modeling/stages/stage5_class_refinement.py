@@ -113,6 +113,10 @@ class MaskPooledRefinement(nn.Module):
             scores: (B, K) proposal scores.
             pixel_valid: (B, h, w) bool, False at padding.
             proposal_valid: (B, K) bool, False for padded proposals.
+
+        Returns:
+            The logits (B, K) that the categories are present, and the logits (B, K, K) of the
+            categories under each mask.
         """
         # Small differences of cosine similarity decide between categories, so use float32.
         with torch.autocast(fine.device.type, enabled=False):
@@ -237,4 +241,4 @@ class NoRefinement(nn.Module):
         super().__init__()
 
     def forward(self, fine, dense, text_features, scores, pixel_valid, proposal_valid) -> None:
-        return None
+        """Return None: the fine logits (B, K, H/4, W/4) are the final ones."""
