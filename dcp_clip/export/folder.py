@@ -65,7 +65,7 @@ def _check_packages() -> None:
             metadata.version(name)
         except metadata.PackageNotFoundError:
             raise ExportError(
-                f"The export needs the package '{name}': pip install 'dcp_clip[onnx]'."
+                f"The export needs the package '{name}': pip install {name}"
             ) from None
 
 

@@ -47,7 +47,7 @@ def import_rasterio() -> Any:
         import rasterio
     except ImportError as error:
         raise ImportError(
-            "Rasters need the package rasterio: pip install 'dcp_clip[geo]'."
+            "Rasters need the package rasterio: pip install rasterio"
         ) from error
     return rasterio
 

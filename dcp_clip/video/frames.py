@@ -31,7 +31,7 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError("Videos need the package PyAV: pip install 'dcp_clip[video]'.") from error
+        raise ImportError("Videos need the package PyAV: pip install av") from error
     return av
 
 
