@@ -16,7 +16,7 @@ def rows_per_band(maps: Tensor, width: int) -> int:
 
     A band fits into the cache of a CPU, or is large enough to use a GPU well.
     """
-    logits = 64_000_000 if maps.is_cuda else 2_000_000
+    logits = 64_000_000 if maps.is_cuda else 600_000
     return max(1, logits // (len(maps) * width))
 
 
@@ -134,6 +134,8 @@ def winners(logits: Tensor, temperature: float | None) -> tuple[np.ndarray, np.n
         (H, W) int64 positions in the K categories; (H, W) float16 probability, or None.
     """
     if temperature is None:
+        if logits.device.type == "cpu" and logits.dtype == torch.float32:
+            return logits.detach().numpy().argmax(0), None  # faster than PyTorch's, and equal
         return logits.argmax(dim=0).cpu().numpy(), None
     best, positions = logits.max(dim=0)
     total = ((logits - best) / temperature).exp_().sum(dim=0)

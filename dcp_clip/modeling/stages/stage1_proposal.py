@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from dcp_clip.modeling.layers import masked_max
 from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
+from dcp_clip.modeling.stages.stage1_ranking import rank_names
 from dcp_clip.modeling.stages.stage1_token_grouping import TokenGrouping, merge_tokens
 from dcp_clip.structures import Proposals
 
@@ -27,7 +28,6 @@ __all__ = [
     "PooledProposal",
 ]
 
-_CATEGORIES_PER_CHUNK = 2048
 # The ranking merges similar tokens until at most this many remain, which keeps the cost of 20,000
 # names small.
 _NUM_TOKENS = 128
@@ -178,11 +178,9 @@ class CategoryProposal(nn.Module):
         if self.num_tokens:
             merged = merge_tokens(evidence.tokens, evidence.token_valid, self.num_tokens)
             evidence = _Evidence(*merged, evidence.pooled)
-        scores = [
-            self._score(evidence, chunk.expand(batch_size, -1, -1))
-            for chunk in text_features.split(_CATEGORIES_PER_CHUNK)
-        ]
-        scores = torch.cat(scores, dim=1)[:, category_rows].amax(-1)
+        weights = (self.pooled_weight, self.dense_weight)
+        scores = rank_names(*evidence, text_features, weights, self.lse_sharpness)
+        scores = scores[:, category_rows].amax(-1)
         k = self.num_proposals
         if present is not None:
             if self.random_ratio:

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
-from dcp_clip.modeling.stages.stage1_proposal import CategoryProposal, DenseProposal, PooledProposal
+from dcp_clip.modeling.stages.stage1_proposal import (
+    CategoryProposal,
+    DenseProposal,
+    PooledProposal,
+    _Evidence,
+)
+from dcp_clip.modeling.stages.stage1_ranking import rank_names
 
 NODE = "MODEL.DCP_CLIP.PROPOSAL."
 SHAPE = {"dense": ShapeSpec(channels=16)}
@@ -93,6 +99,30 @@ def test_many_categories_are_ranked_in_chunks(make_cfg):
     local = torch.einsum("bdhw,nd->bnhw", normalize(dense, dim=1), text_features)
     score += local.flatten(2).amax(2)
     assert set(out.ids[0].tolist()) == set(score[0].topk(4).indices.tolist())
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 20.0, 80.0, 200.0])
+@pytest.mark.parametrize("weights", [(0.5, 2.0), (0.0, 1.0), (1.0, 0.0)])
+def test_the_ranking_has_the_scores_of_the_proposals(sharpness, weights):
+    """The ranking of many names computes the same scores in another way."""
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape, dim):
+        return normalize(torch.randn(*shape, generator=generator), dim=dim)
+
+    tokens, pooled, text = unit(2, 16, 7, dim=1), unit(2, 16, dim=1), unit(2100, 16, dim=1)
+    tokens[0, :, 1] = text[5]  # a match that is padding
+    valid = torch.ones(2, 7, dtype=torch.bool)
+    valid[0, :2] = valid[1, 6] = False
+    scores = rank_names(tokens, valid, pooled, text, weights, sharpness)
+    proposal = CategoryProposal(
+        num_proposals=4,
+        pooled_weight=weights[0],
+        dense_weight=weights[1],
+        lse_sharpness=sharpness,
+    )
+    expected = proposal._score(_Evidence(tokens, valid, pooled), text.expand(2, -1, -1))
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_zero_proposals_are_refused(make_cfg):
