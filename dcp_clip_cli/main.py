@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 # Module and purpose of each command.
 COMMANDS = {
-    "segment": ("segment", "segment image files and folders"),
-    "segment-many": ("segment_many", "segment millions of images on a cluster"),
+    "segment": ("segment", "segment image files and folders on this machine"),
+    "segment-many": ("segment_many", "segment millions of images with Ray, also on a cluster"),
     "app": ("app", "open a page in the browser that segments images"),
     "train": ("train", "train a model"),
     "evaluate": ("train", "evaluate a model: train --eval-only"),
