@@ -280,3 +280,4 @@ def pytest_addoption(parser):
         help="store the outputs of the shipped weights instead of comparing them",
     )
     parser.addoption("--kills", type=int, default=0, help="disturb programs at N or more moments")
+    parser.addoption("--rows", type=int, default=6000, help="images of a synthetic bulk run")
