@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,13 +72,24 @@ def project(tmp_path):
 
 
 @pytest.fixture
-def run(project):
-    """``run(*arguments)``: the finished process, and the arguments of its calls of train_net.py."""
+def run(project, load_program, monkeypatch, capfd):
+    """``run(*arguments)``: status and output, and the arguments of the calls of train_net.py.
+
+    The program runs in this process, which has imported PyTorch already.
+    """
+    program = load_program(project / "tools" / "reproduce_emoji_scenes.py")
+    monkeypatch.chdir(project)
 
     def start(*arguments):
         (project / "calls").write_text("")
-        command = [sys.executable, "tools/reproduce_emoji_scenes.py", "--output", "out", *arguments]
-        done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+        capfd.readouterr()
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            status = program.main(["--output", "out", *arguments])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capfd.readouterr()
+        done = SimpleNamespace(returncode=status, stdout=out, stderr=err)
         return done, (project / "calls").read_text().splitlines()
 
     return start
@@ -181,20 +193,17 @@ def test_stopping_ends_the_running_trainings(run, project):
     assert done.returncode == 0 and len(calls) == 4 + 7
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_errors(run):
+    run("--variants", "default", "--seeds", "1")
+    for arguments, message in (
         (["--iterations", "5"], "out/default/seed1 was made with other settings"),
         (["SOLVER.BASE_LR", "1"], "out/default/seed1 was made with other settings"),
         (["--variants", "nothing"], "there is no row 'nothing'; there are: default, plain,"),
         (["--clip", "absent.pth"], "--clip: the file absent.pth does not exist"),
-    ],
-)
-def test_errors(run, arguments, message):
-    run("--variants", "default", "--seeds", "1")
-    done, calls = run(*arguments)
-    assert done.returncode == 1 and calls == [] and done.stderr.count("\n") == 1
-    assert message in done.stderr
+    ):
+        done, calls = run(*arguments)
+        assert done.returncode == 1 and calls == [] and done.stderr.count("\n") == 1
+        assert message in done.stderr
 
 
 def test_rows_of_the_project(load_program):
