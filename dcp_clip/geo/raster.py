@@ -46,9 +46,7 @@ def import_rasterio() -> Any:
     try:
         import rasterio
     except ImportError as error:
-        raise ImportError(
-            "Rasters need the package rasterio: pip install rasterio"
-        ) from error
+        raise ImportError("Rasters need the package rasterio: pip install rasterio") from error
     return rasterio
 
 
