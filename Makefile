@@ -28,7 +28,7 @@ RUN_TESTS = -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup install demo app test test-oldest lint format check-env docs audit clean
+.PHONY: help setup install demo app test test-oldest gpu lint format check-env docs audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 20
@@ -78,6 +78,16 @@ $(OLDEST_VENV)/.installed: pyproject.toml setup.py tools/install_detectron2.py $
 	$(OLDEST_PY) -m pip install --constraint $(OLDEST) --editable ".[demo,emoji,dev]"
 	$(OLDEST_PY) tools/install_detectron2.py
 	@touch $@
+
+# One table for each model: forward pass in fp32 and bf16, and a training step.
+GPU_CONFIGS = $(addprefix configs/coco_stuff/dcp_clip_,convnext_b.yaml convnext_l.yaml vit_l14_336.yaml)
+GPU_BENCHMARK = $(PY) tools/benchmark.py --device cuda --config-file $(GPU_CONFIGS)
+gpu: setup  ## tests and costs that need a GPU (docs/cost.md); figures go to output/gpu
+	$(PY) -m pytest tests/gpu
+	mkdir -p output/gpu
+	$(GPU_BENCHMARK) --json output/gpu/fp32.json
+	$(GPU_BENCHMARK) --json output/gpu/bf16.json --opts MODEL.DCP_CLIP.BF16 True
+	$(GPU_BENCHMARK) --train --vocabulary-sizes 150 --json output/gpu/train.json
 
 lint: setup  ## check format and code
 	$(PY) -m ruff format --check .
