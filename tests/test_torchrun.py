@@ -22,6 +22,7 @@ CONFIG = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
 REGISTRATION = """
 from dcp_clip.data.catalog import register_sem_seg
 register_sem_seg("mini_sem_seg_train", "images", "labels", ["sky", "tree", "car"])
+register_sem_seg("other_sem_seg_train", "images", "labels", ["cup", "plate", "table", "fork"])
 """
 # The second process ends without a message after two of four iterations, but only once. Before
 # that, it waits until the first process has written the checkpoint of these iterations.
@@ -42,12 +43,13 @@ Trainer.run_step = run_step
 """
 OPTIONS = {
     "SEED": 7,
-    "DATASETS.TRAIN": ("mini_sem_seg_train",),
+    # In an iteration, the two processes can have batches of different vocabularies.
+    "DATASETS.TRAIN": ("mini_sem_seg_train", "other_sem_seg_train"),
     "DATASETS.TEST": (),
     "MODEL.DEVICE": "cpu",
     "INPUT.MIN_SIZE_TRAIN": (48,),
     "INPUT.CROP.SIZE": (40, 40),
-    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.IMS_PER_BATCH": 4,
     "SOLVER.MAX_ITER": 4,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "DATALOADER.NUM_WORKERS": 0,
