@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from dcp_clip.geo.raster import import_rasterio
 from dcp_clip.vocabulary import Vocabulary
@@ -99,7 +100,8 @@ def _polygons(dataset: Any, count: int, marked: Path) -> Iterator[tuple[dict[str
     options |= {"height": height, "width": width, "count": 1, "dtype": "uint8"}
     options |= {"crs": dataset.crs, "transform": dataset.transform}
     with rasterio.open(marked, "w", **options) as marks:
-        for top in range(0, height, step):
+        strips = range(0, height, step)
+        for top in tqdm(strips, "polygons", unit=" strips", disable=len(strips) == 1):
             bottom = min(top + step, height)
             labels = dataset.read(1, window=((top, bottom), (0, width)))
             borders = {top, bottom} - {0, height}
