@@ -133,7 +133,23 @@ def make_predictor(args: argparse.Namespace) -> Any:
     names = predictor.vocabulary.display_names
     count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
     print(f"Vocabulary: {count}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}")
+    if args.config_file == DEFAULT_CONFIG and not args.weights and not args.opts:
+        _note_new_names(predictor.vocabulary)
     return predictor
+
+
+def _note_new_names(vocabulary: Any) -> None:
+    """Print a note if the default model has not learned the names."""
+    from dcp_clip.data.vocabularies import dataset_vocabulary
+
+    known = set(dataset_vocabulary("camvid_sem_seg_train").display_names)
+    new = [names[0] for names in vocabulary.synonyms if known.isdisjoint(names)]
+    if new:
+        print(
+            f"Note: the default model has learned {len(known)} categories of streets, and not "
+            f"'{new[0]}'. Names that it has not learned work less well. --config-file chooses "
+            "another model: see 'Label your photographs' in README.md."
+        )
 
 
 def _still_kind(path: str, args: argparse.Namespace) -> str:

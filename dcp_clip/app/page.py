@@ -88,7 +88,14 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
                     samples_html(samples), visible=bool(samples), elem_id="samples"
                 )
                 with gr.Accordion("Options", open=False, elem_id="options"):
-                    model = gr.Dropdown(titles, value=titles[0], label="Model", elem_id="model")
+                    model = gr.Dropdown(
+                        titles,
+                        value=titles[0],
+                        label="Model",
+                        info="The shipped models are small: each knows streets or drawings. Other "
+                        "images and names work less well.",
+                        elem_id="model",
+                    )
                     unknown = gr.Slider(
                         0,
                         0.95,
