@@ -1,6 +1,25 @@
-"""Types of arguments that several commands have."""
+"""Arguments that several commands have, and their types."""
 
-__all__ = ["positive"]
+import argparse
+
+__all__ = ["DEFAULT_CONFIG", "add_model_arguments", "positive"]
+
+DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose a model, its weights and its config keys."""
+    add = parser.add_argument
+    add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
+    weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
+    add("--weights", help=weights_help + "the config")
+    backend_help = "with onnx or openvino, --weights is a folder of tools/export.py "
+    backend_help += "(docs/export.md); default: %(default)s"
+    backends = ("torch", "onnx", "openvino")
+    add("--backend", choices=backends, default="torch", help=backend_help)
+    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
+    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
 
 
 def positive(text: str) -> int:

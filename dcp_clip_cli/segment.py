@@ -42,9 +42,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dcp_clip_cli.arguments import positive
+from dcp_clip_cli.arguments import DEFAULT_CONFIG, add_model_arguments, positive
 
-DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 # Those of dcp_clip.folder_run.result_files, which imports PyTorch.
 FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "label_studio")
 
@@ -94,16 +93,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--smoothing", type=float, metavar="W", help=smoothing_help + "(0 to 1)")
     overwrite_help = "remove the results of a run with other settings from the output folder"
     add("--overwrite", action="store_true", help=overwrite_help)
-    add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
-    weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
-    add("--weights", help=weights_help + "the config")
-    backend_help = "with onnx or openvino, --weights is a folder of tools/export.py "
-    backend_help += "(docs/export.md); default: %(default)s"
-    backends = ("torch", "onnx", "openvino")
-    add("--backend", choices=backends, default="torch", help=backend_help)
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
+    add_model_arguments(parser)
     return parser
 
 

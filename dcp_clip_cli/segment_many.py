@@ -23,9 +23,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dcp_clip_cli.arguments import positive
+from dcp_clip_cli.arguments import add_model_arguments, positive
 
-DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 PACKAGES = ("ray", "pyarrow")
 
 
@@ -63,16 +62,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--cpus-per-actor", type=float, default=1, metavar="N", help=cpus_help)
     batch_help = "images of equal size that a copy segments at once (default: %(default)s)"
     add("--batch-size", type=positive, default=1, metavar="N", help=batch_help)
-    add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
-    weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
-    add("--weights", help=weights_help + "the config")
-    backend_help = "with onnx or openvino, --weights is a folder of tools/export.py "
-    backend_help += "(docs/export.md); default: %(default)s"
-    backends = ("torch", "onnx", "openvino")
-    add("--backend", choices=backends, default="torch", help=backend_help)
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
+    add_model_arguments(parser)
     return parser
 
 

@@ -204,32 +204,6 @@ def test_json_file(tmp_path):
     assert Vocabulary.from_file(path).synonyms == (("sky",), ("car", "automobile"))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", "", "no category"),
-        ("a.txt", "sky\ntree,\n", "line 2"),
-        ("a.txt", "sky\nsky\n", "'sky'"),
-        ("a.txt", b"sky\n\xff\xfe\n", "UTF-8"),
-        ("a.json", "{", "JSON"),
-        ("a.json", "3", "categories"),
-        ("a.json", "[]", "no category"),
-        ("a.json", '[{"nam": "sky"}]', "category 0"),
-        ("a.json", '[{"name": "sky", "colour": [0, 0, 0]}]', "'colour'"),
-        ("a.json", '[{"name": "sky", "train_id": 1}]', "train_id is 1"),
-        ("a.json", '[{"name": "sky", "color": [0, 0]}]', "colour of 'sky'"),
-        ("a.doc", "sky", "must end in"),
-        ("a.txt", "sky; tree; car", "only one line"),
-    ],
-)
-def test_invalid_files(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(VocabularyError, match=message) as error:
-        Vocabulary.from_file(path)
-    assert str(path) in str(error.value)
-
-
 def test_parse_accepts_vocabularies_lists_strings_and_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vocabulary = Vocabulary(["sky"])
