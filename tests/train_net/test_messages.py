@@ -2,7 +2,6 @@
 
 import shutil
 
-import pytest
 from helpers.training_program import (
     CONFIG,
     launch,
@@ -11,12 +10,10 @@ from helpers.training_program import (
 )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_error_of_a_user_is_one_sentence(workspace, processes):
-    """Without a traceback, once, even if every process finds it."""
+def test_error_of_a_user_is_one_sentence(workspace):
+    """Without a traceback, and once, even if every process finds it."""
     options = {"MODEL.WEIGHTS": "absent.pth", "SOLVER.MAX_ITER": 2}
-    arguments = two_processes() if processes == 2 else []
-    status, log = launch(workspace, "error", *arguments, **options)
+    status, log = launch(workspace, "error", *two_processes(), **options)
     assert status == 1
     sentence = "MODEL.WEIGHTS: 'absent.pth' does not exist"
     assert "Traceback" not in log and log.count(sentence) == 1
