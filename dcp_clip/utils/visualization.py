@@ -65,21 +65,24 @@ def draw_overlay(
     if shares is None:
         shares = category_shares(label_map, len(vocabulary))
     width, height = drawing_size(image.shape[1], image.shape[0])
-    photo = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    # The label at the centre of each pixel.
-    rows = ((np.arange(height) + 0.5) * (label_map.shape[0] / height)).astype(np.int64)
-    columns = ((np.arange(width) + 0.5) * (label_map.shape[1] / width)).astype(np.int64)
-    labels = label_map[np.ix_(rows, columns)]
-    picture = _paint_regions(np.asarray(photo), labels, vocabulary, alpha)
+    if image.shape[:2] != (height, width):
+        photo = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        image = np.asarray(photo)
+    labels = label_map
+    if labels.shape != (height, width):  # the label at the centre of each pixel
+        rows = ((np.arange(height) + 0.5) * (labels.shape[0] / height)).astype(np.int64)
+        columns = ((np.arange(width) + 0.5) * (labels.shape[1] / width)).astype(np.int64)
+        labels = labels[np.ix_(rows, columns)]
+    picture = _paint_regions(image, labels, vocabulary, alpha)
     entries = _legend_entries(shares, vocabulary, min_share)
     if unknown_share:
         _paint_unknown(picture, labels == vocabulary.unknown_id)
         entries.append((UNKNOWN_NAME, _UNKNOWN, unknown_share))
     legend = _draw_legend(entries, max(width, MIN_SIDE))
-    canvas = Image.new("RGB", (legend.width, height + legend.height), "white")
-    canvas.paste(Image.fromarray(picture), (0, 0))
-    canvas.paste(legend, (0, height))
-    return np.array(canvas)
+    canvas = np.full((height + legend.height, legend.width, 3), 255, np.uint8)
+    canvas[:height, :width] = picture
+    canvas[height:] = legend
+    return canvas
 
 
 def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: Vocabulary) -> None:
