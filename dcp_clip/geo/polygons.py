@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,9 @@ def write_polygons(labels: Path, path: Path, vocabulary: Vocabulary) -> dict[int
         if dataset.crs is None:
             raise ValueError(f"{labels} has no coordinate system, so polygons have no area.")
         writer = _write_geopackage if path.suffix == ".gpkg" else _write_geojson
-        marked = path.with_suffix(".marked.tif")
-        try:
-            writer(_chunks(dataset, vocabulary, areas, marked), path, dataset.crs, vocabulary)
-        finally:
-            marked.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            chunks = _chunks(dataset, vocabulary, areas, Path(folder))
+            writer(chunks, path, dataset.crs, vocabulary)
     return areas
 
 
@@ -70,11 +69,11 @@ Chunk = tuple[list[dict[str, Any]], list[int], np.ndarray]  # polygons, category
 
 
 def _chunks(
-    dataset: Any, vocabulary: Vocabulary, areas: dict[int, float], marked: Path
+    dataset: Any, vocabulary: Vocabulary, areas: dict[int, float], folder: Path
 ) -> Iterator[Chunk]:
     from rasterio.warp import transform_geom
 
-    found = _polygons(dataset, len(vocabulary), marked)
+    found = _polygons(dataset, len(vocabulary), folder)
     while chunk := list(itertools.islice(found, _CHUNK)):
         polygons, ids = [polygon for polygon, _ in chunk], [int(value) for _, value in chunk]
         flat = transform_geom(dataset.crs, _EQUAL_AREA, polygons)
@@ -84,22 +83,26 @@ def _chunks(
         yield polygons, ids, size
 
 
-def _polygons(dataset: Any, count: int, marked: Path) -> Iterator[tuple[dict[str, Any], float]]:
+def _polygons(dataset: Any, count: int, folder: Path) -> Iterator[tuple[dict[str, Any], float]]:
     """Yield the polygon and the value of each connected part with a value below `count`.
 
     GDAL keeps all polygons of a call in memory, so each call has a strip of rows. What does not
-    touch other strips is complete. The rest is marked in the raster `marked`, and vectorised at
-    the end.
+    touch other strips is complete. The rest is copied to files in `folder`, a raster and its mask,
+    and vectorised at the end. GDAL reads row by row, which is slow in a raster of tiles.
     """
     rasterio = import_rasterio()
     from rasterio.features import rasterize, shapes
 
     height, width = dataset.shape
     step = max(1, _STRIP // width)
-    options = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
-    options |= {"height": height, "width": width, "count": 1, "dtype": "uint8"}
+    options = {"driver": "GTiff", "compress": "deflate", "bigtiff": "if_safer"}
+    options |= {"height": height, "width": width, "count": 1}
     options |= {"crs": dataset.crs, "transform": dataset.transform}
-    with rasterio.open(marked, "w", **options) as marks:
+    files = folder / "values.tif", folder / "mask.tif"
+    with (
+        rasterio.open(files[0], "w", dtype=dataset.dtypes[0], **options) as values,
+        rasterio.open(files[1], "w", dtype="uint8", **options) as mask,
+    ):
         strips = range(0, height, step)
         for top in tqdm(strips, "polygons", unit=" strips", disable=len(strips) == 1):
             bottom = min(top + step, height)
@@ -114,9 +117,10 @@ def _polygons(dataset: Any, count: int, marked: Path) -> Iterator[tuple[dict[str
                     open_parts.append(polygon)
             if open_parts:
                 mark = rasterize(open_parts, labels.shape, transform=place, dtype="uint8")
-                marks.write(mark, 1, window=((top, bottom), (0, width)))
-    with rasterio.open(marked) as marks:
-        yield from shapes(rasterio.band(dataset, 1), rasterio.band(marks, 1), 4)
+                values.write(labels * mark, 1, window=((top, bottom), (0, width)))
+                mask.write(mark, 1, window=((top, bottom), (0, width)))
+    with rasterio.open(files[0]) as values, rasterio.open(files[1]) as mask:
+        yield from shapes(rasterio.band(values, 1), rasterio.band(mask, 1), 4)
 
 
 def _on_the_ground(polygon: dict[str, Any], transform: Any) -> dict[str, Any]:
