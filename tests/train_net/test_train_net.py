@@ -49,12 +49,21 @@ def test_checkpoints_are_protected(workspace, trained, arguments):
     assert files(workspace / "out") == before
 
 
+# Prepended to the program, which waits for the workers of a training that was killed.
+NO_WAITING = """
+from dcp_clip.engine.checkpoints import training_folder
+training_folder._WAIT = 0.1
+"""
+
+
 def test_folder_of_another_training(workspace, trained):
     """A second training changes nothing, whatever its number of processes; an evaluation works."""
     before = files(workspace / "out")
+    program = workspace / "no_waiting.py"
+    program.write_text(NO_WAITING + (workspace / "program.py").read_text())
     with filelock.FileLock(workspace / "out" / ".training.lock"):
-        arguments = ["--resume", *two_processes()]
-        status, log = launch(workspace, "out", *arguments, **{"SOLVER.MAX_ITER": 7})
+        arguments, options = ["--resume", *two_processes()], {"SOLVER.MAX_ITER": 7}
+        status, log = launch(workspace, "out", *arguments, program=program.name, **options)
         assert status == 1 and "Traceback" not in log
         assert log.count("Another training is writing to OUTPUT_DIR 'out'") == 1
         assert files(workspace / "out") == before
