@@ -122,6 +122,7 @@ class RasterRun:
                 arrays = self._segment_block(region, window.size)
             with atomic_write(path) as file:
                 np.savez_compressed(file, **arrays)
+        self._area.release()
 
     def finish(self, stem: Path) -> tuple[dict[Path, Path], dict[str, Any]]:
         """Put the blocks together.
@@ -245,6 +246,10 @@ class _Area:
         image, self._valid = self._raster.read(area)
         self._image = self.ordered(image)
         return self._cut(self._valid, *region)
+
+    def release(self) -> None:
+        """Free the memory of the pixels."""
+        self._image = self._valid = None
 
     def read(self, *place: int) -> Tensor | None:
         """Return the pixels of a window, see `LargeImage`."""
