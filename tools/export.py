@@ -28,6 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
     add("--weights", help=weights_help + "the config")
     add("--output", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
+    int8_help = "also compute the convolutions of logits.onnx in int8; a folder of photographs "
+    add("--int8", type=Path, metavar="PHOTOS", help=int8_help + "like those to segment")
     import_help = "import a module of your own first (docs/new_head.md); can be repeated"
     add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
@@ -40,7 +42,9 @@ def run(args: argparse.Namespace) -> None:
     from dcp_clip.engine.checkpoints.loading import shipped_weights
     from dcp_clip.export.folder import export_model
     from dcp_clip.predictor import Predictor
+    from dcp_clip.utils.images.listing import list_images
 
+    photographs = None if args.int8 is None else list_images([args.int8])
     weights = args.weights
     if weights is None:
         weights = shipped_weights(args.config_file, args.opts)
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = setup_cfg(args.config_file, opts, imports=args.imports)
     # A config without a training set has no names, and the export needs none.
     predictor = Predictor(cfg, None if cfg.DATASETS.TRAIN else ["thing"])
-    export_model(cfg, predictor.model, args.output)
+    export_model(cfg, predictor.model, args.output, photographs)
     for path in sorted(args.output.iterdir()):
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 

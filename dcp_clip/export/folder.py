@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dcp_clip.export.conversion import (
     write_onnx,
 )
 from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
+from dcp_clip.export.quantization import quantize_convolutions
 from dcp_clip.export.support import ExportError, check_exportable
 from dcp_clip.export.tokenizer import tokenizer_json
 from dcp_clip.modeling.clip.text_tower import can_truncate
@@ -34,7 +36,9 @@ TORCH = (2, 14)  # earlier versions are not tested
 _PACKAGES = ("onnx", "onnxscript", "tokenizers")
 
 
-def export_model(cfg: CfgNode, model: nn.Module, output: Path) -> None:
+def export_model(
+    cfg: CfgNode, model: nn.Module, output: Path, photographs: Sequence[Path] | None = None
+) -> None:
     """Write ``image``, ``text`` and ``labels`` (.onnx and .pt2), the tokenizer and ``config.json``.
 
     The folder gets its name when it is complete.
@@ -43,6 +47,7 @@ def export_model(cfg: CfgNode, model: nn.Module, output: Path) -> None:
         cfg: config of the model.
         model: the model with its weights, on the CPU.
         output: a folder that does not exist or is empty.
+        photographs: image files, to compute convolutions in int8; None for fp32.
 
     Raises:
         ExportError: if the model cannot be exported, or a package is missing.
@@ -52,6 +57,8 @@ def export_model(cfg: CfgNode, model: nn.Module, output: Path) -> None:
     _check_packages()
     with atomic_folder(output) as part:
         _write(cfg, model, part)
+        if photographs is not None:
+            quantize_convolutions(part, photographs)
 
 
 def _check_packages() -> None:

@@ -167,6 +167,10 @@ class OnnxPredictor:
         )
         return make_prediction(sem_seg, scores, vocabulary, below)
 
+    def inputs(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the inputs of logits.onnx for an (H, W, 3) uint8 RGB array and the vocabulary."""
+        return _inputs(self.resizing(image), self._text(self.vocabulary))
+
     def _segment(
         self, image: np.ndarray, text: TextFeatures
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
@@ -192,14 +196,17 @@ class OnnxPredictor:
         self, image: np.ndarray, text: TextFeatures
     ) -> tuple[np.ndarray, tuple[float, float], np.ndarray, np.ndarray]:
         """Run logits.onnx: logits (K, h, w), what of their grid is image, ids (K,), scores (K,)."""
-        inputs = {
-            "image": np.ascontiguousarray(image.transpose(2, 0, 1))[None],
-            "text_features": text.embeddings,
-            "category_rows": text.category_rows,
-        }
-        logits, ids, scores = self._image(inputs, ["logits", "ids", "scores"])
+        logits, ids, scores = self._image(_inputs(image, text), ["logits", "ids", "scores"])
         stride = self.folder["input"]["stride"]
         padded = [-(-side // stride) * stride for side in image.shape[:2]]
         covered = zip(image.shape[:2], logits.shape[2:], padded, strict=True)
         rows, columns = (side * cells / whole for side, cells, whole in covered)
         return logits[0], (rows, columns), ids[0], scores[0]
+
+
+def _inputs(image: np.ndarray, text: TextFeatures) -> dict[str, np.ndarray]:
+    return {
+        "image": np.ascontiguousarray(image.transpose(2, 0, 1))[None],
+        "text_features": text.embeddings,
+        "category_rows": text.category_rows,
+    }

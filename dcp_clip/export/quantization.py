@@ -1,0 +1,79 @@
+"""Compute the convolutions of an exported model in 8-bit integers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcp_clip.export.support import ExportError
+from dcp_clip.runtime import OnnxPredictor
+from dcp_clip.utils.images.reading import read_image
+
+__all__ = ["quantize_convolutions"]
+
+_MAX_PHOTOGRAPHS = 32
+
+
+def quantize_convolutions(
+    folder: Path, photographs: Sequence[Path], vocabulary: Any | None = None
+) -> None:
+    """Replace logits.onnx, which `OnnxPredictor` runs, by one with int8 convolutions.
+
+    The ranges of their inputs come from photographs (static quantisation). All other operators
+    stay in fp32, because they decide between categories and take little time.
+
+    Args:
+        folder: an exported model.
+        photographs: image files like those to segment; at most 32 are used, evenly spaced.
+        vocabulary: names for these photographs; default: those of the model.
+
+    Raises:
+        ExportError: if there is no photograph, no vocabulary, or no ONNX Runtime.
+        ImageReadError: if a photograph cannot be read.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    except ModuleNotFoundError as error:
+        raise ExportError("int8 needs ONNX Runtime: pip install onnx onnxruntime.") from error
+    if not photographs:
+        raise ExportError("int8 needs photographs, but the folder of --int8 has none.")
+    predictor = OnnxPredictor(folder, vocabulary)
+    step = -(-len(photographs) // _MAX_PHOTOGRAPHS)
+    with _without_advice():
+        quantize_static(
+            onnx.load(folder / "logits.onnx"),
+            folder / "logits.onnx",
+            _Inputs(predictor, photographs[::step]),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+class _Inputs:
+    """The inputs of logits.onnx for photographs, as ONNX Runtime's CalibrationDataReader."""
+
+    def __init__(self, predictor: OnnxPredictor, photographs: Sequence[Path]):
+        self._inputs = iter(predictor.inputs(read_image(path)) for path in photographs)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._inputs, None)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without ONNX Runtime's advice to fuse layers first, which fails for sizes that stay open."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
