@@ -23,7 +23,7 @@ __all__ = ["polygon_suffix", "write_polygons"]
 # lines in it, so the area of a polygon along the pixels of a geographic raster is exact.
 _EQUAL_AREA = "EPSG:6933"
 _GEOJSON_CRS = "OGC:CRS84"  # longitude and latitude, as RFC 7946 demands
-_CHUNK = 2000  # polygons that are written at once
+_CHUNK = 100_000  # corners of the polygons that are written at once
 _STRIP = 1 << 25  # pixels that are vectorised at once; it bounds the memory
 
 
@@ -74,13 +74,26 @@ def _chunks(
     from rasterio.warp import transform_geom
 
     found = _polygons(dataset, len(vocabulary), folder)
-    while chunk := list(itertools.islice(found, _CHUNK)):
+    for chunk in _grouped(found):
         polygons, ids = [polygon for polygon, _ in chunk], [int(value) for _, value in chunk]
         flat = transform_geom(dataset.crs, _EQUAL_AREA, polygons)
         size = np.array([_area(polygon["coordinates"]) for polygon in flat])
         for value, area in zip(ids, size.tolist()):
             areas[value] = areas.get(value, 0.0) + area
         yield polygons, ids, size
+
+
+def _grouped(found: Iterator[tuple[dict[str, Any], float]]) -> Iterator[list]:
+    """Yield lists of polygons with about `_CHUNK` corners; a corner takes 0.2 kB."""
+    chunk, corners = [], 0
+    for polygon, value in found:
+        chunk.append((polygon, value))
+        corners += sum(map(len, polygon["coordinates"]))
+        if corners >= _CHUNK:
+            yield chunk
+            chunk, corners = [], 0
+    if chunk:
+        yield chunk
 
 
 def _polygons(dataset: Any, count: int, folder: Path) -> Iterator[tuple[dict[str, Any], float]]:
