@@ -6,10 +6,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # Files that need not be complete: lines that are appended, the files of `atomic_write` itself,
-# folders and files that are renamed when they are complete, and the command and the output of other
-# programs.
+# folders and files that are renamed when they are complete, the command and the output of other
+# programs, and files on other file systems, which are checked when they are read.
 NOT_ATOMIC = {
     "dcp_clip/utils/atomic_files.py",
+    "dcp_clip/engine/checkpoints/remote_copy.py",
     "dcp_clip/export/conversion.py",
     "dcp_clip/folder_run/line_file.py",
     "dcp_clip/geo/label_file.py",

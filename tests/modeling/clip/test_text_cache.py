@@ -79,14 +79,15 @@ def test_different_settings_have_different_cache_keys(make_encoder, other):
 
 
 def test_the_key_of_cache_files_has_not_changed(make_encoder, tmp_path):
-    """Files of earlier versions can still be read."""
+    """A change of the key makes the files of earlier versions useless, so it must be intended."""
     encoder = make_encoder()
     encoder.encode_vocabulary(NAMES)
     digest = hashlib.sha256()
     for name, tensor in encoder.text.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
-    parts = ["cut at the end of text", "test-convnext", digest.hexdigest(), *encoder.templates]
+    kind = "cut at the end of text, all prompts of a name in a chunk"
+    parts = [kind, "test-convnext", digest.hexdigest(), *encoder.templates]
     parts += ["mean", hashlib.sha256(repr(NAMES.synonyms).encode()).hexdigest()]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     assert [path.name for path in (tmp_path / "text").iterdir()] == [f"{key}.pt"]
