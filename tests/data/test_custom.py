@@ -194,7 +194,7 @@ def test_a_step_and_an_evaluation_on_more_categories_than_eight_bits_hold(
 def test_the_config_of_the_page_trains_evaluates_and_predicts(tmp_path, monkeypatch):
     """The files of docs/custom_data.md, with a single training step."""
     page = (ROOT / "docs" / "custom_data.md").read_text()
-    (yaml,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    yaml, several = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     (names,) = re.findall(r"```\n(road\n.*?)```", page, flags=re.DOTALL)
     write_data(tmp_path / "mydata" / "train")
     write_data(tmp_path / "mydata" / "val")
@@ -218,6 +218,11 @@ def test_the_config_of_the_page_trains_evaluates_and_predicts(tmp_path, monkeypa
     )
     found = predictor("mydata/val/images/0.jpeg").label_map
     assert found.shape == (32, 48) and found.max() < 3
+    # The second config of the page adds a data set with other categories.
+    (tmp_path / "several.yaml").write_text(f'_BASE_: "mydata.yaml"\n{several}')
+    cfg = setup_cfg("several.yaml")
+    assert cfg.DATASETS.TRAIN == ("mydata_train", "coco_stuff_sem_seg_train")
+    assert set(dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)) <= set(cfg.DATASETS.TRAIN)
 
 
 def test_the_conversions_of_the_page(tmp_path, monkeypatch):
