@@ -126,7 +126,7 @@ class _OneSize(torch.nn.Module):
         return torch.kron(*(torch.ones(side // 2, side // 2) for side in x.shape))
 
 
-def test_a_program_for_one_size_is_refused():
+def test_a_program_for_one_size_is_refused(can_export):
     dynamic = torch.export.Dim.DYNAMIC
     with pytest.raises(ExportError, match="some sizes only"):
         _export(_OneSize(), (torch.ones(18, 26),), ({0: dynamic, 1: dynamic},))

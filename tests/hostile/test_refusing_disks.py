@@ -164,7 +164,7 @@ def test_preparation(sweep, tmp_path, photographs, caplog, categories):
         status = run_program(prepare, root=folder, workers=1)
         return caplog.messages[-1] if status else ""
 
-    assert sweep(start, before={}) > 40
+    assert sweep(start, before={}) > 30
     shutil.rmtree(tmp_path / "out")
     assert sweep(lambda folder: start(folder, shrink=None), before={}) > 20
 

@@ -98,7 +98,7 @@ def test_the_dense_features_of_a_convnext_become_means_of_each_half(make_backbon
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "vit_tiny_patch16_dinov3_qkvb"])
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "vit_small_patch16_dinov3_qkvb"])
 def test_towers_of_timm_with_other_grids_and_windows(make_backbone, name):
     """14 is CLIP's patch; the proxies have 16 and 32, and one has rotary positions."""
     keys = {KEY + "NAME": name, "MODEL.CLIP.ENCODER_WINDOW": 56}
