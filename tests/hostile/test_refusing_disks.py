@@ -166,7 +166,7 @@ def test_preparation(sweep, tmp_path, photographs, caplog, categories):
 
     assert sweep(start, before={}) > 30
     shutil.rmtree(tmp_path / "out")
-    assert sweep(lambda folder: start(folder, shrink=None), before={}) > 20
+    assert sweep(lambda folder: start(folder, shrink=None), before={}) > 15
 
 
 def test_export_weights(sweep, message_of, load_program, tmp_path):
