@@ -127,6 +127,12 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
     # Add the product of pixel features and text features at stride 4.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.PIXEL_TEXT = True
+    # At the end of PyramidDecoder, the pixels of a region agree on their category. This is the
+    # stride of the pixels, and so of the final logits: 2 or 4; or 0 to leave this step out.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.REGION_STRIDE = 0
+    # The stride of the positions whose probabilities they share, a multiple of 4. The cost grows
+    # with the square of the image's area over the product of both strides.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.REGION_KEY_STRIDE = 32
     # BilateralDecoder: standard deviation in space, in cells of the coarse grid (at most 1), and in
     # colour, in standard deviations of CLIP's pixels (about 68 grey levels). Larger is smoother.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH = 0.75

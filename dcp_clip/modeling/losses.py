@@ -25,7 +25,7 @@ __all__ = [
 
 # The id of pixels without a category in the model. In files it is the data set's ignore label.
 IGNORE_INDEX = -1
-# Pixels between the positions at which logits and labels are compared.
+# Pixels between the positions at which logits and labels are compared, unless the logits are finer.
 LABEL_STRIDE = 4
 
 
@@ -91,7 +91,6 @@ class SegmentationCriterion(nn.Module):
         class_balance: float,
         proposal_weight: float,
         scale: float,
-        stride: int = LABEL_STRIDE,
     ):
         """
         Args:
@@ -102,13 +101,12 @@ class SegmentationCriterion(nn.Module):
             class_balance: exponent b of the pixel weight frequency**-b; 0 for equal weights.
             proposal_weight: weight of the ranking loss, if stage 1 learns.
             scale: factor from proposal scores to logits.
-            stride: pixels between the positions at which logits and labels are compared.
         """
         super().__init__()
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
         self.presence_weight, self.mask_class_weight = presence_weight, mask_class_weight
         self.map_weights = {"coarse": coarse_weight, "fine": 1.0, "final": final_weight}
-        self.class_balance, self.stride = class_balance, stride
+        self.class_balance = class_balance
         self.proposal_weight, self.scale = proposal_weight, scale
 
     @classmethod
@@ -151,8 +149,8 @@ class SegmentationCriterion(nn.Module):
             ValueError: if a head's own loss has the name of another loss.
         """
         present = present_categories(labels, num_categories)
-        start = self.stride // 2
-        sampled = labels[:, start :: self.stride, start :: self.stride]
+        stride = _label_stride(logits, labels)
+        sampled = labels[:, stride // 2 :: stride, stride // 2 :: stride]
         target = labels_to_proposals(sampled, proposals, num_categories)
         weight = self._pixel_weight(sampled, target, num_categories)
         losses = {}
@@ -211,6 +209,12 @@ class SegmentationCriterion(nn.Module):
             "loss_presence": self.presence_weight * presence,
             "loss_mask_class": self.mask_class_weight * fit,
         }
+
+
+def _label_stride(logits: dict[str, Tensor], labels: Tensor) -> int:
+    """Return the stride of the largest maps, in pixels, at most LABEL_STRIDE."""
+    rows = max((maps.shape[-2] for maps in logits.values()), default=1)
+    return min(-(-labels.shape[-2] // rows), LABEL_STRIDE)
 
 
 def _dice(log_p: Tensor, log_hit: Tensor, target: Tensor) -> Tensor:

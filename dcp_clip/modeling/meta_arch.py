@@ -120,7 +120,9 @@ class DCPCLIP(OpenVocabularySegmentor):
         coarse, visual, text_features = self.coarse_decoder(
             dense, guidance, similarity, pixel_valid, proposals.valid
         )
-        fine = self.fine_decoder(coarse, visual, text_features, features, proposals.valid)
+        fine = self.fine_decoder(
+            coarse, visual, text_features, features, pixel_valid, proposals.valid
+        )
         refinement = self.refinement(
             fine, dense, proposals.text_features, proposals.scores, pixel_valid, proposals.valid
         )

@@ -30,11 +30,9 @@ WEIGHTS = {
 
 @pytest.fixture
 def criterion(make_cfg):
-    def make(stride=1, **options):
+    def make(**options):
         weights = {LOSS + key: value for key, value in {**WEIGHTS, **options}.items()}
-        criterion = SegmentationCriterion(make_cfg(opts=weights))
-        criterion.stride = stride
-        return criterion
+        return SegmentationCriterion(make_cfg(opts=weights))
 
     return make
 
@@ -153,13 +151,28 @@ def test_padded_proposals_have_no_effect(criterion):
         torch.testing.assert_close(value, expected[name])
 
 
-def test_logits_and_labels_are_compared_at_the_stride(criterion):
-    """Labels are sampled in the middle of each stride; logits are resized to that grid."""
-    labels = torch.full((1, 8, 8), 255)
-    labels[:, 2::4, 2::4] = torch.tensor([[0, 1], [1, 0]])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_logits_and_labels_are_compared_at_the_stride_of_the_logits(criterion, stride):
+    """Labels are sampled in the middle of each stride."""
+    labels = torch.full((1, 2 * stride, 2 * stride), 255)
+    middle = stride // 2
+    labels[:, middle::stride, middle::stride] = torch.tensor([[0, 1], [1, 0]])
     logits = 50.0 * F.one_hot(torch.tensor([[[0, 1], [1, 0]]]), 2).permute(0, 3, 1, 2)
-    losses = criterion(stride=4)({"fine": logits}, None, proposals([[0, 1]]), labels, 2)
+    coarse = torch.zeros(1, 2, 1, 1)
+    maps = {"coarse": coarse, "fine": logits}
+    losses = criterion()(maps, None, proposals([[0, 1]]), labels, 2)
     assert float(losses["loss_fine_ce"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_coarser_logits_are_resized_to_stride_4(criterion):
+    labels = torch.full((1, 16, 16), 255)
+    labels[:, 2::4, 2::4] = torch.arange(4) // 2
+    logits = torch.tensor([[[[-30.0, 30.0]] * 2, [[30.0, -30.0]] * 2]])
+    maps = {"fine": -logits}
+    losses = criterion()(maps, None, proposals([[0, 1]]), labels, 2)
+    resized = F.interpolate(-logits, (4, 4), mode="bilinear").log_softmax(1)
+    expected = -resized.gather(1, (torch.arange(4) // 2).expand(1, 1, 4, 4)).mean()
+    torch.testing.assert_close(losses["loss_fine_ce"], expected)
 
 
 def test_each_loss_is_multiplied_by_its_weights(criterion):

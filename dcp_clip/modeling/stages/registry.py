@@ -40,9 +40,10 @@ logits (B,K,h,w), visual features (B,d,h,w) and text features (B,K,d); the objec
 FINE_DECODER_REGISTRY = Registry("FINE_DECODER")
 FINE_DECODER_REGISTRY.__doc__ = """
 Stage 4. Called as ``obj(cfg, input_shape, visual_channels, text_channels)``; ``forward(coarse
-(B,K,h,w), visual (B,d,h,w), text_features (B,K,d), features, proposal_valid (B,K))`` returns fine
-logits (B,K,H/4,W/4). ``features`` is the output of the backbone: res2 to res4 are the finer
-features, ``image`` (B,3,H,W) are the normalised pixels, for decoders that follow their edges.
+(B,K,h,w), visual (B,d,h,w), text_features (B,K,d), features, pixel_valid (B,h,w), proposal_valid
+(B,K))`` returns fine logits (B,K,H/4,W/4), possibly on a finer grid. ``features`` is the output of
+the backbone: res2 to res4 are the finer features, ``image`` (B,3,H,W) are the normalised pixels,
+for decoders that follow their edges.
 """
 
 CLASS_REFINEMENT_REGISTRY = Registry("CLASS_REFINEMENT")

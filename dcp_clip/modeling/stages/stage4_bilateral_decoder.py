@@ -129,6 +129,7 @@ class BilateralDecoder(nn.Module):
         visual: Tensor,
         text_features: Tensor,
         features: dict[str, Tensor],
+        pixel_valid: Tensor,
         proposal_valid: Tensor,
     ) -> Tensor:
         """As :meth:`PyramidDecoder.forward`; of `features`, ``image`` is used."""

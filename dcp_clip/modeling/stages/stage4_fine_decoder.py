@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dcp_clip.modeling.layers import resize_to
 from dcp_clip.modeling.stages.registry import FINE_DECODER_REGISTRY
+from dcp_clip.modeling.stages.stage4_region_pooling import RegionPooling
 
 __all__ = ["BilinearDecoder", "PyramidDecoder"]
 
@@ -85,6 +86,8 @@ class PyramidDecoder(nn.Module):
 
     With `pixel_text`, the product of the last image features and the text features is added. This
     is a per-pixel classifier, which quickly learns the appearance of the trained categories.
+
+    With `region_stride`, :class:`RegionPooling` then makes the pixels of a region agree.
     """
 
     @configurable
@@ -98,6 +101,8 @@ class PyramidDecoder(nn.Module):
         category_dim: int,
         norm: str,
         pixel_text: bool,
+        region_stride: int = 0,
+        region_key_stride: int = 32,
     ):
         """
         Args:
@@ -107,9 +112,10 @@ class PyramidDecoder(nn.Module):
             category_dim: channels of the category pathway.
             norm: "GN", "BN", "SyncBN", "LN" (over channels) or "".
             pixel_text: add the product of pixel and text features at stride 4.
+            region_stride, region_key_stride: see :class:`RegionPooling`; 0 for none.
 
         Raises:
-            ValueError: if "GN" cannot divide a width into its groups.
+            ValueError: if "GN" cannot divide a width into its groups, or for an invalid stride.
         """
         super().__init__()
         for key, width in (("IMAGE_DIM", image_dim), ("CATEGORY_DIM", category_dim)):
@@ -140,6 +146,9 @@ class PyramidDecoder(nn.Module):
             self.name = nn.Linear(text_channels, image_dim)
             nn.init.zeros_(self.name.weight)
             nn.init.zeros_(self.name.bias)
+        self.regions = None
+        if region_stride:
+            self.regions = RegionPooling(image_dim, region_stride, region_key_stride)
 
     @classmethod
     def from_config(
@@ -158,6 +167,8 @@ class PyramidDecoder(nn.Module):
             "category_dim": node.CATEGORY_DIM,
             "norm": node.NORM,
             "pixel_text": node.PIXEL_TEXT,
+            "region_stride": node.REGION_STRIDE,
+            "region_key_stride": node.REGION_KEY_STRIDE,
         }
 
     def forward(
@@ -166,6 +177,7 @@ class PyramidDecoder(nn.Module):
         visual: Tensor,
         text_features: Tensor,
         features: dict[str, Tensor],
+        pixel_valid: Tensor,
         proposal_valid: Tensor,
     ) -> Tensor:
         """
@@ -173,11 +185,13 @@ class PyramidDecoder(nn.Module):
             coarse: (B, K, h, w) logits.
             visual: (B, d, h, w) from stage 3.
             text_features: (B, K, d) from stage 3.
-            features: output of the backbone; res2, res3 and res4 are used.
+            features: output of the backbone; res2, res3 and res4 are used, and ``image`` for
+                the regions.
+            pixel_valid: (B, h, w) bool, False at padding.
             proposal_valid: (B, K) bool, False for padded proposals.
 
         Returns:
-            fine logits (B, K, H/4, W/4).
+            fine logits (B, K, H/4, W/4), or at the stride of the regions.
         """
         b, k = coarse.shape[:2]
         image = self.visual(visual)
@@ -195,7 +209,10 @@ class PyramidDecoder(nn.Module):
             pixels = self.pixel(image)
             product = torch.einsum("bkc,bchw->bkhw", self.name(text_features), pixels)
             correction = correction + product * pixels.shape[1] ** -0.5
-        return resize_to(coarse, maps.shape[-2:]) + correction
+        fine = resize_to(coarse, maps.shape[-2:]) + correction
+        if self.regions is None:
+            return fine
+        return self.regions(fine, image, features["image"], pixel_valid, proposal_valid)
 
 
 def _category_input(coarse: Tensor, proposal_valid: Tensor) -> Tensor:
@@ -227,6 +244,7 @@ class BilinearDecoder(nn.Module):
         visual: Tensor,
         text_features: Tensor,
         features: dict[str, Tensor],
+        pixel_valid: Tensor,
         proposal_valid: Tensor,
     ) -> Tensor:
         """As :meth:`PyramidDecoder.forward`."""

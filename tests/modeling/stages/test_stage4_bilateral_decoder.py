@@ -100,7 +100,7 @@ def test_borders_are_better_than_bilinear(make_cfg, make_scene, boundary_iou, cl
             coarse = F.adaptive_avg_pool2d(hot, grids[0])
             coarse = 10 * (coarse + 0.2 * noise(*coarse.shape, seed=seed))
             features = {"image": image, "res2": image.new_zeros(1, 1, *grids[1])}
-            fine = model.fine_decoder(coarse, None, None, features, torch.ones(1, 4).bool())
+            fine = model.fine_decoder(coarse, None, None, features, None, torch.ones(1, 4).bool())
             assert fine.shape == (1, 4, height // 4, width // 4)
             fine = F.interpolate(fine, labels.shape, mode="bilinear")
             score = boundary_iou(fine[0].argmax(0), labels)

@@ -32,17 +32,22 @@ def test_the_weights_are_shared_over_the_categories(make_cfg):
     decoder = PyramidDecoder(make_cfg(), shapes, 6, 5)
     torch.nn.init.normal_(decoder.out.weight)
     features = {f"res{i}": torch.randn(1, 4 * i, 64 >> i, 96 >> i) for i in (2, 3, 4)}
+    features["image"] = torch.randn(1, 3, 64, 96)
     coarse, visual, text = torch.randn(1, 3, 2, 3), torch.randn(1, 6, 2, 3), torch.randn(1, 3, 5)
-    out = decoder(coarse, visual, text, features, torch.ones(1, 3).bool())
-    assert out.shape == (1, 3, 16, 24)
+    everywhere = torch.ones(1, 2, 3).bool()
+    out = decoder(coarse, visual, text, features, everywhere, torch.ones(1, 3).bool())
+    assert out.shape == (1, 3, 32, 48)  # REGION_STRIDE is 2
     order = torch.tensor([2, 0, 1])
-    shuffled = decoder(coarse[:, order], visual, text[:, order], features, torch.ones(1, 3).bool())
+    shuffled = decoder(
+        coarse[:, order], visual, text[:, order], features, everywhere, torch.ones(1, 3).bool()
+    )
     torch.testing.assert_close(shuffled, out[:, order], rtol=1e-4, atol=1e-5)
     padded = decoder(
         torch.cat([coarse, 50 + coarse[:, :1]], 1),
         visual,
         torch.cat([text, text[:, :1]], 1),
         features,
+        everywhere,
         torch.tensor([[True, True, True, False]]),
     )
     torch.testing.assert_close(padded[:, :3], out, rtol=1e-4, atol=1e-5)
