@@ -6,9 +6,10 @@
     python tools/export.py --config-file output/mine/config.yaml \\
         --weights output/mine/model_final.pth --output output/onnx/mine
 
-The folder contains image.onnx (image and text features to label map), logits.onnx (the same without
-the label map), text.onnx (names to text features), labels.onnx (logits to a label map of any size),
-.pt2 files, tokenizer.json and config.json. docs/export.md explains them and how to run them.
+The folder contains image.onnx (image and text features to label map), encoder.onnx and head.onnx
+(its two parts, without the label map), text.onnx (names to text features), labels.onnx (logits to a
+label map of any size), .pt2 files, tokenizer.json and config.json. docs/export.md explains them and
+how to run them.
 
 It needs pip install 'dcp_clip[onnx]'.
 """
@@ -28,8 +29,8 @@ def get_parser() -> argparse.ArgumentParser:
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
     add("--weights", help=weights_help + "the config")
     add("--output", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
-    int8_help = "also compute the convolutions of logits.onnx in int8; a folder of photographs "
-    add("--int8", type=Path, metavar="PHOTOS", help=int8_help + "like those to segment")
+    int8_help = "compute the convolutions of encoder.onnx and head.onnx in int8; a folder of "
+    add("--int8", type=Path, metavar="PHOTOS", help=int8_help + "photographs like those to segment")
     import_help = "import a module of your own first (docs/new_head.md); can be repeated"
     add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")

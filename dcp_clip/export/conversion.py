@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sympy
 import torch
@@ -62,13 +63,13 @@ def export_text(program: TextProgram, length: int, shorter: bool) -> ExportedPro
     return _export(program, (torch.zeros(size, dtype=torch.int64),), (shapes,))
 
 
-def export_labels() -> ExportedProgram:
+def export_labels(program: LabelProgram) -> ExportedProgram:
     """Export the upsampling of logits to labels; all sizes stay open."""
     dynamic, index = Dim.DYNAMIC, torch.arange
     inputs = (torch.randn(5, 6, 7), index(6), index(6), torch.rand(6), index(7), index(7))
     shapes = ({0: dynamic, 1: dynamic, 2: dynamic}, *({0: dynamic} for _ in range(6)), {})
     inputs = (torch.randn(5, 8, 9), *inputs[1:], torch.rand(7), torch.tensor(1.0))
-    return _export(LabelProgram(), inputs, shapes)
+    return _export(program, inputs, shapes)
 
 
 def _export(program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple) -> ExportedProgram:
@@ -120,22 +121,22 @@ def _size_checks(exported: ExportedProgram) -> list[torch.fx.Node]:
     return list(exported.graph_module.graph.find_nodes(op="call_function", target=assertion))
 
 
-def write_onnx(exported: ExportedProgram, program: type[nn.Module], folder: Path) -> None:
-    """Convert a program to ONNX, with the names of the inputs and outputs of its class.
+def write_onnx(exported: ExportedProgram, program: nn.Module, folder: Path) -> None:
+    """Convert a program to ONNX, with the names of its inputs and outputs.
 
-    A program with `unlabelled` is written twice: as NAME.onnx, and without its other outputs as
-    logits.onnx. Both use the weights in NAME.onnx.data.
+    The image program is written as three files, which share the weights in image.onnx.data:
+    image.onnx is the whole model. encoder.onnx is the image encoder, and head.onnx the rest
+    without the label map, so that an image is encoded once for several vocabularies.
 
     Args:
         exported: the program.
-        program: its class.
+        program: the module that was exported.
         folder: where to write NAME.onnx.
 
     Raises:
         ExportError: if an operator has no counterpart in ONNX.
     """
-    import onnx_ir
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     try:
         with torch.no_grad(), _quiet():
@@ -150,16 +151,32 @@ def write_onnx(exported: ExportedProgram, program: type[nn.Module], folder: Path
     except Exception as error:
         raise ExportError(f"ONNX cannot express this model: {_first_line(error)}") from error
     ClearMetadataAndDocStringPass()(converted.model)  # traces with paths of this machine
-    path, unlabelled = folder / f"{program.name}.onnx", getattr(program, "unlabelled", ())
-    if not unlabelled:
-        converted.save(path)
-        return
-    onnx_ir.save(converted.model, path, external_data=f"{path.name}.data")
+    if isinstance(program, ImageProgram):
+        _write_image(converted.model, program, folder)
+    else:
+        converted.save(folder / f"{program.name}.onnx")
+
+
+def _write_image(model: Any, program: ImageProgram, folder: Path) -> None:
+    """Write image.onnx, encoder.onnx and head.onnx."""
+    import onnx_ir
+    from onnx_ir.convenience import extract
+
+    path = folder / "image.onnx"
+    onnx_ir.save(model, path, external_data=f"{path.name}.data")
     model = onnx_ir.load(path)
-    for output in [x for x in model.graph.outputs if x.name not in unlabelled]:
-        model.graph.outputs.remove(output)
-    RemoveUnusedNodesPass()(model)
-    onnx_ir.save(model, folder / "logits.onnx")
+    # The head computes the image itself and the sizes of its features from its input "image".
+    head = extract(model.graph, (*program.inputs, *program.features), program.unlabelled)
+    for value in [x for x in head.inputs if not x.uses()]:
+        head.inputs.remove(value)
+    features = [x.name for x in head.inputs if x.name in program.features]
+    for name, graph in (
+        ("encoder", extract(model.graph, ("image",), features)),
+        ("head", head),
+        ("image", extract(model.graph, program.inputs, program.results)),
+    ):
+        part = onnx_ir.Model(graph, ir_version=model.ir_version)
+        onnx_ir.save(part, folder / f"{name}.onnx")
 
 
 def save_program(exported: ExportedProgram, path: Path) -> None:

@@ -31,7 +31,7 @@ from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["export_model"]
 
-FORMAT = 1  # of the folder; the runtime refuses others
+FORMAT = 2  # of the folder; the runtime refuses others
 TORCH = (2, 14)  # earlier versions are not tested
 _PACKAGES = ("onnx", "onnxscript", "tokenizers")
 
@@ -39,7 +39,7 @@ _PACKAGES = ("onnx", "onnxscript", "tokenizers")
 def export_model(
     cfg: CfgNode, model: nn.Module, output: Path, photographs: Sequence[Path] | None = None
 ) -> None:
-    """Write ``image``, ``text`` and ``labels`` (.onnx and .pt2), the tokenizer and ``config.json``.
+    """Write the programs as .onnx and .pt2, the tokenizer and ``config.json``.
 
     The folder gets its name when it is complete.
 
@@ -79,11 +79,11 @@ def _check_packages() -> None:
 def _write(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
     encoder = model.text_encoder
     length, shorter = encoder.text.context_length, can_truncate(encoder.text)
-    image, text = ImageProgram(model), TextProgram(encoder.text)
+    labels, text, image = LabelProgram(), TextProgram(encoder.text), ImageProgram(model)
     for program, exported in (
-        (LabelProgram, export_labels()),
-        (TextProgram, export_text(text, length, shorter)),
-        (ImageProgram, export_image(image)),
+        (labels, export_labels(labels)),
+        (text, export_text(text, length, shorter)),
+        (image, export_image(image)),
     ):
         save_program(exported, folder / f"{program.name}.pt2")
         write_onnx(exported, program, folder)

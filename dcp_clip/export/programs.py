@@ -32,7 +32,7 @@ class ImageProgram(nn.Module):
 
     name = "image"
     inputs = ("image", "text_features", "category_rows")
-    outputs = ("label_map", "ids", "scores", "confidence", "presence", "logits")
+    results = ("label_map", "ids", "scores", "confidence", "presence", "logits")
     # Without those that have the size of the image.
     unlabelled = ("ids", "scores", "presence", "logits")
 
@@ -48,7 +48,13 @@ class ImageProgram(nn.Module):
             "proposal": ExportableProposal.of(model.proposal),
             "text_encoder": _GivenText(),
         }
-        self.has_presence = type(model.refinement).__name__ != "NoRefinement"
+        # Without the image itself, which the rest of the model gets as an input.
+        self.features = tuple(key for key in model.backbone.output_shape() if key != "image")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return self.results + self.features
 
     def forward(
         self, image: Tensor, text_features: Tensor, category_rows: Tensor
@@ -65,7 +71,7 @@ class ImageProgram(nn.Module):
             stage 1; confidence (B, H, W), 0 to 1; presence (B, K), the probability by stage 5 that
             the category is in the image, 1 without stage 5; logits (B, K, h, w). The logits cover
             the image after padding at the right and the bottom to multiples of the encoder's
-            stride.
+            stride. Then the output of the image encoder, in the order of `features`.
         """
         model = self.model
         height, width = image.shape[-2:]
@@ -74,7 +80,10 @@ class ImageProgram(nn.Module):
         padded = [(side + divisor - 1) // divisor * divisor for side in (height, width)]
         pixels = F.pad(pixels, (0, padded[1] - width, 0, padded[0] - height))
         text = TextFeatures(text_features, category_rows)
-        stages, proposals, refinement = model.segment(pixels, [_NO_PADDING], text)
+        features = model.backbone(pixels)
+        stages, proposals, refinement = model.segment(
+            pixels, [_NO_PADDING], text, features=features
+        )
         logits = stages[list(stages)[-1] if model.output == "last" else model.output].float()
         full = F.interpolate(logits, padded, mode="bilinear")[..., :height, :width]
         best, position = full.max(1)
@@ -83,7 +92,8 @@ class ImageProgram(nn.Module):
         presence = torch.ones_like(proposals.scores)
         if refinement is not None:
             presence = refinement.class_logits.float().sigmoid()
-        return label_map, proposals.ids, proposals.scores, total.reciprocal(), presence, logits
+        results = (label_map, proposals.ids, proposals.scores, total.reciprocal(), presence, logits)
+        return (*results, *(features[key] for key in self.features))
 
 
 class TextProgram(nn.Module):

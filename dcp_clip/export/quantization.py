@@ -22,7 +22,7 @@ _MAX_PHOTOGRAPHS = 32
 def quantize_convolutions(
     folder: Path, photographs: Sequence[Path], vocabulary: Any | None = None
 ) -> None:
-    """Replace logits.onnx, which `OnnxPredictor` runs, by one with int8 convolutions.
+    """Compute the convolutions of encoder.onnx and head.onnx, which `OnnxPredictor` runs, in int8.
 
     The ranges of their inputs come from photographs (static quantisation). All other operators
     stay in fp32, because they decide between categories and take little time.
@@ -45,24 +45,27 @@ def quantize_convolutions(
         raise ExportError("int8 needs photographs, but the folder of --int8 has none.")
     predictor = OnnxPredictor(folder, vocabulary)
     step = -(-len(photographs) // _MAX_PHOTOGRAPHS)
-    with _without_advice():
-        quantize_static(
-            onnx.load(folder / "logits.onnx"),
-            folder / "logits.onnx",
-            _Inputs(predictor, photographs[::step]),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+    for name in ("encoder", "head"):
+        with _without_advice():
+            quantize_static(
+                onnx.load(folder / f"{name}.onnx"),
+                folder / f"{name}.onnx",
+                _Inputs(predictor, name, photographs[::step]),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
 
 
 class _Inputs:
-    """The inputs of logits.onnx for photographs, as ONNX Runtime's CalibrationDataReader."""
+    """The inputs of a program for photographs, as ONNX Runtime's CalibrationDataReader."""
 
-    def __init__(self, predictor: OnnxPredictor, photographs: Sequence[Path]):
-        self._inputs = iter(predictor.inputs(read_image(path)) for path in photographs)
+    def __init__(self, predictor: OnnxPredictor, program: str, photographs: Sequence[Path]):
+        text = predictor.text_features()
+        images = (predictor.resizing(read_image(path)) for path in photographs)
+        self._inputs = (predictor.model.inputs(image, text)[program] for image in images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._inputs, None)

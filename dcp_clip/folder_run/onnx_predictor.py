@@ -7,6 +7,7 @@ import numpy as np
 from dcp_clip.data.vocabularies import parse_vocabulary
 from dcp_clip.prediction import Prediction, make_prediction
 from dcp_clip.runtime import OnnxPredictor
+from dcp_clip.runtime.model import Features
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["RunOnnxPredictor"]
@@ -52,9 +53,10 @@ class RunOnnxPredictor(OnnxPredictor):
         size: tuple[int, int],
         vocabulary: Vocabulary | None = None,
         unknown_below: float | None = None,
+        features: list[Features] | None = None,
     ) -> Prediction:
         """See :meth:`OnnxPredictor.predict_resized`."""
-        found = super().predict_resized(resized, size, vocabulary, unknown_below)
+        found = super().predict_resized(resized, size, vocabulary, unknown_below, features)
         scores = dict(zip(found.category_ids.tolist(), found.scores.tolist(), strict=True))
         below = self.unknown_below if unknown_below is None else unknown_below
         return make_prediction(found.sem_seg, scores, found.vocabulary, below)

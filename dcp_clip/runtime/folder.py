@@ -11,9 +11,9 @@ from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["ModelFolder", "RuntimeFolderError", "read_folder"]
 
-_FORMAT = 1
-_FILES = ("logits.onnx", "image.onnx.data", "text.onnx", "labels.onnx", "tokenizer.json")
-_FILES += ("config.json",)
+_FORMAT = 2
+_FILES = ("encoder.onnx", "head.onnx", "image.onnx.data", "text.onnx", "labels.onnx")
+_FILES += ("tokenizer.json", "config.json")
 
 
 class RuntimeFolderError(ValueError):

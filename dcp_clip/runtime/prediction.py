@@ -1,4 +1,4 @@
-"""The segmentation of one image, as :class:`dcp_clip.Prediction` without drawing and formats."""
+"""An encoded image, and the segmentation of one: as in dcp_clip, without drawing and formats."""
 
 from __future__ import annotations
 
@@ -20,9 +20,31 @@ from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.label_maps import category_shares
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["Prediction", "make_prediction"]
+__all__ = ["EncodedImage", "Prediction", "make_prediction"]
 
 _PALETTE_COLORS = 256
+
+
+@dataclass
+class EncodedImage:
+    """An image and its features, see `OnnxPredictor.set_image`.
+
+    Attributes:
+        image: (H', W', 3) uint8 RGB, as it was read.
+        size: (height, width) of the label map.
+        resized: (h, w, 3) uint8, the input of the model.
+        features: the output of encoder.onnx for the image, or for each view of it in windows.
+    """
+
+    image: np.ndarray = field(repr=False)
+    size: tuple[int, int]
+    resized: np.ndarray = field(repr=False)
+    features: list[dict[str, np.ndarray]] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the features in bytes."""
+        return sum(array.nbytes for view in self.features for array in view.values())
 
 
 @dataclass

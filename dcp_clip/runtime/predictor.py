@@ -12,9 +12,10 @@ import numpy as np
 
 from dcp_clip.labels import checked_threshold
 from dcp_clip.runtime.folder import read_folder
-from dcp_clip.runtime.prediction import Prediction, make_prediction
+from dcp_clip.runtime.model import ExportedModel, Features
+from dcp_clip.runtime.prediction import EncodedImage, Prediction, make_prediction
 from dcp_clip.runtime.resizing import Resizing
-from dcp_clip.runtime.segmentation import Segmentation, segment_in_windows
+from dcp_clip.runtime.segmentation import Segmentation
 from dcp_clip.runtime.sessions import open_program
 from dcp_clip.runtime.text import TextEncoder, TextFeatures
 from dcp_clip.utils.images.arrays import check_rgb
@@ -37,6 +38,10 @@ class OnnxPredictor:
         predictor = OnnxPredictor("output/onnx/camvid")
         predictor.set_vocabulary("sky; tree; car, automobile")
         print(predictor("street.jpg").shares)
+
+        predictor.set_image("cat.jpg")  # encoded once
+        for names in ("cat; sofa", "cat; cushion; wall"):
+            print(predictor.predict(names).shares)
     """
 
     def __init__(
@@ -78,11 +83,13 @@ class OnnxPredictor:
         def load(name: str) -> Any:
             return open_program(self.folder.path / name, backend, threads, providers)
 
-        self._image, self._labels = load("logits.onnx"), load("labels.onnx")
+        self.model = ExportedModel(self.folder, load("encoder.onnx"), load("head.onnx"))
+        self._labels = load("labels.onnx")
         self._text = TextEncoder(self.folder, load("text.onnx"))
         self.backend = backend
         self.resizing = Resizing.from_settings(self.folder["input"])
         self.max_input_pixels = max_input_pixels
+        self.image: EncodedImage | None = None
         below = self.folder["unknown_below"] if unknown_below is None else unknown_below
         self.unknown_below = checked_threshold(below)
         self.set_vocabulary(vocabulary)
@@ -102,9 +109,30 @@ class OnnxPredictor:
         self._text(vocabulary)
         self.vocabulary = vocabulary
 
+    def set_image(
+        self, image: str | os.PathLike | np.ndarray, size: tuple[int, int] | None = None
+    ) -> EncodedImage:
+        """Encode an image once, to segment it with several vocabularies.
+
+        `predict` then segments this image without running the encoder. The predictor keeps the last
+        image only. If several threads set images, each of them passes the result of its own call:
+        `predictor(encoded, vocabulary=...)`.
+
+        Args:
+            image, size: see `__call__`.
+
+        Raises:
+            ImageReadError, ValueError: see `__call__`.
+        """
+        image, size = self._read(image, size)
+        resized = self.resizing(image)
+        encoded = EncodedImage(image, size, resized, self.model.encode(resized))
+        self.image = encoded  # returned from the variable: another thread may set another image
+        return encoded
+
     def __call__(
         self,
-        image: str | os.PathLike | np.ndarray,
+        image: str | os.PathLike | np.ndarray | EncodedImage,
         size: tuple[int, int] | None = None,
         vocabulary: VocabularySpec | None = None,
         unknown_below: float | None = None,
@@ -112,9 +140,9 @@ class OnnxPredictor:
         """Segment an image.
 
         Args:
-            image: an image file, or an (H, W, 3) uint8 RGB array.
+            image: an image file, an (H, W, 3) uint8 RGB array, or an image from `set_image`.
             size: (height, width) of the label map; default: the size of the image after its EXIF
-                rotation.
+                rotation, or that given to `set_image`.
             vocabulary: the vocabulary for this image; default: the current one.
             unknown_below: default: that of the predictor.
 
@@ -126,15 +154,26 @@ class OnnxPredictor:
         """
         vocabulary = self.vocabulary if vocabulary is None else Vocabulary.parse(vocabulary)
         below = self.unknown_below if unknown_below is None else checked_threshold(unknown_below)
-        if isinstance(image, str | os.PathLike):
-            image, file_size = read_image_and_size(image, self.max_input_pixels)
-            size = size or file_size
-        check_rgb(image)
-        start = time.perf_counter()
-        size = tuple(size or image.shape[:2])
-        prediction = self.predict_resized(self.resizing(image), size, vocabulary, below)
+        if isinstance(image, EncodedImage):
+            start, resized, features = time.perf_counter(), image.resized, image.features
+            size = size or image.size
+        else:
+            image, size = self._read(image, size)
+            start, features = time.perf_counter(), None
+            resized = self.resizing(image)
+        prediction = self.predict_resized(resized, size, vocabulary, below, features)
         prediction.milliseconds = 1000 * (time.perf_counter() - start)
         return prediction
+
+    def predict(self, vocabulary: VocabularySpec | None = None, **options: Any) -> Prediction:
+        """Segment the last image of `set_image`; the arguments are those of `__call__`.
+
+        Raises:
+            ValueError: if no image was set; see also `__call__`.
+        """
+        if self.image is None:
+            raise ValueError("There is no image; call set_image first.")
+        return self(self.image, vocabulary=vocabulary, **options)
 
     def predict_resized(
         self,
@@ -142,6 +181,7 @@ class OnnxPredictor:
         size: tuple[int, int],
         vocabulary: Vocabulary | None = None,
         unknown_below: float | None = None,
+        features: list[Features] | None = None,
     ) -> Prediction:
         """Segment an image that `resizing` has resized.
 
@@ -149,6 +189,7 @@ class OnnxPredictor:
             resized: (h, w, 3) uint8 RGB.
             size: (height, width) of the label map.
             vocabulary, unknown_below: default: those of the predictor.
+            features: see :class:`EncodedImage`; default: computed here.
 
         Raises:
             ValueError: if the model computes NaN or infinite logits.
@@ -156,7 +197,7 @@ class OnnxPredictor:
         vocabulary = self.vocabulary if vocabulary is None else vocabulary
         below = self.unknown_below if unknown_below is None else unknown_below
         text = self._text(vocabulary)
-        maps, ids, scores, extent = self._segment(resized, text)
+        maps, ids, scores, extent = self.model.segment(resized, text, features)
         if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
             raise ValueError(
                 "The model computed NaN or infinite logits, so it has no answer for this image; "
@@ -167,46 +208,16 @@ class OnnxPredictor:
         )
         return make_prediction(sem_seg, scores, vocabulary, below)
 
-    def inputs(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the inputs of logits.onnx for an (H, W, 3) uint8 RGB array and the vocabulary."""
-        return _inputs(self.resizing(image), self._text(self.vocabulary))
+    def text_features(self) -> TextFeatures:
+        """Return the text features of the vocabulary, which head.onnx takes."""
+        return self._text(self.vocabulary)
 
-    def _segment(
-        self, image: np.ndarray, text: TextFeatures
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
-        """Return logits (K, h, w), ids (K,), scores (K,), and the (rows, columns) of the image."""
-        window = self.folder["window"]
-        if window is None or max(image.shape[:2]) <= window["size"]:
-            maps, extent, ids, scores = self._run(image, text)
-            return maps, ids, scores, extent
-        proposed: dict[str, np.ndarray] = {}
-
-        def propose(reduced: np.ndarray) -> None:
-            _, _, proposed["ids"], proposed["scores"] = self._run(reduced, text)
-
-        def segment(view: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-            # A vocabulary of at most K names is proposed completely.
-            rows = text.category_rows[proposed["ids"]]
-            return self._run(view, TextFeatures(text.embeddings, rows))[:2]
-
-        maps, extent = segment_in_windows(image, window["size"], window["stride"], propose, segment)
-        return maps, proposed["ids"], proposed["scores"], extent
-
-    def _run(
-        self, image: np.ndarray, text: TextFeatures
-    ) -> tuple[np.ndarray, tuple[float, float], np.ndarray, np.ndarray]:
-        """Run logits.onnx: logits (K, h, w), what of their grid is image, ids (K,), scores (K,)."""
-        logits, ids, scores = self._image(_inputs(image, text), ["logits", "ids", "scores"])
-        stride = self.folder["input"]["stride"]
-        padded = [-(-side // stride) * stride for side in image.shape[:2]]
-        covered = zip(image.shape[:2], logits.shape[2:], padded, strict=True)
-        rows, columns = (side * cells / whole for side, cells, whole in covered)
-        return logits[0], (rows, columns), ids[0], scores[0]
-
-
-def _inputs(image: np.ndarray, text: TextFeatures) -> dict[str, np.ndarray]:
-    return {
-        "image": np.ascontiguousarray(image.transpose(2, 0, 1))[None],
-        "text_features": text.embeddings,
-        "category_rows": text.category_rows,
-    }
+    def _read(
+        self, image: str | os.PathLike | np.ndarray, size: tuple[int, int] | None
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return the (H, W, 3) uint8 RGB image, and the (height, width) of its label map."""
+        if isinstance(image, str | os.PathLike):
+            image, file_size = read_image_and_size(image, self.max_input_pixels)
+            size = size or file_size
+        check_rgb(image)
+        return image, tuple(size or image.shape[:2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 
 from dcp_clip.runtime.sessions import Program
 
-__all__ = ["Segmentation", "segment_in_windows"]
+__all__ = ["Segmentation", "blend_windows", "window_views"]
 
 _CELL = 4  # pixels: the logits of all windows are on one grid of this stride
 _LOGITS_PER_BAND = 8_000_000
@@ -91,38 +91,50 @@ def _neighbours(
     return before, np.minimum(before + 1, length - 1), (centres - before).astype(np.float32)
 
 
-def segment_in_windows(
-    image: np.ndarray,
-    size: int,
-    stride: int,
-    propose: Callable[[np.ndarray], np.ndarray],
-    segment: Callable[[np.ndarray], tuple[np.ndarray, tuple[float, float]]],
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """Segment an image window by window, as :class:`dcp_clip.modeling.inference.SlidingWindow`.
-
-    The logits of the whole image are in memory: K values for 4 x 4 pixels.
+def window_views(image: np.ndarray, size: int, stride: int) -> Iterator[np.ndarray]:
+    """Yield the image (H, W, 3) reduced to the size of a window, and then each window.
 
     Args:
-        image: (H, W, 3) uint8, larger than a window.
+        image: uint8, larger than a window.
         size: height and width of a window in pixels, a multiple of 4.
         stride: pixels from one window to the next, a multiple of 4.
-        propose: is called first, with the image reduced to the size of a window.
-        segment: from a window (h, w, 3) to logits (K, h', w') and the (rows, columns) of their grid
-            that the window covers.
-
-    Returns:
-        the logits (K, rows, columns) of the image, and the (rows, columns) that it covers.
     """
     height, width = image.shape[:2]
     factor = size / max(height, width)
     reduced = (max(1, round(width * factor)), max(1, round(height * factor)))
-    propose(np.asarray(Image.fromarray(image).resize(reduced, Image.Resampling.BILINEAR)))
+    yield np.asarray(Image.fromarray(image).resize(reduced, Image.Resampling.BILINEAR))
+    for y, x in _window_cells((height, width), size, stride):
+        window = image[_CELL * y : _CELL * y + size, _CELL * x : _CELL * x + size]
+        yield np.ascontiguousarray(window)
+
+
+def blend_windows(
+    windows: Iterable[tuple[np.ndarray, tuple[float, float]]],
+    image_size: tuple[int, int],
+    size: int,
+    stride: int,
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Blend the logits of all windows, as :class:`dcp_clip.modeling.inference.SlidingWindow`.
+
+    The logits of the whole image are in memory: K values for 4 x 4 pixels.
+
+    Args:
+        windows: for each window of :func:`window_views` the logits (K, h, w), and the (rows,
+            columns) of their grid that the window covers.
+        image_size: (H, W) in pixels.
+        size, stride: see :func:`window_views`.
+
+    Returns:
+        the logits (K, rows, columns) of the image, and the (rows, columns) that it covers.
+    """
+    height, width = image_size
     rows, columns = -(-height // _CELL), -(-width // _CELL)
     total, weight = None, np.zeros((rows, columns), np.float32)
-    starts = [_starts(side, size // _CELL, stride // _CELL) for side in (rows, columns)]
-    for y, x in itertools.product(*starts):
-        window = image[_CELL * y : _CELL * y + size, _CELL * x : _CELL * x + size]
-        logits = _resize_to_grid(*segment(np.ascontiguousarray(window)), window.shape[:2])
+    cells = _window_cells(image_size, size, stride)
+    for (y, x), (logits, extent) in zip(cells, windows, strict=True):
+        logits = _resize_to_grid(
+            logits, extent, (min(size, height - _CELL * y), min(size, width - _CELL * x))
+        )
         weights = _ramp(logits.shape[1])[:, None] * _ramp(logits.shape[2])
         if total is None:
             total = np.zeros((len(logits), rows, columns), np.float32)
@@ -131,6 +143,12 @@ def segment_in_windows(
         weight[place] += weights
     total /= weight
     return total, (height / _CELL, width / _CELL)
+
+
+def _window_cells(image_size: tuple[int, int], size: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Yield the first (row, column) of cells of each window."""
+    starts = [_starts(-(-side // _CELL), size // _CELL, stride // _CELL) for side in image_size]
+    return itertools.product(*starts)
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -16,7 +16,12 @@ class Program:
     """One exported program. Several threads can call it.
 
     Call it with an array for each input; it returns the array of each output that is asked for.
+
+    Attributes:
+        outputs: the names of all outputs.
     """
+
+    outputs: tuple[str, ...]
 
     def __call__(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
@@ -66,6 +71,7 @@ class _OnnxRuntime(Program):
         self._session = onnxruntime.InferenceSession(
             path, options, providers=list(providers) or ["CPUExecutionProvider"]
         )
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def __call__(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
@@ -83,6 +89,7 @@ class _OpenVino(Program):
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         self._model = core.compile_model(core.read_model(path), "CPU", options)
+        self.outputs = tuple(output.any_name for output in self._model.outputs)
 
     def __call__(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]

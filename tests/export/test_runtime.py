@@ -89,6 +89,33 @@ def test_predictors_agree(onnx, predictor, make_image, tmp_path, names, assert_e
         onnx(image / 255)
 
 
+def test_an_image_is_encoded_once_for_several_vocabularies(
+    folder, onnx, make_image, tmp_path, names
+):
+    image = make_image(90, 130).permute(1, 2, 0).numpy()
+    other = make_image(70, 60).permute(1, 2, 0).numpy()
+    path = tmp_path / "photo.png"
+    Image.fromarray(image).save(path)
+    predictor = OnnxPredictor(folder, names, threads=1)
+    with pytest.raises(ValueError, match="call set_image first"):
+        predictor.predict()
+    encoded = predictor.set_image(path, size=(45, 65))
+    assert encoded.nbytes > 0 and predictor.image is encoded
+    encode = predictor.model.encoder
+    predictor.model.encoder = SimpleNamespace(outputs=encode.outputs)  # cannot run
+    for vocabulary in (None, "sky; !wall", [f"name {i}" for i in range(40)]):
+        found = predictor.predict(vocabulary, unknown_below=0.3)
+        expected = onnx(image, (45, 65), vocabulary, unknown_below=0.3)
+        np.testing.assert_array_equal(found.label_map, expected.label_map)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    predictor.model.encoder = encode
+    predictor.set_image(other)
+    np.testing.assert_array_equal(predictor.predict().label_map, onnx(other).label_map)
+    np.testing.assert_array_equal(
+        predictor(encoded, size=image.shape[:2]).label_map, onnx(image).label_map
+    )
+
+
 def test_bands_do_not_change_the_labels(onnx, make_image, monkeypatch):
     image = make_image(90, 130).permute(1, 2, 0).numpy()
     whole = onnx(image)
@@ -111,6 +138,10 @@ def test_windows_agree(cfg, model, folder, make_image, tmp_path, monkeypatch, na
         image = make_image(*size).permute(1, 2, 0).numpy()
         # Pillow and PyTorch reduce the image for stage 1; some bytes differ by one.
         assert_equal(onnx(image), predictor(image), scores=2e-3)
+        onnx.set_image(image)
+        for vocabulary in (names, "sky; tree"):
+            expected = onnx(image, vocabulary=vocabulary).label_map
+            np.testing.assert_array_equal(onnx.predict(vocabulary).label_map, expected)
 
 
 def test_threads_share_a_predictor(onnx, make_image):
@@ -131,7 +162,7 @@ def test_threads_share_a_predictor(onnx, make_image):
 
 
 def test_wrong_folders_are_one_sentence(folder, cfg, model, tmp_path, names):
-    with pytest.raises(RuntimeFolderError, match="has no logits.onnx"):
+    with pytest.raises(RuntimeFolderError, match="has no encoder.onnx"):
         OnnxPredictor(tmp_path)
     with pytest.raises(ValueError, match="no default vocabulary"):
         OnnxPredictor(folder)
@@ -258,7 +289,7 @@ def test_the_demo_runs_an_exported_model(folder, make_image, tmp_path, capsys):
     formats = ["--format", "overlay", "labels", "confidence", "coco"]
     assert segment.main([*arguments, *formats, "--weights", str(folder)]) == 0
     assert len(list((tmp_path / "out").glob("photo*"))) >= 3
-    for wrong, message in (([], "needs --weights"), (["--weights", str(tmp_path)], "logits.onnx")):
+    for wrong, message in (([], "needs --weights"), (["--weights", str(tmp_path)], "encoder.onnx")):
         with pytest.raises(SystemExit) as raised:
             segment.main([*arguments, *wrong])
         assert message in f"{raised.value} {capsys.readouterr().err}"
