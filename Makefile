@@ -24,7 +24,8 @@ SCENE_NAMES := sand; sunset sky; cobblestone; brick wall; snow; foliage; wood fl
   unicorn; jack-o'-lantern; auto rickshaw; crab; banjo; automobile; whale; rooster; axe; crayon; \
   tiger; violin; pizza; rocket; trophy; water; night sky
 
-RUN_TESTS = -m pytest -n $(WORKERS)
+# worksteal: the slowest tests come last, and one process would run them alone.
+RUN_TESTS = -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
