@@ -27,6 +27,7 @@ def arguments(tmp_path, write_stripes, make_cfg, make_model):
     names = Vocabulary(["sky", "tree", "car", "a", "b", "c"])
     register_sem_seg(NAME, tmp_path / "images", tmp_path / "labels", names, ignore_label=255)
     opts = {"MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR": "", "DATALOADER.NUM_WORKERS": 0}
+    opts["INPUT.MIN_SIZE_TEST"] = 64
     cfg = make_cfg(opts=opts)
     cfg.DATASETS.TRAIN, cfg.MODEL.WEIGHTS = (), str(tmp_path / "model.pth")
     (tmp_path / "config.yaml").write_text(cfg.dump())
