@@ -162,6 +162,8 @@ def join_torchrun(args: Namespace) -> None:
         if args.debug:
             raise
         sys.exit(describe(error))
+    # torchrun stops all processes if one fails. So no process ends while another still writes.
+    comm.synchronize()
     torch.distributed.destroy_process_group()
 
 
