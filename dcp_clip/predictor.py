@@ -184,7 +184,7 @@ class Predictor(HubMixin):
 
         The features are kept on the device of the model. For an image of 640 x 640 pixels and
         ConvNeXt-B they take 30 MB, see `EncodedImage.nbytes`. In sliding windows they grow with the
-        number of windows. They belong to the weights that the model has in this call. Files above
+        number of windows. The features are valid only for the current weights of the model. Files above
         16 million pixels are reduced to this number, or to `max_input_pixels`.
 
         Args:

@@ -16,8 +16,8 @@ and measures how well the pixels of these names are detected: by confidence, by 
 proposals, by the scores of stages 1 and 5, and by a combination that is fitted on half of the
 images. All figures are measured on the other half.
 
-All results are measured on random pixels of each image. KEY VALUE changes the config, for example
-TEST.MAX_IMAGES 250.
+All results are measured on random pixels of each image. --opts changes keys of the config, for
+example --opts TEST.MAX_IMAGES 250.
 """
 
 import argparse

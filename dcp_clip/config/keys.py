@@ -127,8 +127,8 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
     # Add the product of pixel features and text features at stride 4.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.PIXEL_TEXT = True
-    # At the end of PyramidDecoder, the pixels of a region agree on their category. This is the
-    # stride of the pixels, and so of the final logits: 2 or 4; or 0 to leave this step out.
+    # Region pooling: at the end of PyramidDecoder, the pixels of a region agree on their category.
+    # This is the stride of the pixels, and so of the final logits: 2 or 4; or 0 to leave it out.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.REGION_STRIDE = 0
     # The stride of the positions whose probabilities they share, a multiple of 4. The cost grows
     # with the square of the image's area over the product of both strides.
@@ -138,8 +138,8 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH = 0.75
     cfg.MODEL.DCP_CLIP.FINE_DECODER.GUIDE_CONTRAST = 0.5
 
-    # Stage 5: MaskPooledRefinement, ReassignmentRefinement (better on the unseen style of
-    # EmojiScenes, equal elsewhere), NoRefinement.
+    # Stage 5: MaskPooledRefinement, ReassignmentRefinement (a little better on the unseen names of
+    # EmojiScenes), NoRefinement.
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT = CN()
     cfg.MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME = "MaskPooledRefinement"
     # Use a learned classifier. If False, only the mask-pooled CLIP features decide.

@@ -28,14 +28,14 @@ class RegionPooling(nn.Module):
 
     A convolutional network computes an embedding of each pixel that does not depend on the names.
     Each pixel takes the category probabilities of the positions with a similar embedding, by
-    attention with the negative squared distance of two embeddings as its logit. So the names that
-    compete for one object become one name, and borders follow the pixels. Positions whose decision
-    is clear, and positions that the network finds reliable, count more. A gate decides for each
+    attention with the negative squared distance of two embeddings as its logit. So all pixels of one
+    object tend to get the same category, and borders follow the pixels. Positions whose decision is
+    clear, and positions that the network finds reliable, count more. A gate decides for each
     pixel how much of its own logits is replaced. The gate starts at zero, so the module starts
     without effect.
 
     The weights are shared over the categories and learned from the losses of the pooled logits
-    alone. A loss that separates the embeddings of different segments was less accurate
+    alone. A loss that pulls the embeddings of one object together was less accurate
     (docs/emoji_scenes_results.md).
 
     The cost is one attention from all pixels at `stride` to all positions at `key_stride`: it grows
