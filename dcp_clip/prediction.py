@@ -3,6 +3,7 @@
 `EncodedImage` is an image that is kept to be segmented with several vocabularies.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from dcp_clip.labels import (
     shares_by_name,
 )
 from dcp_clip.structures import SemSegLabels, SemSegProposals
-from dcp_clip.utils.label_maps import category_shares
+from dcp_clip.utils.label_maps import category_shares, save_label_map
 from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
@@ -93,6 +94,10 @@ class Prediction:
         If two categories have the same display name, the second one gets its id as a suffix.
         """
         return shares_by_name(self.found)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the label map as a PNG, see `dcp_clip.utils.label_maps.save_label_map`."""
+        save_label_map(path, self.label_map, self.vocabulary)
 
     def overlay(self, image: np.ndarray, **options: Any) -> np.ndarray:
         """Draw the regions over the image, and a legend below it.

@@ -10,7 +10,7 @@ from dcp_clip.prediction import make_prediction
 from dcp_clip.predictor import Predictor
 from dcp_clip.structures import SemSegLabels, SemSegProposals
 from dcp_clip.utils.images.reading import ImageReadError
-from dcp_clip.utils.visualization import save_label_map
+from dcp_clip.utils.label_maps import save_label_map
 from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
 WINDOWS = {"MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 64, "MODEL.DCP_CLIP.SLIDING_WINDOW.STRIDE": 32}

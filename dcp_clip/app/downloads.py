@@ -8,7 +8,7 @@ from PIL import Image
 from dcp_clip.predictor import EncodedImage, Prediction
 from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.images.writing import write_image
-from dcp_clip.utils.visualization import save_label_map
+from dcp_clip.utils.label_maps import save_label_map
 
 __all__ = ["FORMATS", "write_file"]
 

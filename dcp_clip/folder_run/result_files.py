@@ -11,7 +11,7 @@ import numpy as np
 from dcp_clip.prediction import Prediction
 from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.images.writing import write_png
-from dcp_clip.utils.visualization import save_label_map
+from dcp_clip.utils.label_maps import save_label_map
 
 __all__ = ["DEFAULT_FORMATS", "SUFFIXES", "result_files", "write_result"]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from dcp_clip.labels import (
     FoundCategory,
@@ -16,13 +14,10 @@ from dcp_clip.labels import (
     shares_by_name,
 )
 from dcp_clip.runtime.segmentation import Segmentation
-from dcp_clip.utils.atomic_files import atomic_write
-from dcp_clip.utils.label_maps import category_shares
+from dcp_clip.utils.label_maps import category_shares, save_label_map
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["EncodedImage", "Prediction", "make_prediction"]
-
-_PALETTE_COLORS = 256
 
 
 @dataclass
@@ -84,22 +79,8 @@ class Prediction:
         return shares_by_name(self.found)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the label map as a PNG, in the colours of the vocabulary if it has 8 bits.
-
-        Raises:
-            ValueError: if the vocabulary has more than 65,536 names, which a PNG cannot store.
-            WriteError: if the file cannot be written.
-        """
-        if self.label_map.dtype.itemsize > 2:
-            raise ValueError(f"{path}: a PNG cannot store ids above 65535.")
-        image = Image.fromarray(self.label_map)
-        if self.label_map.dtype == np.uint8:
-            colors = list(self.vocabulary.colors[:_PALETTE_COLORS])
-            image.putpalette(np.asarray(colors, np.uint8).tobytes())
-        content = io.BytesIO()
-        image.save(content, format="PNG")
-        with atomic_write(path) as file:
-            file.write(content.getbuffer())
+        """Write the label map as a PNG, see `dcp_clip.utils.label_maps.save_label_map`."""
+        save_label_map(path, self.label_map, self.vocabulary)
 
 
 def make_prediction(

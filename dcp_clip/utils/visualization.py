@@ -1,4 +1,4 @@
-"""Draw a segmentation over its photograph with a legend, and save label maps.
+"""Draw a segmentation over its photograph with a legend.
 
 Names, colours and ids come from one `Vocabulary`, so they always belong together.
 
@@ -8,26 +8,19 @@ names of small regions onto other regions.
 """
 
 import math
-import os
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
 from dcp_clip.utils.fonts import font_for
-from dcp_clip.utils.images.writing import write_png
-from dcp_clip.utils.label_maps import UNKNOWN_NAME, category_shares
+from dcp_clip.utils.label_maps import UNKNOWN_COLOR, UNKNOWN_NAME, category_shares
 from dcp_clip.vocabulary import Vocabulary
 
 # Long side of an overlay in pixels: larger images are reduced, smaller ones are enlarged.
 MAX_SIDE, MIN_SIDE = 2048, 480
-# A palette PNG has 256 values. The last one, 255, is the ignore label of most data sets.
-MAX_PALETTE_CATEGORIES = 255
 # Limits of the legend: entries, and characters of a name.
 MAX_ENTRIES, MAX_CHARACTERS = 20, 24
-
-# The colour of unknown pixels: grey, with stripes in overlays.
-_UNKNOWN = (120, 120, 120)
 
 _TEXT, _FAINT_TEXT, _OTHER = (32, 33, 36), (112, 117, 122), (190, 190, 190)
 
@@ -77,42 +70,12 @@ def draw_overlay(
     entries = _legend_entries(shares, vocabulary, min_share)
     if unknown_share:
         _paint_unknown(picture, labels == vocabulary.unknown_id)
-        entries.append((UNKNOWN_NAME, _UNKNOWN, unknown_share))
+        entries.append((UNKNOWN_NAME, UNKNOWN_COLOR, unknown_share))
     legend = _draw_legend(entries, max(width, MIN_SIDE))
     canvas = np.full((height + legend.height, legend.width, 3), 255, np.uint8)
     canvas[:height, :width] = picture
     canvas[height:] = legend
     return canvas
-
-
-def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: Vocabulary) -> None:
-    """Write category ids as a PNG of the label map's size, atomically.
-
-    With up to 255 categories the file is an 8-bit palette PNG, which image viewers show in the
-    vocabulary's colours. With more categories it is a 16-bit greyscale PNG. In both, the pixel
-    values are category ids, and Detectron2 can read the file as `sem_seg_file_name`.
-
-    Args:
-        path: the file to write.
-        label_map: (H, W) category ids, 0 to C-1, or `Vocabulary.unknown_id`.
-        vocabulary: C categories.
-
-    Raises:
-        ValueError: if the vocabulary has more than 65,536 categories.
-        OSError: if the file cannot be written.
-    """
-    if len(vocabulary) > 65536:
-        raise ValueError(
-            f"{path}: a PNG can store ids of at most 65536 categories, but the vocabulary has "
-            f"{len(vocabulary)}. Save the label map as an array (numpy.save)."
-        )
-    if len(vocabulary) > MAX_PALETTE_CATEGORIES:
-        write_png(path, label_map.astype(np.uint16, copy=False))
-    else:
-        colors = list(vocabulary.colors)
-        if label_map.max() >= len(colors):  # 255 for unknown pixels
-            colors += [_UNKNOWN] * (256 - len(colors))
-        write_png(path, label_map.astype(np.uint8, copy=False), palette=colors)
 
 
 def drawing_size(width: int, height: int) -> tuple[int, int]:
@@ -152,7 +115,7 @@ def _paint_unknown(picture: np.ndarray, unknown: np.ndarray) -> None:
     period = max(6, round(max(unknown.shape) / 60))
     y, x = np.nonzero(unknown)
     stripe = (x + y) % period < period // 2
-    picture[y[stripe], x[stripe]] = _UNKNOWN
+    picture[y[stripe], x[stripe]] = UNKNOWN_COLOR
 
 
 def _legend_entries(

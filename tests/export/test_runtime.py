@@ -83,8 +83,10 @@ def test_predictors_agree(onnx, predictor, make_image, tmp_path, names, assert_e
     assert_equal(onnx(image, unknown_below=0.5), predictor(image, unknown_below=0.5))
     narrow = make_image(2, 900).permute(1, 2, 0).numpy()
     assert_equal(onnx(narrow), predictor(narrow))
-    onnx(image).save(tmp_path / "labels.png")
-    np.testing.assert_array_equal(Image.open(tmp_path / "labels.png"), onnx(image).label_map)
+    for below in (0.0, 0.5, 1.0):
+        found = onnx(image, unknown_below=below)
+        found.save(tmp_path / "labels.png")
+        np.testing.assert_array_equal(Image.open(tmp_path / "labels.png"), found.label_map)
     with pytest.raises(ValueError, match="uint8"):
         onnx(image / 255)
 
@@ -289,6 +291,10 @@ def test_the_demo_runs_an_exported_model(folder, make_image, tmp_path, capsys):
     formats = ["--format", "overlay", "labels", "confidence", "coco"]
     assert segment.main([*arguments, *formats, "--weights", str(folder)]) == 0
     assert len(list((tmp_path / "out").glob("photo*"))) >= 3
+    options = ["--max-pixels", "1000", "--weights", str(folder), "--overwrite"]
+    assert segment.main([*arguments, *options]) == 0
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert settings["max_input_pixels"] == 1000
     for wrong, message in (([], "needs --weights"), (["--weights", str(tmp_path)], "encoder.onnx")):
         with pytest.raises(SystemExit) as raised:
             segment.main([*arguments, *wrong])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcp_clip.utils.label_maps import save_label_map
 from dcp_clip.utils.montage import GAP, MontageError, draw_montage, place_names, read_results
-from dcp_clip.utils.visualization import draw_overlay, save_label_map
+from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
 NAMES = Vocabulary(["sky", "tree", "car"], colors=[(0, 0, 250), (0, 250, 0), (250, 0, 0)])

@@ -1,16 +1,9 @@
-"""Overlays with a legend, and files of label maps."""
+"""Overlays with a legend."""
 
-import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
-from dcp_clip.utils.visualization import (
-    MAX_SIDE,
-    MIN_SIDE,
-    draw_overlay,
-    save_label_map,
-)
+from dcp_clip.utils.visualization import MAX_SIDE, MIN_SIDE, draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
 COLORS = [(200, 0, 0), (0, 160, 0), (0, 0, 220)]
@@ -107,29 +100,3 @@ def test_small_categories_are_combined():
     assert not _has(combined, COLORS[1]) and not _has(combined, COLORS[2])
     every = draw_overlay(image, labels, VOCABULARY, min_share=0.0)[480:]
     assert _has(every, COLORS[1]) and _has(every, COLORS[2])
-
-
-@pytest.mark.parametrize("num_categories", [1, 2, 255, 256, 1000])
-def test_file_contains_the_category_ids(tmp_path, num_categories):
-    vocabulary = Vocabulary([f"category {i}" for i in range(num_categories)])
-    labels = np.arange(1000).reshape(20, 50) % num_categories
-    path = tmp_path / "ü labels.png"
-    save_label_map(path, labels, vocabulary)
-    with Image.open(path) as image:
-        np.testing.assert_array_equal(np.asarray(image), labels)
-        assert image.mode == ("P" if num_categories <= 255 else "I;16")
-        if image.mode == "P":
-            colors = np.asarray(vocabulary.colors)[labels]
-            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colors)
-        else:
-            np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), labels)
-
-
-def test_too_many_categories_for_a_png(tmp_path):
-    class Huge(Vocabulary):
-        def __len__(self) -> int:
-            return 70_000
-
-    with pytest.raises(ValueError, match="labels.png.*65536.*70000"):
-        save_label_map(tmp_path / "labels.png", np.zeros((2, 2), int), Huge(["a"]))
-    assert not list(tmp_path.iterdir())

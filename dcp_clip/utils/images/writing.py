@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -64,6 +63,8 @@ def write_png(
     if not (grey or colour):
         raise ValueError(f"{path}: a PNG cannot store an array {array.shape} {array.dtype}")
     if quick:
+        import cv2  # late, because dcp_clip.runtime works without OpenCV
+
         # By default OpenCV uses one row filter and run-length encoding. Pillow tries all filters.
         pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if colour else array
         _, content = cv2.imencode(".png", pixels)
