@@ -20,7 +20,12 @@ from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.hub.mixin import HubMixin
 from dcp_clip.labels import FoundCategory, checked_threshold
 from dcp_clip.modeling.finite import check_weights
-from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, model_pixels, segment_large_image
+from dcp_clip.modeling.large_image import (
+    LARGE_IMAGE_PIXELS,
+    gives_logits,
+    model_pixels,
+    segment_large_image,
+)
 from dcp_clip.prediction import EncodedImage, Prediction, make_prediction
 from dcp_clip.structures import label_regions
 from dcp_clip.utils.images.arrays import check_rgb
@@ -81,7 +86,7 @@ class Predictor(HubMixin):
                 `MODEL.CLIP.PRETRAINED`.
             max_input_pixels: image files with more pixels are downscaled while they are read, and
                 all images are resized as a whole; None: images above 16 million pixels are
-                segmented in windows at their full resolution.
+                segmented in windows at their full resolution, if the model gives logits.
             unknown_below: pixels with a smaller confidence become unknown (0 to 1; 0 for none);
                 default: `TEST.UNKNOWN_BELOW`.
 
@@ -184,8 +189,8 @@ class Predictor(HubMixin):
 
         The features are kept on the device of the model. For an image of 640 x 640 pixels and
         ConvNeXt-B they take 30 MB, see `EncodedImage.nbytes`. In sliding windows they grow with the
-        number of windows. The features are valid only for the current weights of the model. Files above
-        16 million pixels are reduced to this number, or to `max_input_pixels`.
+        number of windows. The features are valid only for the current weights of the model. Files
+        above 16 million pixels are reduced to this number, or to `max_input_pixels`.
 
         Args:
             image, size: see `__call__`.
@@ -242,7 +247,7 @@ class Predictor(HubMixin):
             image, size = self._read(image, size, self.max_input_pixels)
             start = time.perf_counter()
             large = self.max_input_pixels is None and size[0] * size[1] > LARGE_IMAGE_PIXELS
-            large = large and tuple(size) == image.shape[:2]
+            large = large and tuple(size) == image.shape[:2] and gives_logits(self.model)
             inputs = {} if large else {"image": self._resizing.model_input(image)}
         confidence = confidence or bool(below)
         if inputs:

@@ -119,6 +119,7 @@ def make_predictor(args: argparse.Namespace) -> Any:
         predictor = Predictor.from_config_file(
             args.config_file, weights, opts, args.vocabulary, imports=args.imports
         )
+    if args.max_pixels is not None:
         predictor.max_input_pixels = args.max_pixels
     names = predictor.vocabulary.display_names
     count = f"{len(names)} {'category' if len(names) == 1 else 'categories'}"
@@ -148,11 +149,35 @@ def _still_kind(path: str, args: argparse.Namespace) -> str:
     return "raster" if args.bands or is_geotiff(path) else "image"
 
 
-def _run_other(args: argparse.Namespace, kinds: set[str]) -> int:
-    """Segment videos or rasters, and return the exit status of `run`."""
-    if len(kinds) > 1 or args.samples:
+def _kind_of_input(args: argparse.Namespace) -> str:
+    """Return "image", "video" or "raster", the kind of all files of --input.
+
+    Raises:
+        ValueError: for files of several kinds, or an option that has no effect on this kind.
+    """
+    from dcp_clip.video.frames import is_video
+
+    kinds = {"video" if is_video(path) else _still_kind(path, args) for path in args.input}
+    kinds |= {"image"} if args.samples else set()
+    if len(kinds) > 1:
         raise ValueError("Segment videos, rasters and images in separate runs.")
     (kind,) = kinds
+    for name, is_set, known in (
+        ("--range", args.range is not None, {"raster"}),
+        ("--every", args.every != 1, {"video"}),
+        ("--smoothing", args.smoothing is not None, {"video"}),
+        ("--max-pixels", args.max_pixels is not None, {"image", "video"}),
+    ):
+        if is_set and kind not in known:
+            raise ValueError(
+                f"{name} has no effect on {kind}s, only on {'s and '.join(sorted(known))}s: remove "
+                "it."
+            )
+    return kind
+
+
+def _run_other(args: argparse.Namespace, kind: str) -> int:
+    """Segment videos or rasters, and return the exit status of `run`."""
     if args.backend != "torch" and (kind == "raster" or args.smoothing is not None):
         raise ValueError("Rasters and --smoothing need --backend torch.")
     if kind == "video":
@@ -176,16 +201,11 @@ def run(args: argparse.Namespace) -> int:
     from dcp_clip.folder_run.plan import find_images, plan_jobs
     from dcp_clip.folder_run.result_files import result_files
     from dcp_clip.utils.images.samples import find_photographs
-    from dcp_clip.video.frames import is_video
 
     output, formats = Path(args.output), args.formats
-    kinds = {"video" if is_video(path) else _still_kind(path, args) for path in args.input}
-    if kinds - {"image"}:
-        return _run_other(args, kinds)
-    if args.range or args.smoothing is not None or args.every != 1:
-        raise ValueError(
-            "--range needs rasters, and --every and --smoothing need videos as --input."
-        )
+    kind = _kind_of_input(args)
+    if kind != "image":
+        return _run_other(args, kind)
     samples = find_photographs() if args.samples else []
     if args.samples and not samples:
         raise FileNotFoundError(

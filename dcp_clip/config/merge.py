@@ -55,7 +55,7 @@ def merge_options(cfg: CfgNode, opts: Sequence) -> None:
         for part in parents:
             node = node.get(part) if isinstance(node, CfgNode) else None
         if isinstance(node, CfgNode) and last in node:
-            _merge(cfg, node, {last: value}, "".join(f"{p}." for p in parents), where, [])
+            _merge(cfg, node, {last: value}, "".join(f"{p}." for p in parents), where, unknown)
         else:
             unknown.append(str(key))
     _require_known(cfg, unknown, where)

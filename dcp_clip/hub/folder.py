@@ -20,7 +20,7 @@ from dcp_clip.config import get_cfg, setup_cfg
 from dcp_clip.config.files import read_yaml
 from dcp_clip.engine.checkpoints.calibration import calibration_file, write_temperature
 from dcp_clip.hub.card import model_card
-from dcp_clip.modeling.clip.loading import pixel_stats
+from dcp_clip.modeling.clip.loading import pixel_stats, weights_file
 from dcp_clip.utils.atomic_files import atomic_folder, atomic_write
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import read_categories
@@ -35,6 +35,8 @@ CALIBRATION = calibration_file(WEIGHTS).name  # only if the weights are calibrat
 FILES = (CONFIG, WEIGHTS, NAMES, CARD, CALIBRATION, TEMPLATES)
 _REQUIRED = (CONFIG, WEIGHTS, NAMES)
 _TEMPLATES_KEY = "MODEL.DCP_CLIP.VOCABULARY.TEMPLATES"
+# A tag of timm or a file. Its weights are not part of the model's weights.
+_PROXY_KEY = "MODEL.CLIP.PROXY.PRETRAINED"
 # Keys that name files, folders or data sets of a machine. They have their defaults in a folder.
 _LOCAL_KEYS = (
     "MODEL.WEIGHTS",
@@ -76,6 +78,11 @@ def write_folder(
     """
     folder = Path(folder)
     _check_pixel_stats(cfg, model)
+    if weights_file(cfg.MODEL.CLIP.PROXY.PRETRAINED) is not None:
+        raise ValueError(
+            f"{_PROXY_KEY} is the file '{cfg.MODEL.CLIP.PROXY.PRETRAINED}', whose weights a model "
+            "folder cannot contain: use a tag of timm, or share the checkpoint and its config."
+        )
     with atomic_folder(folder) as part:
         _write_config(part, cfg)
         state = {name: _compact(value) for name, value in model.state_dict().items()}
@@ -240,6 +247,8 @@ def check_folder(folder: Path) -> dict:
     templates = _find(content, _TEMPLATES_KEY)
     if isinstance(templates, str) and templates != TEMPLATES and _is_file(templates):
         wrong.append(_TEMPLATES_KEY)
+    if weights_file(str(_find(content, _PROXY_KEY) or "")) is not None:
+        wrong.append(_PROXY_KEY)
     if ":" in str(_find(content, "MODEL.CLIP.NAME")):  # "hf-hub:..." or "local-dir:..."
         wrong.append("MODEL.CLIP.NAME")
     if wrong:

@@ -12,7 +12,14 @@ from dcp_clip.modeling.inference import SlidingWindow
 from dcp_clip.structures import SemSegLabels
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["LARGE_IMAGE_PIXELS", "LargeImage", "model_pixels", "segment_large_image", "window_of"]
+__all__ = [
+    "LARGE_IMAGE_PIXELS",
+    "LargeImage",
+    "gives_logits",
+    "model_pixels",
+    "segment_large_image",
+    "window_of",
+]
 
 # Image files with more pixels are segmented in windows at their full resolution.
 LARGE_IMAGE_PIXELS = 16_000_000
@@ -24,6 +31,11 @@ _SIZE, _STRIDE = 640, 320
 def window_of(model: nn.Module) -> SlidingWindow:
     """Return the windows of a model; 640 pixels, one every 320, if its config sets none."""
     return getattr(model, "window", None) or SlidingWindow(_SIZE, _STRIDE)
+
+
+def gives_logits(model: nn.Module) -> bool:
+    """Whether the model gives logits, which can be averaged over windows, and not only labels."""
+    return getattr(model, "gives_logits", True)
 
 
 def model_pixels(image: np.ndarray, color_order: str) -> Tensor:
@@ -63,7 +75,15 @@ class LargeImage:
                 window, or to None if the window has no pixels with data. Like the overview, they
                 have the order of colours of INPUT.FORMAT.
             confidence: whether the labels of a region have a confidence, which takes time.
+
+        Raises:
+            ValueError: if the model gives no logits.
         """
+        if not gives_logits(model):
+            raise ValueError(
+                f"A model of MODEL.META_ARCHITECTURE '{type(model).__name__}' gives labels without "
+                "logits, so it cannot segment an image in windows: choose another config."
+            )
         self.size = size
         self._model, self._vocabulary, self._read = model, vocabulary, read
         self._window = window_of(model)

@@ -75,6 +75,12 @@ def test_own_keys_of_a_project(tmp_path):
     assert (cfg.MINE.A, cfg.MINE.B) == (2, 1e-3)
 
 
+@pytest.mark.parametrize("group", [{"NAMEE": "x"}, {"PROXY": {"NAMEE": "x"}}])
+def test_unknown_key_in_a_group_of_the_options(group):
+    with pytest.raises(KeyError, match="MODEL.CLIP.*NAMEE"):
+        setup_cfg(opts=["MODEL.CLIP", group])
+
+
 def test_rgb_is_the_default():
     cfg = get_cfg()
     add_dcp_clip_config(cfg)

@@ -210,6 +210,14 @@ def test_results_of_an_earlier_run_are_not_segmented(demo, fake_model, save, rea
         (["--input", "in", "--vocabulary", " ; "], "name"),
         (["--input", "in", "--vocabulary", "absent.txt"], "absent.txt"),
         (["--input", "in", "--opts", "MODEL.WIEGHTS", "x"], "MODEL.WIEGHTS"),
+        (["--input", "in", "--range", "0", "1"], "--range has no effect on images"),
+        (["--input", "in", "--every", "2"], "--every has no effect on images"),
+        (["--input", "in", "--smoothing", "0.5"], "--smoothing has no effect on images"),
+        (["--input", "x.mp4", "--range", "0", "1"], "--range has no effect on videos"),
+        (["--input", "x.png", "--bands", "1", "--every", "2"], "--every has no effect on rasters"),
+        (["--input", "x.png", "--bands", "1", "--max-pixels", "9"], "--max-pixels has no effect"),
+        (["--input", "in", "x.mp4"], "separate runs"),
+        (["--input", "x.mp4", "--samples"], "separate runs"),
     ],
 )
 def test_error_of_the_user_is_one_sentence(demo, fake_model, capsys, arguments, message, save):

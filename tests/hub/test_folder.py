@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from dcp_clip.engine.checkpoints.loading import WeightsError
 from dcp_clip.evaluation.environment import weights_fingerprint
-from dcp_clip.hub.folder import FILES
+from dcp_clip.hub.folder import FILES, write_folder
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.tensor_files import read_tensors
 from dcp_clip.vocabulary import VocabularyError
@@ -117,6 +117,14 @@ def test_results_of_other_weights(predictor, make_model, tmp_path):
         predictor.save_pretrained(tmp_path / "model", tmp_path / "results.json")
 
 
+def test_a_file_of_the_proxy_cannot_be_in_a_folder(predictor, tmp_path):
+    cfg = predictor.cfg.clone()
+    cfg.MODEL.CLIP.PROXY.PRETRAINED = "weights/dino.pth"
+    with pytest.raises(ValueError, match="PROXY.PRETRAINED is the file 'weights/dino.pth'"):
+        write_folder(tmp_path / "folder", cfg, predictor.model, predictor.vocabulary)
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_pixels_than_those_of_the_name(predictor, tmp_path, monkeypatch):
     stats = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     monkeypatch.setattr("dcp_clip.hub.folder.pixel_stats", lambda name, path: stats)
@@ -216,6 +224,7 @@ HOSTILE = {
         for key, value in {
             "MODEL.WEIGHTS": "/tmp/model.pth",
             "MODEL.CLIP.PRETRAINED": "https://example.org/clip.bin",
+            "MODEL.CLIP.PROXY.PRETRAINED": "../../dino.pth",
             "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR": "../../cache",
             "MODEL.DCP_CLIP.VOCABULARY.TEMPLATES": "../templates.txt",
             "DATASETS.SEM_SEG_FOLDERS": [{"name": "x", "images": "/", "labels": "/"}],

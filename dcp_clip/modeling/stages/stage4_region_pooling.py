@@ -28,10 +28,10 @@ class RegionPooling(nn.Module):
 
     A convolutional network computes an embedding of each pixel that does not depend on the names.
     Each pixel takes the category probabilities of the positions with a similar embedding, by
-    attention with the negative squared distance of two embeddings as its logit. So all pixels of one
-    object tend to get the same category, and borders follow the pixels. Positions whose decision is
-    clear, and positions that the network finds reliable, count more. A gate decides for each
-    pixel how much of its own logits is replaced. The gate starts at zero, so the module starts
+    attention with the negative squared distance of two embeddings as its logit. So all pixels of
+    one object tend to get the same category, and borders follow the pixels. Positions whose
+    decision is clear, and positions that the network finds reliable, count more. A gate decides for
+    each pixel how much of its own logits is replaced. The gate starts at zero, so the module starts
     without effect.
 
     The weights are shared over the categories and learned from the losses of the pooled logits

@@ -32,7 +32,11 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
     size of the image; PAMR, if it has steps; softmax over all names; the best name of each
     category; thresholds of the background. The model needs memory for one map of the resized image
     for each name. It does not use the five stages of DCP-CLIP and has nothing to train.
+
+    It gives labels and no logits, so larger images are resized as a whole.
     """
+
+    gives_logits = False
 
     @configurable
     def __init__(

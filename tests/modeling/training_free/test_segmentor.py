@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.modeling.clip.families.vit import position_embedding
+from dcp_clip.modeling.large_image import segment_large_image
 from dcp_clip.modeling.training_free.pamr import pixel_adaptive_refinement
 from dcp_clip.predictor import Predictor
 from dcp_clip.vocabulary import Vocabulary, load_templates
@@ -190,7 +191,7 @@ def test_the_offset_reaches_the_features(make, make_image):
     assert (features[0] - features[1]).abs().max() > 1e-4
 
 
-def test_in_python(make, make_image, tmp_path):
+def test_in_python(make_image, monkeypatch):
     cfg = setup_cfg(
         CONFIGS / "naclip_pamr.yaml",
         ["MODEL.CLIP.NAME", "test-vit-16", "MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu"]
@@ -199,7 +200,15 @@ def test_in_python(make, make_image, tmp_path):
     )
     predictor = Predictor(cfg, "sky, wall; car", allow_random_weights=True)
     image = make_image(90, 120).permute(1, 2, 0).numpy()
-    assert sum(predictor(image).shares.values()) == pytest.approx(1)
+    found = predictor(image)
+    assert sum(found.shares.values()) == pytest.approx(1)
+    # It gives no logits for the windows of a large image, which is resized as others are.
+    monkeypatch.setattr("dcp_clip.predictor.LARGE_IMAGE_PIXELS", 1000)
+    np.testing.assert_array_equal(predictor(image).label_map, found.label_map)
+    predictor.set_image(image)
+    np.testing.assert_array_equal(predictor.predict().label_map, found.label_map)
+    with pytest.raises(ValueError, match="'SimilaritySegmentor' gives labels without logits"):
+        segment_large_image(predictor.model, predictor.vocabulary, make_image(90, 120))
 
 
 @pytest.mark.parametrize(
