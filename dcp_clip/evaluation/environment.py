@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from dcp_clip import __version__
+from dcp_clip.utils.model_settings import model_settings
 
 __all__ = [
     "evaluation_environment",
@@ -43,6 +44,28 @@ _STAGES = {
     "fine decoder": "FINE_DECODER",
     "class refinement": "CLASS_REFINEMENT",
 }
+# Keys, and groups of keys, that have a row of their own.
+_SHOWN = (
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.IMPORTS",
+    "MODEL.CLIP.NAME",
+    "MODEL.CLIP.PRETRAINED",
+    *(f"MODEL.CLIP.{key}" for key in _CLIP_KEYS),
+    "MODEL.DCP_CLIP.OUTPUT",
+    "MODEL.DCP_CLIP.BF16",
+    "MODEL.DCP_CLIP.SLIDING_WINDOW",
+    "MODEL.DCP_CLIP.VOCABULARY.TEMPLATES",
+    "MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING",
+)
+_SHOWN_OF_ALL_STAGES = ("DIM", "NUM_HEADS", "SIMILARITY_SCALE")
+# Keys, and groups of keys, that an evaluation does not depend on.
+_NOT_USED = (
+    "MODEL.CLIP.TRAIN_IMAGE",
+    "MODEL.CLIP.TRAIN_TEXT",
+    "MODEL.DCP_CLIP.LOSS",
+    "MODEL.DCP_CLIP.CHANNELS_LAST",
+    "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR",
+)
 
 
 def evaluation_environment(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
@@ -91,15 +114,28 @@ def _describe_settings(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     if getattr(model, "text_encoder", None) is not None:
         vocabulary = node.VOCABULARY
         rows["prompts"] = f"{vocabulary.TEMPLATES}, synonyms: {vocabulary.SYNONYM_POOLING}"
-    if cfg.MODEL.META_ARCHITECTURE != "DCPCLIP":
-        settings = {"SIMILARITY_SCALE": node.SIMILARITY_SCALE, **cfg.MODEL.BASELINES}
-        return rows | {"baseline": json.dumps(settings)}
-    settings = {name: _format_settings(node[key]) for name, key in _STAGES.items()}
-    return rows | {
-        "stages": ", ".join(node[key].NAME for key in _STAGES.values()),
-        "all stages": _format_settings(node, ("DIM", "NUM_HEADS", "SIMILARITY_SCALE")),
-        **{name: text for name, text in settings.items() if text},
-    }
+    if cfg.MODEL.META_ARCHITECTURE == "DCPCLIP":
+        settings = {name: _format_settings(node[key]) for name, key in _STAGES.items()}
+        rows |= {
+            "stages": ", ".join(node[key].NAME for key in _STAGES.values()),
+            "all stages": _format_settings(node, _SHOWN_OF_ALL_STAGES),
+            **{name: text for name, text in settings.items() if text},
+        }
+    return rows | {"other settings": _other_settings(cfg)}
+
+
+def _other_settings(cfg: CfgNode) -> str:
+    """Describe the settings without a row of their own."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    exclude = [*_SHOWN, *_NOT_USED, *(f"MODEL.DCP_CLIP.{key}" for key in _STAGES.values())]
+    if architecture == "DCPCLIP":
+        exclude += [f"MODEL.DCP_CLIP.{key}" for key in _SHOWN_OF_ALL_STAGES]
+    if architecture in ("DCPCLIP", "SimilaritySegmentor"):
+        exclude.append("MODEL.BASELINES")
+    if architecture != "SimilaritySegmentor":
+        exclude.append("MODEL.TRAINING_FREE")
+    settings = {"INPUT.RESIZE_TEST": cfg.INPUT.RESIZE_TEST, **model_settings(cfg, exclude)}
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value != "")
 
 
 def _format_settings(node: CfgNode, keys: Sequence[str] | None = None) -> str:

@@ -1,15 +1,19 @@
 """The report of an evaluation: table, conventions, missing data sets, environment and files."""
 
+import functools
 import json
 import math
+from operator import getitem
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dcp_clip.config import get_cfg
 from dcp_clip.evaluation import EvaluationReport, environment
 from dcp_clip.evaluation.environment import source_commit, weights_fingerprint
+from dcp_clip.utils.model_settings import model_settings
 
 
 def results(present=3, seen=4, total=5, **sem_seg):
@@ -131,20 +135,50 @@ def test_environment_of_a_model(make_cfg, small_model):
         ("MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS", 5, "coarse decoder"),
         ("MODEL.DCP_CLIP.FINE_DECODER.GUIDE_REACH", 1.5, "fine decoder"),
         ("MODEL.DCP_CLIP.CLASS_REFINEMENT.WEIGHT", 0.5, "class refinement"),
+        ("MODEL.CLIP.POSITION_OFFSET", 0.1, "other settings"),
+        ("MODEL.CLIP.PROXY.NAME", "test_vit", "other settings"),
+        ("INPUT.RESIZE_TEST", "opencv", "other settings"),
     ],
 )
 def test_environment_contains_every_setting(make_cfg, small_model, key, value, row):
     before = environment.evaluation_environment(make_cfg("test-vit-16"), small_model)
     changed = make_cfg("test-vit-16", {key: value})
     after = environment.evaluation_environment(changed, small_model)
-    assert {name for name in before if before[name] != after[name]} == {row}
+    assert {name for name in after if before.get(name) != after[name]} == {row}
     assert str(value) in after[row] or row == "precision"
 
 
+# An evaluation does not depend on them, or only together with another key.
+WITHOUT_EFFECT = {
+    "MODEL.CLIP.TRAIN_IMAGE",
+    "MODEL.CLIP.TRAIN_TEXT",
+    "MODEL.DCP_CLIP.CHANNELS_LAST",
+    "MODEL.DCP_CLIP.SLIDING_WINDOW.STRIDE",
+    "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR",
+    *(key for key in model_settings(get_cfg()) if key.startswith("MODEL.DCP_CLIP.LOSS.")),
+}
+
+
+@pytest.mark.parametrize("key", model_settings(get_cfg()))
+def test_environment_contains_every_key_of_a_model(make_cfg, small_model, key):
+    readers = {"BASELINES": "FPNBaseline", "TRAINING_FREE": "SimilaritySegmentor"}
+    opts = {"MODEL.META_ARCHITECTURE": readers.get(key.split(".")[1], "DCPCLIP")}
+    cfg, changed = make_cfg("test-vit-16", opts), make_cfg("test-vit-16", opts)
+    *nodes, last = key.split(".")
+    node = functools.reduce(getitem, nodes, changed)
+    value = node[last]
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    node[last] = value + 1 if numeric else {bool: not value, tuple: ("x",)}.get(type(value), "x")
+    before = environment.evaluation_environment(cfg, small_model)
+    after = environment.evaluation_environment(changed, small_model)
+    assert (before == after) == (key in WITHOUT_EFFECT)
+
+
 def test_environment_of_a_model_without_stages(make_cfg):
-    cfg = make_cfg(opts={"MODEL.META_ARCHITECTURE": "FPNBaseline"})
-    found = environment.evaluation_environment(cfg, nn.Linear(1, 1))
+    opts = {"MODEL.META_ARCHITECTURE": "FPNBaseline", "MODEL.BASELINES.FPN.DIM": 32}
+    found = environment.evaluation_environment(make_cfg(opts=opts), nn.Linear(1, 1))
     assert "input" in found and not {"stages", "proposals", "prompts"} & set(found)
+    assert "MODEL.BASELINES.FPN.DIM 32" in found["other settings"]
 
 
 def test_fingerprint_depends_on_the_weights_only():

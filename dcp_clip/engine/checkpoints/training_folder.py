@@ -18,25 +18,27 @@ from dcp_clip.engine.checkpoints.file_format import read_checkpoint
 from dcp_clip.engine.checkpoints.remote_copy import RemoteCopy
 from dcp_clip.engine.checkpoints.safe_checkpointer import WeightsError, find_checkpoint
 from dcp_clip.utils.atomic_files import remove_unfinished
+from dcp_clip.utils.model_settings import model_settings
 
 __all__ = ["ResumeError", "prepare_training_folder", "training_folder", "training_record"]
 
 logger = logging.getLogger(__name__)
 
-# Config keys, and groups of keys, that change what the model computes with the same weights.
-_ARCHITECTURE = (
-    "MODEL.META_ARCHITECTURE",
-    "MODEL.CLIP.NAME",
-    "MODEL.CLIP.DENSE",
-    "MODEL.CLIP.DENSE_RESIDUAL",
-    "MODEL.DCP_CLIP.DIM",
-    "MODEL.DCP_CLIP.NUM_HEADS",
-    "MODEL.DCP_CLIP.PROPOSAL",
-    "MODEL.DCP_CLIP.TEXT_GUIDANCE",
-    "MODEL.DCP_CLIP.COARSE_DECODER",
-    "MODEL.DCP_CLIP.FINE_DECODER",
-    "MODEL.DCP_CLIP.CLASS_REFINEMENT",
-    "MODEL.BASELINES",
+# Keys of a model, and groups of keys, that may differ when a training is resumed. All others change
+# what the model computes with the same weights.
+_MAY_CHANGE = (
+    "MODEL.IMPORTS",
+    "MODEL.CLIP.PRETRAINED",
+    "MODEL.CLIP.PROXY.PRETRAINED",
+    "MODEL.CLIP.TRAIN_IMAGE",
+    "MODEL.CLIP.TRAIN_TEXT",
+    "MODEL.DCP_CLIP.BF16",
+    "MODEL.DCP_CLIP.CHANNELS_LAST",
+    "MODEL.DCP_CLIP.LOSS",
+    "MODEL.DCP_CLIP.OUTPUT",
+    "MODEL.DCP_CLIP.SLIDING_WINDOW",
+    "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR",
+    "MODEL.TRAINING_FREE",
 )
 _MAX_NAMED = 3  # differences that an error message names
 _LOCK = ".training.lock"
@@ -59,21 +61,7 @@ def training_record(cfg: CfgNode) -> dict[str, Any]:
     """
     vocabularies = dict.fromkeys(map(dataset_vocabulary, cfg.DATASETS.TRAIN))
     names = [list(names) for vocabulary in vocabularies for names in vocabulary.synonyms] or None
-    architecture: dict[str, Any] = {}
-    for key in _ARCHITECTURE:
-        value: Any = cfg
-        for part in key.split("."):
-            value = value[part]
-        _flatten(value, key, architecture)
-    return {"architecture": architecture, "categories": names}
-
-
-def _flatten(value: Any, key: str, target: dict[str, Any]) -> None:
-    if isinstance(value, CfgNode):
-        for name, child in value.items():
-            _flatten(child, f"{key}.{name}", target)
-    else:
-        target[key] = value
+    return {"architecture": model_settings(cfg, _MAY_CHANGE), "categories": names}
 
 
 @contextlib.contextmanager

@@ -92,6 +92,12 @@ def test_a_file_is_no_folder(config, tmp_path):
         ("MODEL.DCP_CLIP.FINE_DECODER.NAME", "BilinearDecoder"),
         ("MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS", 5),  # the weights would fit
         ("MODEL.CLIP.DENSE", "naclip"),
+        ("MODEL.CLIP.NACLIP_STD", 3.0),
+        ("MODEL.CLIP.POSITION_OFFSET", 0.1),
+        ("MODEL.CLIP.ENCODER_WINDOW", 64),
+        ("MODEL.DCP_CLIP.SIMILARITY_SCALE", 40.0),
+        ("MODEL.DCP_CLIP.VOCABULARY.TEMPLATES", "vild14"),
+        ("MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING", "max"),
     ],
 )
 def test_another_architecture_is_not_resumed(config, trained, key, value):
@@ -125,6 +131,7 @@ def test_the_schedule_and_the_device_may_change(config, trained, register):
     data = register(NAMES)  # the same names
     options = {"SOLVER.MAX_ITER": 9, "SOLVER.BASE_LR": 1.0, "MODEL.WEIGHTS": "x"}
     options |= {"DATASETS.TRAIN": (data,), "MODEL.DCP_CLIP.BF16": True}
+    options |= {"MODEL.DCP_CLIP.LOSS.CE_WEIGHT": 2.0, "MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 512}
     prepare_training_folder(config(**options), resume=True)
 
 

@@ -1,0 +1,44 @@
+"""The config keys of a model that are not those of Detectron2."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_cfg
+
+__all__ = ["model_settings"]
+
+
+def model_settings(cfg: CfgNode, exclude: Iterable[str] = ()) -> dict[str, Any]:
+    """Return MODEL.META_ARCHITECTURE and all keys of MODEL that Detectron2 does not have.
+
+    Args:
+        cfg: the whole config.
+        exclude: keys, and groups of keys, to leave out.
+
+    Returns:
+        Values by the names of keys, such as "MODEL.DCP_CLIP.DIM".
+    """
+    groups = tuple(f"{name}." for name in exclude)
+    return {
+        key: value
+        for key, value in _leaves(cfg.MODEL, "MODEL.")
+        if (key == "MODEL.META_ARCHITECTURE" or key not in _detectron2_keys())
+        and not f"{key}.".startswith(groups)
+    }
+
+
+@functools.cache
+def _detectron2_keys() -> frozenset[str]:
+    return frozenset(key for key, _ in _leaves(detectron2_cfg().MODEL, "MODEL."))
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
