@@ -23,7 +23,6 @@ from dcp_clip.modeling.finite import check_weights
 from dcp_clip.modeling.large_image import (
     LARGE_IMAGE_PIXELS,
     gives_logits,
-    model_pixels,
     segment_large_image,
 )
 from dcp_clip.prediction import EncodedImage, Prediction, make_prediction
@@ -255,7 +254,7 @@ class Predictor(HubMixin):
             inputs["confidence"] = confidence
             output = self.model([inputs])[0]
         else:
-            pixels = model_pixels(image, self.cfg.INPUT.FORMAT)
+            pixels = torch.from_numpy(image).permute(2, 0, 1)
             output = segment_large_image(self.model, vocabulary, pixels, confidence)
         scores = dict(zip(*(output["proposals"][key].tolist() for key in ("ids", "scores"))))
         sem_seg = (

@@ -1,29 +1,27 @@
 """Augmentations for semantic segmentation, all from Detectron2."""
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from torch.nn import functional as F
 
 from dcp_clip.vocabulary.categories import IGNORE_LABEL
 
 
 class OpenCVResizeTransform(T.ResizeTransform):
-    """Resizes images like OpenCV: bilinear interpolation of four pixels, without antialiasing.
+    """Resizes images with OpenCV: bilinear interpolation of four pixels, without antialiasing.
 
     Labels are resized as by :class:`ResizeTransform`.
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resize an image (H, W, 3) of bytes; values differ from OpenCV's by at most 1."""
+        """Resize an image (H, W, 3) of bytes."""
         if interp is not None:
             return super().apply_image(img, interp)
-        pixels = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1))).float()
-        pixels = F.interpolate(pixels[None], (self.new_h, self.new_w), mode="bilinear")[0]
-        return pixels.round().to(torch.uint8).numpy().transpose(1, 2, 0)
+        return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
 
 
 # The values of INPUT.RESIZE_TEST.
@@ -51,7 +49,6 @@ class ResizeForTest(T.ResizeShortestEdge):
             raise ValueError(
                 f"INPUT.RESIZE_TEST is '{method}'; known are {' and '.join(_RESIZING)}."
             )
-        self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._resizing = _RESIZING[method]
         super().__init__(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
@@ -64,8 +61,7 @@ class ResizeForTest(T.ResizeShortestEdge):
         return self._resizing(height, width, *(max(1, side) for side in size))
 
     def model_input(self, image: np.ndarray) -> torch.Tensor:
-        """Resize an (H, W, 3) uint8 RGB image to a (3, h, w) uint8 tensor of INPUT.FORMAT."""
-        image = np.ascontiguousarray(image[:, :, ::-1] if self._is_bgr else image)
+        """Resize an (H, W, 3) uint8 RGB image to a (3, h, w) uint8 tensor."""
         resized = self.get_transform(image).apply_image(image)
         return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
@@ -79,7 +75,7 @@ def build_sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transfo
             SINGLE_CATEGORY_MAX_AREA}.
 
     Returns:
-        Augmentations of an RGB or BGR uint8 image (H, W, 3) and a uint8 label map (H, W). Pixels
+        Augmentations of an RGB uint8 image (H, W, 3) and a uint8 label map (H, W). Pixels
         with the label 255 do not count in SINGLE_CATEGORY_MAX_AREA.
     """
     resize, *flip = utils.build_augmentation(cfg, is_train=True)

@@ -45,7 +45,6 @@ class SemSegDatasetMapper(DatasetMapper):
         is_train: bool,
         *,
         augmentations: Sequence[T.Augmentation | T.Transform],
-        image_format: str,
         num_labels: int,
         ignored_labels: Sequence[int],
         with_labels: bool = True,
@@ -56,14 +55,13 @@ class SemSegDatasetMapper(DatasetMapper):
             is_train: whether the records are for training.
             augmentations: of a uint8 image (H, W, 3) and a uint8 label map (H, W) in which 255
                 marks ignored pixels.
-            image_format: "RGB" or "BGR".
             num_labels: labels 0 ... num_labels - 1 are categories.
             ignored_labels: other labels that may occur. Their pixels are ignored.
             with_labels: whether to read the label maps.
             vocabulary: if given, added to every record as "vocabulary": the categories that the
                 values of "sem_seg" stand for. A model then needs no matching list of names.
         """
-        super().__init__(is_train, augmentations=augmentations, image_format=image_format)
+        super().__init__(is_train, augmentations=augmentations, image_format="RGB")
         self.num_labels = num_labels
         self.ignored_labels = tuple(ignored_labels)
         self.with_labels = with_labels
@@ -93,7 +91,6 @@ class SemSegDatasetMapper(DatasetMapper):
         return {
             "is_train": is_train,
             "augmentations": build_sem_seg_augmentations(cfg) if is_train else [ResizeForTest(cfg)],
-            "image_format": cfg.INPUT.FORMAT,
             "num_labels": min(m.get("num_foreground", len(m.stuff_classes)) for m in metadata),
             "ignored_labels": sorted({m.ignore_label for m in metadata} | background),
             "vocabulary": None if is_train else dataset_vocabulary(names[0]),
@@ -136,10 +133,10 @@ class SemSegDatasetMapper(DatasetMapper):
         return record
 
     def _read_image(self, path: str | Path, label_file: str | Path | None) -> np.ndarray:
-        """Read the photograph (H, W, 3) in ``image_format``, rotated like its label map."""
-        size = None if label_file is None else partial(label_size, label_file)
-        image = read_photograph(path, size)
-        return image[:, :, ::-1] if self.image_format == "BGR" else image
+        """Read the photograph (H, W, 3), rotated like its label map."""
+        return read_photograph(
+            path, None if label_file is None else partial(label_size, label_file)
+        )
 
     def _read_codes(self, path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Read a label map as 8-bit codes, the only type that all augmentations support.

@@ -87,7 +87,7 @@ class RasterRun:
         state = [settings, file_state(raster.path), str(raster.path.resolve()), raster.settings()]
         digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
         self._blocks = blocks_folder(output) / digest
-        self._area = _Area(raster, predictor.cfg.INPUT.FORMAT == "BGR")
+        self._area = _Area(raster)
 
     def segment(self, allowed: AbstractContextManager[None] | Any) -> None:
         """Segment the blocks that are not finished.
@@ -106,7 +106,7 @@ class RasterRun:
             self.predictor.model,
             self._vocabulary,
             self.raster.size,
-            window.reduce(self._area.ordered(self.raster.overview()[0])),
+            window.reduce(torch.from_numpy(self.raster.overview()[0])),
             self._area.read,
             "confidence" in self.formats or self.predictor.unknown_below > 0,
         )
@@ -233,8 +233,8 @@ class RasterRun:
 class _Area:
     """The pixels of a block and of all windows that touch it."""
 
-    def __init__(self, raster: Raster, is_bgr: bool):
-        self._raster, self._is_bgr = raster, is_bgr
+    def __init__(self, raster: Raster):
+        self._raster = raster
 
     def load(self, region: Region, margin: int) -> np.ndarray:
         """Read the pixels, and return where the region has data, (h, w) bool."""
@@ -244,7 +244,7 @@ class _Area:
         right = min(left + width + margin, self._raster.size[1])
         area = self._top, self._left, bottom - self._top, right - self._left
         image, self._valid = self._raster.read(area)
-        self._image = self.ordered(image)
+        self._image = torch.from_numpy(image)
         return self._cut(self._valid, *region)
 
     def release(self) -> None:
@@ -256,10 +256,6 @@ class _Area:
         if not self._cut(self._valid, *place).any():
             return None
         return self._cut(self._image, *place)
-
-    def ordered(self, image: np.ndarray) -> Tensor:
-        """Return an image (3, h, w) RGB in the order of INPUT.FORMAT."""
-        return torch.from_numpy(image[::-1].copy() if self._is_bgr else image)
 
     def _cut(self, array: Any, top: int, left: int, height: int, width: int) -> Any:
         top, left = top - self._top, left - self._left

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,6 @@ __all__ = [
     "LARGE_IMAGE_PIXELS",
     "LargeImage",
     "gives_logits",
-    "model_pixels",
     "segment_large_image",
     "window_of",
 ]
@@ -36,12 +34,6 @@ def window_of(model: nn.Module) -> SlidingWindow:
 def gives_logits(model: nn.Module) -> bool:
     """Whether the model gives logits, which can be averaged over windows, and not only labels."""
     return getattr(model, "gives_logits", True)
-
-
-def model_pixels(image: np.ndarray, color_order: str) -> Tensor:
-    """Return an (H, W, 3) uint8 RGB image as (3, H, W) in the order of INPUT.FORMAT."""
-    pixels = image[:, :, ::-1].copy() if color_order == "BGR" else image
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class LargeImage:
@@ -70,10 +62,9 @@ class LargeImage:
             model: an `OpenVocabularySegmentor` in eval mode.
             vocabulary: C categories.
             size: (H, W).
-            overview: (3, h, w) uint8, the image reduced to at most the size of a window.
-            read: maps (top, left, height, width) to the pixels (3, height, width) uint8 of a
-                window, or to None if the window has no pixels with data. Like the overview, they
-                have the order of colours of INPUT.FORMAT.
+            overview: (3, h, w) uint8 RGB, the image reduced to at most the size of a window.
+            read: maps (top, left, height, width) to the pixels (3, height, width) uint8 RGB of a
+                window, or to None if the window has no pixels with data.
             confidence: whether the labels of a region have a confidence, which takes time.
 
         Raises:

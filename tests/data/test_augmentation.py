@@ -56,7 +56,7 @@ def test_resizing_as_opencv(size):
         share = (place - before).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         first, second = (expected.take(i, axis) for i in (before, after))
         expected = first + share * (second - first)
-    assert np.abs(found - expected).max() < 0.51
+    assert np.abs(found - expected).max() < 1.1  # OpenCV computes in fixed point
     labels = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size)
     assert set(np.unique(resize.apply_segmentation(labels))) <= set(np.unique(labels))
     cfg.INPUT.RESIZE_TEST = "skimage"

@@ -71,7 +71,7 @@ def readers():
     cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.INPUT.FORMAT = "RGB"
     cfg.DATASETS.TEST = ("camvid_sem_seg_val",)
-    options = {"augmentations": [], "image_format": "RGB", "num_labels": 2}
+    options = {"augmentations": [], "num_labels": 2}
     training = SemSegDatasetMapper(True, **options, ignored_labels=[255])
     evaluation = SemSegDatasetMapper(cfg, is_train=False, with_labels=False)
     predictor = Predictor(cfg, "sky; tree", model=EchoModel())

@@ -86,7 +86,7 @@ def content(request) -> bytes:
 
 
 def map_record(image: Path, labels: Path):
-    options = {"augmentations": [], "image_format": "RGB"}
+    options = {"augmentations": []}
     mapper = SemSegDatasetMapper(True, **options, num_labels=2, ignored_labels=[255])
     return mapper({"file_name": str(image), "sem_seg_file_name": str(labels)})
 
