@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from dcp_clip import formats
-from dcp_clip.labels import (
+from dcp_clip.found_categories import (
     FoundCategory,
     area_shares,
     find_categories,

@@ -17,8 +17,8 @@ from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_if_untrained
 from dcp_clip.evaluation.environment import weights_fingerprint
+from dcp_clip.found_categories import FoundCategory, checked_threshold
 from dcp_clip.hub.mixin import HubMixin
-from dcp_clip.labels import FoundCategory, checked_threshold
 from dcp_clip.modeling.finite import check_weights
 from dcp_clip.modeling.large_image import (
     LARGE_IMAGE_PIXELS,

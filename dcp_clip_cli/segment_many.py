@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"error: {missing[0]} is not installed: pip install 'dcp_clip[ray]'")
-    from dcp_clip.distributed.bulk import BulkOptions, connect, segment_many
+    from dcp_clip.bulk.run import BulkOptions, connect, segment_many
 
     options = BulkOptions(
         actors=args.actors,

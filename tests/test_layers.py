@@ -10,7 +10,7 @@ PACKAGE = ROOT / "dcp_clip"
 # From high to low. A module may import from its own part and from the parts on lower lines. Parts
 # on the same line do not import each other.
 LAYERS = [
-    {"distributed"},
+    {"bulk"},
     {"geo", "video"},
     {"folder_run", "app"},
     {"predictor"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"evaluation"},
     {"modeling", "data", "prediction"},
     {"structures", "formats", "runtime"},
-    {"labels"},
+    {"found_categories"},
     {"utils"},
     {"vocabulary"},
 ]

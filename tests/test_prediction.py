@@ -105,7 +105,7 @@ def test_the_confidence_of_windows_can_be_left_out(predictor, image):
 
 
 def test_confidence_of_both_kinds(predictor, image):
-    """tests/modeling/test_inference.py compares windows with the whole image."""
+    """tests/modeling/test_sliding_window.py compares windows with the whole image."""
     prediction = predictor(image)
     assert prediction.confidence.shape == prediction.label_map.shape
     # The probability of the best of 4 proposals is between 1/4 and 1.

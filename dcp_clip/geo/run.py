@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from dcp_clip.folder_run.line_file import file_state
 from dcp_clip.folder_run.output_folder import unfinished_folder
+from dcp_clip.found_categories import FoundCategory, area_shares, find_categories
 from dcp_clip.geo.label_file import label_type, write_geotiff, write_label_geotiff
 from dcp_clip.geo.polygons import polygon_suffix, write_polygons
 from dcp_clip.geo.raster import Raster, Region, import_rasterio
-from dcp_clip.labels import FoundCategory, area_shares, find_categories
 from dcp_clip.modeling.large_image import LargeImage, window_of
 from dcp_clip.prediction import make_prediction
 from dcp_clip.predictor import Predictor

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dcp_clip.modeling.inference import SlidingWindow
+from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.structures import SemSegLabels
 from dcp_clip.vocabulary import Vocabulary
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dcp_clip.modeling.clip.text_encoder import TextEncoder
 from dcp_clip.modeling.finite import check_logits
-from dcp_clip.modeling.inference import SlidingWindow
 from dcp_clip.modeling.inputs import input_labels, shared_vocabulary, train_vocabularies
 from dcp_clip.modeling.losses import IGNORE_INDEX, SegmentationCriterion
+from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.structures import Proposals, Refinement, SemSegProposals, output_size
 from dcp_clip.vocabulary import Vocabulary
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dcp_clip.labels import (
+from dcp_clip.found_categories import (
     FoundCategory,
     find_categories,
     label_map_with_unknown,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dcp_clip.labels import checked_threshold
+from dcp_clip.found_categories import checked_threshold
 from dcp_clip.runtime.folder import read_folder
 from dcp_clip.runtime.model import ExportedModel, Features
 from dcp_clip.runtime.prediction import EncodedImage, Prediction, make_prediction

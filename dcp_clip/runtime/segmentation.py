@@ -114,7 +114,7 @@ def blend_windows(
     size: int,
     stride: int,
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """Blend the logits of all windows, as :class:`dcp_clip.modeling.inference.SlidingWindow`.
+    """Blend the logits of all windows, as :class:`dcp_clip.modeling.sliding_window.SlidingWindow`.
 
     The logits of the whole image are in memory: K values for 4 x 4 pixels.
 

@@ -15,7 +15,7 @@ from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.video.frames import VideoReader, import_av
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["changed_fraction", "clip_shares", "write_overlay_video"]
+__all__ = ["changed_fraction", "mean_shares", "write_overlay_video"]
 
 
 def changed_fraction(label_maps: Iterable[Path]) -> float:
@@ -37,7 +37,7 @@ def changed_fraction(label_maps: Iterable[Path]) -> float:
     return changed / max(1, pairs)
 
 
-def clip_shares(label_maps: Iterable[Path], vocabulary: Vocabulary) -> tuple[np.ndarray, float]:
+def mean_shares(label_maps: Iterable[Path], vocabulary: Vocabulary) -> tuple[np.ndarray, float]:
     """Return the mean share of each category (C,) in the frames, and that of unknown pixels."""
     total, unknown, count = np.zeros(len(vocabulary)), 0.0, 0
     for path in label_maps:
@@ -74,7 +74,7 @@ def write_overlay_video(
         OSError: if the file cannot be written.
     """
     av = import_av()
-    shares, unknown = clip_shares(label_maps.values(), vocabulary)
+    shares, unknown = mean_shares(label_maps.values(), vocabulary)
     bar = tqdm(total=len(label_maps), desc=path.name, unit=" frames")
     with bar, av.open(str(unfinished), "w", format="mp4") as container:
         stream = None

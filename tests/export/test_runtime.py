@@ -20,7 +20,7 @@ from dcp_clip.benchmarking.backends import measure_backends
 from dcp_clip.export.folder import export_model
 from dcp_clip.export.quantization import quantize_convolutions
 from dcp_clip.export.support import ExportError
-from dcp_clip.modeling.inference import SlidingWindow
+from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.predictor import Predictor
 from dcp_clip.runtime import OnnxPredictor, RuntimeFolderError
 from dcp_clip.runtime.text import clean_text

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from dcp_clip.distributed.storage import Folder
+from dcp_clip.bulk.storage import Folder
 from dcp_clip.folder_run.output_folder import describe_difference
 from dcp_clip.utils.atomic_files import remove_unfinished
 
@@ -70,7 +70,7 @@ class BulkFolder:
         """Start a run, or check that the run in the folder has the same images and settings.
 
         Args:
-            inputs: the images, see `dcp_clip.distributed.inputs.find_inputs`.
+            inputs: the images, see `dcp_clip.bulk.inputs.find_inputs`.
             size: number of images in a partition.
             settings: everything else that the results depend on, as values for JSON.
 

@@ -21,15 +21,15 @@ from helpers.bulk_run import MODEL, label_map, rows, run
 
 pa = pytest.importorskip("pyarrow")
 ray = pytest.importorskip("ray")
-from dcp_clip.data.augmentation import ResizeForTest  # noqa: E402
-from dcp_clip.distributed.inputs import find_inputs  # noqa: E402
-from dcp_clip.distributed.partitions import BulkFolder  # noqa: E402
-from dcp_clip.distributed.stages import (  # noqa: E402
+from dcp_clip.bulk.inputs import find_inputs  # noqa: E402
+from dcp_clip.bulk.partitions import BulkFolder  # noqa: E402
+from dcp_clip.bulk.stages import (  # noqa: E402
     RunModel,
     _unpack,
     read_partition,
     write_partition,
 )
+from dcp_clip.data.augmentation import ResizeForTest  # noqa: E402
 from dcp_clip.modeling.finite import NonFiniteError  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
 
-from dcp_clip.distributed.inputs import InputError, find_inputs  # noqa: E402
-from dcp_clip.distributed.storage import StorageError, read_bytes  # noqa: E402
+from dcp_clip.bulk.inputs import InputError, find_inputs  # noqa: E402
+from dcp_clip.bulk.storage import StorageError, read_bytes  # noqa: E402
 
 
 def files(table):

@@ -1,6 +1,6 @@
 """The memory of the driver does not grow with the number of images.
 
-`pytest tests/distributed/test_driver_memory.py --rows 100000 -s` shows the figures of docs/bulk.md.
+`pytest tests/bulk/test_driver_memory.py --rows 100000 -s` shows the figures of docs/bulk.md.
 """
 
 import io
@@ -20,7 +20,7 @@ pa = pytest.importorskip("pyarrow")
 ray = pytest.importorskip("ray")
 from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value  # noqa: E402
 
-from dcp_clip.distributed import stages  # noqa: E402
+from dcp_clip.bulk import stages  # noqa: E402
 
 SIDE = 64
 MODEL = ["--vocabulary", "sky; tree", "--opts", "INPUT.MIN_SIZE_TEST", "0"]

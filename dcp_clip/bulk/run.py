@@ -12,11 +12,11 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from tqdm import tqdm
 
-import dcp_clip.distributed.stages as stages
+import dcp_clip.bulk.stages as stages
+from dcp_clip.bulk.inputs import find_inputs, index_shard
+from dcp_clip.bulk.onnx_model import RunOnnxModel
+from dcp_clip.bulk.partitions import BulkFolder, BulkFolderError
 from dcp_clip.data.augmentation import ResizeForTest
-from dcp_clip.distributed.inputs import find_inputs, index_shard
-from dcp_clip.distributed.onnx_model import RunOnnxModel
-from dcp_clip.distributed.partitions import BulkFolder, BulkFolderError
 from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
 from dcp_clip.folder_run.pipeline import run_settings
 from dcp_clip.predictor import Predictor

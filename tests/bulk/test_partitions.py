@@ -3,9 +3,9 @@
 import pytest
 
 pa = pytest.importorskip("pyarrow")
-from dcp_clip.distributed.inputs import SCHEMA  # noqa: E402
-from dcp_clip.distributed.partitions import BulkFolder, BulkFolderError  # noqa: E402
-from dcp_clip.distributed.storage import StorageError  # noqa: E402
+from dcp_clip.bulk.inputs import SCHEMA  # noqa: E402
+from dcp_clip.bulk.partitions import BulkFolder, BulkFolderError  # noqa: E402
+from dcp_clip.bulk.storage import StorageError  # noqa: E402
 from dcp_clip.utils.atomic_files import WriteError  # noqa: E402
 
 
@@ -27,7 +27,7 @@ def url(request, tmp_path):
 
 
 def test_partitions_are_fixed_parts_of_the_list(url, monkeypatch):
-    monkeypatch.setattr("dcp_clip.distributed.partitions._PARTITIONS_PER_LIST", 2)
+    monkeypatch.setattr("dcp_clip.bulk.partitions._PARTITIONS_PER_LIST", 2)
     folder = BulkFolder(url)
     folder.open(images(11), 3, {"model": "a"})
     assert folder.partitions == 4 and [folder.length(i) for i in range(4)] == [3, 3, 3, 2]

@@ -22,9 +22,9 @@ import ray
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
+from dcp_clip.bulk.partitions import BulkFolder
+from dcp_clip.bulk.storage import locate, read_bytes
 from dcp_clip.data.augmentation import ResizeForTest
-from dcp_clip.distributed.partitions import BulkFolder
-from dcp_clip.distributed.storage import locate, read_bytes
 from dcp_clip.formats.coco import to_coco
 from dcp_clip.modeling.finite import NonFiniteError
 from dcp_clip.prediction import Prediction, make_prediction

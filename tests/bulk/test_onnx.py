@@ -11,7 +11,7 @@ pytest.importorskip("ray")
 for package in ("onnx", "onnxscript", "onnxruntime", "tokenizers"):
     pytest.importorskip(package)
 
-from dcp_clip.distributed.onnx_model import RunOnnxModel  # noqa: E402
+from dcp_clip.bulk.onnx_model import RunOnnxModel  # noqa: E402
 from dcp_clip.export.folder import export_model  # noqa: E402
 from dcp_clip.runtime import OnnxPredictor  # noqa: E402
 

@@ -14,7 +14,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from dcp_clip.distributed.storage import StorageError, locate
+from dcp_clip.bulk.storage import StorageError, locate
 from dcp_clip.utils.images.listing import IMAGE_EXTENSIONS, list_images
 
 __all__ = ["SCHEMA", "InputError", "find_inputs", "index_shard"]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dcp_clip.benchmarking.call_cost import peak_bytes
-from dcp_clip.modeling.inference import SlidingWindow
 from dcp_clip.modeling.large_image import segment_large_image
+from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.utils.upsampling import resized_bands
 from dcp_clip.vocabulary import Vocabulary
 

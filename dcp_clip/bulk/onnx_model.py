@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dcp_clip.distributed.stages import RunModel, outcome_of
+from dcp_clip.bulk.stages import RunModel, outcome_of
 from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
 from dcp_clip.vocabulary import Vocabulary
 
