@@ -15,7 +15,12 @@ from torch import nn
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
-from dcp_clip.engine.checkpoints.loading import has_weights, load_weights, warn_if_untrained
+from dcp_clip.engine.checkpoints.loading import (
+    has_weights,
+    load_weights,
+    shipped_weights,
+    warn_if_untrained,
+)
 from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.found_categories import FoundCategory, checked_threshold
 from dcp_clip.hub.mixin import HubMixin
@@ -133,8 +138,10 @@ class Predictor(HubMixin):
         """Create a predictor from a config file.
 
         Args:
-            config_file: a YAML file, for example in configs/.
-            weights: a checkpoint; default: `MODEL.WEIGHTS` of the config.
+            config_file: a YAML file, or the name of a shipped config, such as
+                "camvid/dcp_clip_tiny.yaml".
+            weights: a checkpoint; default: `MODEL.WEIGHTS` of the config, or the trained weights
+                that ship for it. With `allow_random_weights`, the latter are not used.
             opts: alternating config keys and values that override the file.
             vocabulary: see `set_vocabulary`.
             imports: modules of your own to import first, see `dcp_clip.setup_cfg`.
@@ -145,6 +152,8 @@ class Predictor(HubMixin):
             KeyError: if the file or `opts` contains an unknown config key.
             ValueError, WeightsError, VocabularyError: see the constructor.
         """
+        if weights is None and not options.get("allow_random_weights"):
+            weights = shipped_weights(os.fspath(config_file), opts)
         opts = list(opts) + (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else [])
         cfg = setup_cfg(os.fspath(config_file), opts, imports=imports)
         return cls(cfg, vocabulary, **options)

@@ -99,7 +99,6 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def make_predictor(args: argparse.Namespace) -> Any:
     """Return the predictor of the arguments, and print its vocabulary."""
-    from dcp_clip.engine.checkpoints.loading import shipped_weights
     from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
     from dcp_clip.predictor import Predictor
 
@@ -111,13 +110,11 @@ def make_predictor(args: argparse.Namespace) -> Any:
             unknown_below=args.unknown_below,
         )
     else:
-        opts, weights = list(args.opts), args.weights
+        opts = list(args.opts)
         if args.unknown_below is not None:
             opts += ["TEST.UNKNOWN_BELOW", str(args.unknown_below)]
-        if weights is None:
-            weights = shipped_weights(args.config_file, args.opts)
         predictor = Predictor.from_config_file(
-            args.config_file, weights, opts, args.vocabulary, imports=args.imports
+            args.config_file, args.weights, opts, args.vocabulary, imports=args.imports
         )
     if args.max_pixels is not None:
         predictor.max_input_pixels = args.max_pixels

@@ -69,20 +69,16 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def make_predictor(args: argparse.Namespace) -> Any:
     """Return the predictor of the arguments."""
     from dcp_clip import Predictor
-    from dcp_clip.engine.checkpoints.loading import shipped_weights
     from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
     from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 
     if args.backend != "torch":
         backend = {"onnx": "onnxruntime"}.get(args.backend, args.backend)
         return RunOnnxPredictor(args.weights, args.vocabulary, backend=backend)
-    weights = args.weights
-    if weights is None:
-        weights = shipped_weights(args.config_file, args.opts)
     # The actors move the model to their GPUs.
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     predictor = Predictor.from_config_file(
-        args.config_file, weights, opts, args.vocabulary, imports=args.imports
+        args.config_file, args.weights, opts, args.vocabulary, imports=args.imports
     )
     # Images are resized before they are sent to the model, so there are no windows.
     predictor.max_input_pixels = LARGE_IMAGE_PIXELS

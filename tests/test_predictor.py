@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from dcp_clip import model_zoo
+from dcp_clip import predictor as module
 from dcp_clip.config import get_cfg
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.predictor import Predictor
@@ -214,3 +216,26 @@ def test_weights_are_loaded(tiny, tmp_path):
     tiny.set_vocabulary("sky; tree; car")
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     np.testing.assert_array_equal(loaded(image).label_map, tiny(image).label_map)
+
+
+def test_shipped_weights_of_a_config(monkeypatch):
+    seen = []
+
+    def load(cfg, allow_random_weights):
+        seen.append(cfg.MODEL.WEIGHTS)
+        return FakeModel()
+
+    monkeypatch.setattr(module, "_load_model", load)
+    camvid, emoji = "camvid/dcp_clip_tiny.yaml", "emoji_scenes/dcp_clip_tiny.yaml"
+    for config, options in (
+        (camvid, {}),
+        (model_zoo.get_config_file(emoji), {"opts": ["INPUT.MIN_SIZE_TEST", "96"]}),
+        (emoji, {"weights": "mine.pth"}),
+        (emoji, {"opts": ["MODEL.WEIGHTS", "mine.pth"]}),
+        (emoji, {"opts": ["MODEL.CLIP.PRETRAINED", "mine.pth"]}),
+        (emoji, {"allow_random_weights": True}),
+        ("camvid/fpn_tiny.yaml", {}),
+    ):
+        Predictor.from_config_file(config, **options)
+    shipped = [model_zoo.get_weights(camvid), model_zoo.get_weights(emoji)]
+    assert seen == [*shipped, "mine.pth", "mine.pth", "", "", ""]

@@ -150,16 +150,14 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
 def benchmark_photographs(args: argparse.Namespace, config_file: str) -> dict:
     """Measure the demo, or compare both precisions, on photographs; returns the figures."""
     from dcp_clip.benchmarking import benchmarks
-    from dcp_clip.engine.checkpoints.loading import shipped_weights
     from dcp_clip.folder_run.pipeline import Job, segment_files
     from dcp_clip.predictor import Predictor
     from dcp_clip.utils.images.listing import list_images
 
     images = list_images([args.demo or args.bf16])[: args.images]
     opts = ["MODEL.DEVICE", args.device, *args.opts]
-    weights = shipped_weights(config_file, args.opts)
     predictor = Predictor.from_config_file(
-        config_file, weights, opts, args.vocabulary, imports=args.imports
+        config_file, None, opts, args.vocabulary, imports=args.imports
     )
 
     def segment(paths: Sequence[Path]) -> None:

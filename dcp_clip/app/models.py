@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcp_clip import model_zoo
-from dcp_clip.engine.checkpoints.loading import shipped_weights
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 from dcp_clip.predictor import Predictor
-from dcp_clip.utils.shipped_files import find_weights
 
 __all__ = ["Models", "PageModel"]
 
@@ -26,7 +24,7 @@ class PageModel:
     Attributes:
         title: name on the page and in its API.
         config_file: path or name of the config.
-        weights: checkpoint; None for `MODEL.WEIGHTS` of the config.
+        weights: checkpoint; None for those of `Predictor.from_config_file`.
         opts: alternating config keys and values that override the config.
         imports: modules to import before the config is read.
     """
@@ -40,9 +38,7 @@ class PageModel:
     @classmethod
     def of_zoo(cls, name: str) -> "PageModel":
         """Return the model of a shipped config."""
-        weights = find_weights(name)
-        title = _TITLES.get(name, name.removesuffix(".yaml"))
-        return cls(title, name, None if weights is None else str(weights))
+        return cls(_TITLES.get(name, name.removesuffix(".yaml")), name)
 
 
 class Models:
@@ -66,17 +62,13 @@ class Models:
         """Return the models whose weights are on this machine.
 
         Args:
-            own: config file, weights and opts of a model that comes first, or None. A shipped
-                config without weights and opts gets the shipped weights.
+            own: config file, weights and opts of a model that comes first, or None.
             imports: modules that its config needs.
         """
         zoo = [PageModel.of_zoo(name) for name in model_zoo.available()]
         if own is None:
             return cls(zoo)
         config_file, weights, opts = own
-        if weights is None:
-            shipped = shipped_weights(config_file, opts)
-            weights = None if shipped is None else str(shipped)
         title = Path(config_file).stem
         return cls([PageModel(title, config_file, weights, tuple(opts), tuple(imports)), *zoo])
 

@@ -262,30 +262,6 @@ def test_read_only_output_folder(demo, fake_model, capsys, save):
         demo.main(["--input", "in", "--output", "out"])
 
 
-def test_shipped_weights_of_the_configs(demo, fake_model, monkeypatch, save):
-    save("in/x.jpg")
-    given = []
-    build = Predictor.from_config_file
-
-    def from_config_file(config_file, weights, opts, vocabulary, imports=()):
-        given.append(weights)
-        return build(config_file, weights, opts, vocabulary)
-
-    monkeypatch.setattr(Predictor, "from_config_file", from_config_file)
-    emoji = ROOT / "configs" / "emoji_scenes" / "dcp_clip_tiny.yaml"
-    for arguments in (
-        [],
-        ["--config-file", os.path.relpath(emoji)],
-        ["--config-file", str(emoji), "--weights", "mine.pth"],
-        ["--config-file", str(emoji), "--opts", "MODEL.WEIGHTS", "mine.pth"],
-        ["--config-file", str(ROOT / "configs" / "camvid" / "fpn_tiny.yaml")],
-    ):
-        assert demo.main(["--input", "in", "--output", "out", *arguments]) == 0
-    weights = ROOT / "dcp_clip" / "weights"
-    shipped = [weights / "camvid_tiny.pth", weights / "emoji_scenes_tiny.pth"]
-    assert given == [*shipped, "mine.pth", None, None]
-
-
 def test_end_to_end_with_the_tiny_model(tmp_path, save, read_results):
     config, opts = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml", ["MODEL.DEVICE", "cpu"]
     opts += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
