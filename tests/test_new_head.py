@@ -98,13 +98,13 @@ def test_training(trained):
     assert lines[-1]["total_loss"] == pytest.approx(sum(parts), rel=1e-3)
     saved = yaml.safe_load((trained / "config.yaml").read_text())["MODEL"]
     assert tuple(saved["IMPORTS"]) == ("my_heads",)
-    assert saved["BASELINES"]["BOUNDARY"] == {"DIM": 64, "WEIGHT": 0.5}
+    assert saved["BOUNDARY"] == {"DIM": 64, "WEIGHT": 0.5}
 
 
 def test_evaluation_of_a_part(inside, trained):
     arguments = [words[2:] for words in COMMANDS if "--eval-only" in words][0]
     assert arguments[-2:] == ["TEST.MAX_IMAGES", "100"]
-    arguments = [*arguments[:-1], "2", *SMALL, "MODEL.BASELINES.BOUNDARY.WEIGHT", "0.25"]
+    arguments = [*arguments[:-1], "2", *SMALL, "MODEL.BOUNDARY.WEIGHT", "0.25"]
     results = training.main(parse_args(arguments))
     assert {name: r["speed"]["images"] for name, r in results.items()} == {
         f"emoji_scenes_{name}": 2 for name in SUBSETS[1:]
@@ -112,7 +112,7 @@ def test_evaluation_of_a_part(inside, trained):
     report = json.loads((trained / "results.json").read_text())["environment"]
     assert report["images"] == "at most 2 of each data set, evenly spaced (TEST.MAX_IMAGES)"
     assert report["imported modules"] == "my_heads"
-    assert '"BOUNDARY": {"DIM": 64, "WEIGHT": 0.25}' in report["baseline"]
+    assert "MODEL.BOUNDARY.DIM 64, MODEL.BOUNDARY.WEIGHT 0.25" in report["other settings"]
 
 
 def test_cost(inside, load_program, capsys):
@@ -170,8 +170,8 @@ def test_a_config_without_import_names_the_option(inside, trained, load_program,
 
 def test_changed_keys_of_the_head_are_not_resumed(inside, trained):
     arguments = [*command("train_net.py"), "--resume", *SMALL]
-    with pytest.raises(ValueError, match=r"MODEL\.BASELINES\.BOUNDARY\.DIM was 64 and is 32"):
-        training.main(parse_args([*arguments, "MODEL.BASELINES.BOUNDARY.DIM", "32"]))
+    with pytest.raises(ValueError, match=r"MODEL\.BOUNDARY\.DIM was 64 and is 32"):
+        training.main(parse_args([*arguments, "MODEL.BOUNDARY.DIM", "32"]))
 
 
 def test_modules_that_cannot_be_imported(inside):
@@ -190,4 +190,4 @@ def test_modules_that_cannot_be_imported(inside):
         setup_cfg(opts=["MODEL.IMPORTS", "('my_heads',)"])
     cfg = setup_cfg("my_head.yaml", imports=["plain_module", "my_heads", "my_heads"])
     assert cfg.MODEL.IMPORTS == ("plain_module", "my_heads")
-    assert isinstance(cfg.MODEL.BASELINES.BOUNDARY, CfgNode)
+    assert isinstance(cfg.MODEL.BOUNDARY, CfgNode)

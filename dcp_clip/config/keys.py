@@ -171,12 +171,9 @@ def _add_training_free(cfg: CN) -> None:
 def _add_baselines(cfg: CN) -> None:
     # Other segmentation heads to compare with (dcp_clip/modeling/baselines/).
     cfg.MODEL.BASELINES = CN()
-    # Channels of the feature pyramid of PixelTextSegmentor and MaskQuerySegmentor; a multiple of 4.
+    # Channels of the feature pyramid of FPNSegmentor, PixelTextSegmentor and MaskQuerySegmentor; a
+    # multiple of 4.
     cfg.MODEL.BASELINES.DIM = 64
-
-    cfg.MODEL.BASELINES.FPN = CN()
-    # Channels of the feature pyramid.
-    cfg.MODEL.BASELINES.FPN.DIM = 64
 
     cfg.MODEL.BASELINES.COST_AGGREGATION = CN()
     # Channels of a category's embedded cost map; above 32 and a multiple of NUM_HEADS.

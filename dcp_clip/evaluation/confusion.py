@@ -5,8 +5,8 @@ differ if a category has no pixel in the ground truth. In PASCAL-Context 459 thi
 459 categories, so the results differ by a factor of up to 1.33:
 
 * "present": categories present in the ground truth, as in Detectron2 since July 2022 and here;
-* "seen": categories present or predicted, as in release v0.6 of Detectron2. Later builds are also
-  called "0.6", so the version does not tell which formula produced a figure;
+* "present_or_predicted": the same with predicted categories, as in release v0.6 of Detectron2.
+  Later builds are also called "0.6", so the version does not tell which formula made a figure;
 * "all": all categories. v0.6 gives this value if each category is predicted somewhere.
 """
 
@@ -32,7 +32,7 @@ __all__ = [
 # Text for reports.
 CONVENTIONS = {
     "present": "classes present in the ground truth",
-    "seen": "classes present or predicted",
+    "present_or_predicted": "classes present or predicted",
     "all": "classes of the whole list",
 }
 
@@ -76,14 +76,15 @@ class Scores:
         accuracy: (C,) fraction of a category's pixels that were predicted correctly; NaN likewise.
         frequency: (C,) fraction of the labelled pixels that have this label.
         present: (C,) bool, whether the category has a pixel in the ground truth.
-        seen: (C,) bool, whether it is present or was predicted for a labelled pixel.
+        present_or_predicted: (C,) bool, whether it is present or was predicted at a labelled
+            pixel.
     """
 
     iou: np.ndarray
     accuracy: np.ndarray
     frequency: np.ndarray
     present: np.ndarray
-    seen: np.ndarray
+    present_or_predicted: np.ndarray
 
     def mean_iou(self, convention: str = "present") -> float:
         """Return mIoU by one of :data:`CONVENTIONS`."""
@@ -99,7 +100,11 @@ class Scores:
 
     def num_categories(self, convention: str = "present") -> int:
         """Return the number of categories that :meth:`mean_iou` divides by."""
-        counts = {"present": self.present.sum(), "seen": self.seen.sum(), "all": len(self.iou)}
+        counts = {
+            "present": self.present.sum(),
+            "present_or_predicted": self.present_or_predicted.sum(),
+            "all": len(self.iou),
+        }
         return int(counts[convention])
 
     @property

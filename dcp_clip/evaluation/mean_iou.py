@@ -125,8 +125,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
             * in "sem_seg": "mIoU_things", "mIoU_stuff", "mIoU_base" and "mIoU_unseen" if the data
               set has these groups; NaN for a group with no category present;
-            * "classes": the numbers of categories by convention, "present", "seen" and "all", and
-              "mIoU_seen" and "mIoU_all".
+            * "classes": the numbers of categories by convention, "present", "present_or_predicted"
+              and "all", and "mIoU_present_or_predicted" and "mIoU_all".
 
             None on other processes.
 
@@ -147,8 +147,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
         for group, member in self._groups.items():
             results["sem_seg"][f"mIoU_{group}"] = 100 * scores.group_mean_iou(member)
         results["classes"] = {
-            **{c: scores.num_categories(c) for c in ("present", "seen", "all")},
-            **{f"mIoU_{c}": 100 * scores.mean_iou(c) for c in ("seen", "all")},
+            **{c: scores.num_categories(c) for c in ("present", "present_or_predicted", "all")},
+            **{f"mIoU_{c}": 100 * scores.mean_iou(c) for c in ("present_or_predicted", "all")},
         }
         logger.info("%s: %s", self._dataset_name, dict(results))
         if folder:

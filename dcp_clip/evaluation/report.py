@@ -47,7 +47,7 @@ different numbers of classes:
 # Where each convention is used.
 _SOURCES = {
     "present": "the table above; Detectron2 since July 2022",
-    "seen": "the release v0.6 of Detectron2",
+    "present_or_predicted": "the release v0.6 of Detectron2",
     "all": "the sum divided by the number of all classes",
 }
 
@@ -138,7 +138,7 @@ def _conventions(name: str, results: Mapping) -> str:
         return ""
     values = {
         "present": results["sem_seg"]["mIoU"],
-        "seen": counts["mIoU_seen"],
+        "present_or_predicted": counts["mIoU_present_or_predicted"],
         "all": counts["mIoU_all"],
     }
     rows = [

@@ -67,14 +67,14 @@ class HubMixin:
         return cls(cfg, read_names(folder) if vocabulary is None else vocabulary, **options)
 
     def save_pretrained(
-        self, folder: str | os.PathLike, results: str | os.PathLike | None = None
+        self, save_directory: str | os.PathLike, results: str | os.PathLike | None = None
     ) -> None:
         """Write the model, its config, calibration and current vocabulary into a folder.
 
         The folder also gets a model card, README.md. It gets its name when it is complete.
 
         Args:
-            folder: a folder that does not exist or is empty.
+            save_directory: a folder that does not exist or is empty.
             results: results.json of an evaluation of these weights, for the model card.
 
         Raises:
@@ -82,11 +82,11 @@ class HubMixin:
             ValueError: if `results` cannot be read or is the evaluation of other weights, or the
                 model needs more than such a folder contains.
         """
-        self._write(Path(folder), results)
+        self._write(Path(save_directory), results)
 
     def push_to_hub(
         self,
-        repository: str,
+        repo_id: str,
         results: str | os.PathLike | None = None,
         *,
         private: bool = False,
@@ -95,7 +95,7 @@ class HubMixin:
         """Upload what `save_pretrained` writes to a repository of the Hugging Face Hub.
 
         Args:
-            repository: "owner/name"; it is created if it does not exist.
+            repo_id: "owner/name"; it is created if it does not exist.
             results: see `save_pretrained`.
             private: whether a new repository is private.
             token: access token with the right to write; default: that of `hf auth login`.
@@ -105,12 +105,12 @@ class HubMixin:
 
         Raises:
             OSError: if the upload fails.
-            ValueError: if `repository` is not such a name; see also `save_pretrained`.
+            ValueError: if `repo_id` is not such a name; see also `save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
-            self._write(folder, results, repository)
-            return push(folder, repository, private, token)
+            self._write(folder, results, repo_id)
+            return push(folder, repo_id, private, token)
 
     def _write(
         self, folder: Path, results: str | os.PathLike | None, source: str | None = None

@@ -180,8 +180,8 @@ def test_the_tokens_of_all_vocabularies_are_kept(make_config, monkeypatch):
 
 
 def test_heads_of_several_vocabularies(make_config):
-    opts = {"MODEL.META_ARCHITECTURE": "FPNBaseline"}
-    with pytest.raises(ValueError, match=f"FPNBaseline.*DATASETS.TRAIN.*{COCO}.*{ADE}"):
+    opts = {"MODEL.META_ARCHITECTURE": "FPNSegmentor"}
+    with pytest.raises(ValueError, match=f"FPNSegmentor.*DATASETS.TRAIN.*{COCO}.*{ADE}"):
         build_model(make_config(**opts))
     opts = {"MODEL.META_ARCHITECTURE": "MaskQuerySegmentor"}
     seen = build_model(make_config(**opts))._seen_names

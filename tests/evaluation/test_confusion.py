@@ -46,7 +46,11 @@ def test_against_sets_of_pixels(pair):
             seen.add(k)
     for k in range(c):
         assert (scores.iou[k] == pytest.approx(ious[k])) if k in ious else np.isnan(scores.iou[k])
-    for convention, count in (("present", len(ious)), ("seen", len(seen)), ("all", c)):
+    for convention, count in (
+        ("present", len(ious)),
+        ("present_or_predicted", len(seen)),
+        ("all", c),
+    ):
         assert scores.num_categories(convention) == count
         expected = sum(ious.values()) / count if count else math.nan
         assert scores.mean_iou(convention) == pytest.approx(expected, nan_ok=True)
@@ -102,4 +106,4 @@ def test_small_integers_do_not_overflow():
 def test_scores_without_labels_are_nan():
     scores = score(count_pairs(np.array([0, 1]), np.array([3, 3]), 3))
     values = [scores.mean_iou(), scores.pixel_accuracy, scores.frequency_weighted_iou]
-    assert np.isnan([*values, scores.mean_accuracy, scores.mean_iou("seen")]).all()
+    assert np.isnan([*values, scores.mean_accuracy, scores.mean_iou("present_or_predicted")]).all()

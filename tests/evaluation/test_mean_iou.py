@@ -33,7 +33,7 @@ def test_by_hand(register, evaluate):
     assert result["pACC"] == pytest.approx(100 * 4 / 6)
     assert result["mACC"] == pytest.approx(100 * (1 / 2 + 3 / 4) / 2)
     assert result["fwIoU"] == pytest.approx(100 * (1 / 3 * 2 / 6 + 3 / 5 * 4 / 6))
-    assert results["classes"]["present"] == results["classes"]["seen"] == 2
+    assert results["classes"]["present"] == results["classes"]["present_or_predicted"] == 2
 
 
 @pytest.mark.parametrize(("suffix", "ignore", "c"), [(".png", 255, 6), (".tif", 65535, 700)])
@@ -58,9 +58,9 @@ def test_files_against_scikit_learn(register, evaluate, suffix, ignore, c):
     assert results["classes"] == pytest.approx(
         {
             "present": 4,
-            "seen": 5,
+            "present_or_predicted": 5,
             "all": c,
-            "mIoU_seen": 100 * per_class.sum() / 5,
+            "mIoU_present_or_predicted": 100 * per_class.sum() / 5,
             "mIoU_all": 100 * per_class.sum() / c,
         }
     )
@@ -103,7 +103,10 @@ def test_does_not_depend_on_the_installed_detectron2(register, evaluate, v06):
     assert evaluate(SemSegEvaluator(NAME), records, guesses, 4)["sem_seg"]["mIoU"] == 50
     results = evaluate(MeanIoUEvaluator(NAME), records, guesses, 4)
     assert results["sem_seg"]["mIoU"] == 75
-    assert results["classes"]["mIoU_seen"] == 50 and results["classes"]["mIoU_all"] == 37.5
+    assert (
+        results["classes"]["mIoU_present_or_predicted"] == 50
+        and results["classes"]["mIoU_all"] == 37.5
+    )
 
 
 def test_one_figure_is_logged_and_written(register, evaluate, v06, tmp_path, caplog):
@@ -178,7 +181,7 @@ def test_oracle_masks_are_assigned_per_image(register, evaluate):
     result = results["sem_seg"]
     assert result["IoU-class0"] == 100
     assert result["IoU-class1"] == pytest.approx(100 * 2 / 6)
-    assert results["classes"]["seen"] == 3
+    assert results["classes"]["present_or_predicted"] == 3
 
 
 def test_oracle_masks_cannot_be_saved_as_predictions(register):

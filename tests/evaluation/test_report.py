@@ -18,7 +18,13 @@ from dcp_clip.utils.model_settings import model_settings
 
 def results(present=3, seen=4, total=5, **sem_seg):
     scores = {"mIoU": 20.0, "fwIoU": 30.5, "pACC": 40.25, "IoU-a|b": math.nan, **sem_seg}
-    counts = {"present": present, "seen": seen, "all": total, "mIoU_seen": 15.0, "mIoU_all": 12.0}
+    counts = {
+        "present": present,
+        "present_or_predicted": seen,
+        "all": total,
+        "mIoU_present_or_predicted": 15.0,
+        "mIoU_all": 12.0,
+    }
     speed = {"images": 5104, "images_per_second": 2.5, "model_images_per_second": np.float64(3)}
     proposals = {"recall": 91.0, "per_image": 32.0}
     return {"sem_seg": scores, "classes": counts, "proposals": proposals, "speed": speed}
@@ -161,7 +167,7 @@ WITHOUT_EFFECT = {
 
 @pytest.mark.parametrize("key", model_settings(get_cfg()))
 def test_environment_contains_every_key_of_a_model(make_cfg, small_model, key):
-    readers = {"BASELINES": "FPNBaseline", "TRAINING_FREE": "SimilaritySegmentor"}
+    readers = {"BASELINES": "FPNSegmentor", "TRAINING_FREE": "SimilaritySegmentor"}
     opts = {"MODEL.META_ARCHITECTURE": readers.get(key.split(".")[1], "DCPCLIP")}
     cfg, changed = make_cfg("test-vit-16", opts), make_cfg("test-vit-16", opts)
     *nodes, last = key.split(".")
@@ -175,10 +181,10 @@ def test_environment_contains_every_key_of_a_model(make_cfg, small_model, key):
 
 
 def test_environment_of_a_model_without_stages(make_cfg):
-    opts = {"MODEL.META_ARCHITECTURE": "FPNBaseline", "MODEL.BASELINES.FPN.DIM": 32}
+    opts = {"MODEL.META_ARCHITECTURE": "FPNSegmentor", "MODEL.BASELINES.DIM": 32}
     found = environment.evaluation_environment(make_cfg(opts=opts), nn.Linear(1, 1))
     assert "input" in found and not {"stages", "proposals", "prompts"} & set(found)
-    assert "MODEL.BASELINES.FPN.DIM 32" in found["other settings"]
+    assert "MODEL.BASELINES.DIM 32" in found["other settings"]
 
 
 def test_fingerprint_depends_on_the_weights_only():

@@ -11,13 +11,13 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.baselines.base import BaselineSegmentor, resize_to_stride
 from dcp_clip.modeling.baselines.cost_aggregation_layers import (
     ClassAggregation,
     GuidedUpsampling,
     SpatialAggregation,
     conv_relu,
 )
+from dcp_clip.modeling.head_segmentor import HeadSegmentor, resize_to_stride
 from dcp_clip.modeling.layers import best_synonym_similarity, resize_to, valid_positions
 from dcp_clip.modeling.losses import LABEL_STRIDE, labels_to_proposals, present_categories
 from dcp_clip.modeling.stages.stage1_proposal import CategoryProposal
@@ -174,7 +174,7 @@ class SigmoidCriterion(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class CostAggregationSegmentor(BaselineSegmentor):
+class CostAggregationSegmentor(HeadSegmentor):
     """CLIP's two towers, the K names with the highest cosine similarity at any position, and
     :class:`CostAggregationHead`. In training, the names of the ground truth are among the K."""
 
@@ -183,7 +183,7 @@ class CostAggregationSegmentor(BaselineSegmentor):
         """
         Args:
             num_names: K; 0 for all names.
-            kwargs: see :class:`BaselineSegmentor`.
+            kwargs: see :class:`HeadSegmentor`.
         """
         super().__init__(**kwargs)
         self.proposal = CategoryProposal(

@@ -8,7 +8,7 @@ from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.baselines.base import conv_norm_relu
+from dcp_clip.modeling.head_segmentor import conv_norm_relu
 from dcp_clip.modeling.layers import MLP, resize_to
 
 __all__ = ["ClassAggregation", "GuidedUpsampling", "SpatialAggregation", "conv_relu"]

@@ -16,13 +16,13 @@ from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.structures import Proposals
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["FPNBaseline"]
+__all__ = ["FPNSegmentor"]
 
 _LEVELS = ["res2", "res3", "res4", "res5"]
 
 
 @META_ARCH_REGISTRY.register()
-class FPNBaseline(OpenVocabularySegmentor):
+class FPNSegmentor(OpenVocabularySegmentor):
     """CLIPBackbone, and Detectron2's FPN and semantic segmentation head (Panoptic FPN, arXiv
     1901.02446).
 
@@ -50,19 +50,19 @@ class FPNBaseline(OpenVocabularySegmentor):
     def from_config(cls, cfg: CfgNode) -> dict:
         common = cls.common_config(cfg)
         if common["vocabulary"] is None:
-            raise ValueError("FPNBaseline has one channel for each category: set DATASETS.TRAIN.")
+            raise ValueError("FPNSegmentor has one channel for each category: set DATASETS.TRAIN.")
         if len(set(train_vocabularies(cfg))) > 1:
             raise ValueError(
-                "FPNBaseline has one channel for each category, so it cannot learn from data sets "
+                "FPNSegmentor has one channel for each category, so it cannot learn from data sets "
                 f"with different categories, as in DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: "
                 "leave only data sets with the same categories."
             )
-        bottom_up, dim = build_backbone(cfg), cfg.MODEL.BASELINES.FPN.DIM
+        bottom_up, dim = build_backbone(cfg), cfg.MODEL.BASELINES.DIM
         missing = sorted(set(_LEVELS) - set(bottom_up.output_shape()))
         if missing:
             raise ValueError(
                 f"MODEL.CLIP.NAME is '{cfg.MODEL.CLIP.NAME}', whose image tower has no "
-                f"{', '.join(missing)}; FPNBaseline needs a tower with strides 4, 8, 16 and 32."
+                f"{', '.join(missing)}; FPNSegmentor needs a tower with strides 4, 8, 16 and 32."
             )
         freeze_tower(cfg, "TRAIN_IMAGE", bottom_up)
         fpn = FPN(bottom_up, _LEVELS, dim, norm="BN")
@@ -97,7 +97,7 @@ class FPNBaseline(OpenVocabularySegmentor):
 
     def _check(self, vocabulary: Vocabulary) -> None:
         if vocabulary != self._train_vocabulary:
-            raise ValueError("FPNBaseline can segment the categories of DATASETS.TRAIN only.")
+            raise ValueError("FPNSegmentor can segment the categories of DATASETS.TRAIN only.")
 
     def segment(
         self,

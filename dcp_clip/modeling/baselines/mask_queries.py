@@ -10,9 +10,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcp_clip.modeling.baselines.base import BaselineSegmentor, cosine_similarity
 from dcp_clip.modeling.baselines.mask_losses import MaskPredictions, MaskQueryCriterion
 from dcp_clip.modeling.baselines.mask_query_head import MaskQueryHead, mask_pool
+from dcp_clip.modeling.head_segmentor import HeadSegmentor, cosine_similarity
 from dcp_clip.modeling.inputs import train_vocabularies
 from dcp_clip.modeling.layers import valid_positions
 from dcp_clip.structures import Proposals, TextFeatures
@@ -22,7 +22,7 @@ __all__ = ["MaskQuerySegmentor"]
 
 
 @META_ARCH_REGISTRY.register()
-class MaskQuerySegmentor(BaselineSegmentor):
+class MaskQuerySegmentor(HeadSegmentor):
     """Classifies each mask query in two ways: by its own embedding, and by frozen CLIP's dense
     features pooled under its mask.
 
@@ -50,7 +50,7 @@ class MaskQuerySegmentor(BaselineSegmentor):
                 query's own probability is 1 minus this.
             clip_scale: factor from CLIP's cosine similarities to logits.
             seen: the vocabularies of the training.
-            kwargs: see :class:`BaselineSegmentor`.
+            kwargs: see :class:`HeadSegmentor`.
         """
         super().__init__(**kwargs)
         self.exponents = (seen_exponent, unseen_exponent)
@@ -89,7 +89,7 @@ class MaskQuerySegmentor(BaselineSegmentor):
         ids: Tensor | None = None,
         features: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Proposals, MaskPredictions]:
-        """See :meth:`BaselineSegmentor.segment`. The third output is the input of the criterion;
+        """See :meth:`HeadSegmentor.segment`. The third output is the input of the criterion;
         in training there are no logits."""
         features = features or self.backbone(images)
         text = self.text_encoder.encode_vocabulary(vocabulary)

@@ -7,8 +7,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.baselines.base import Pyramid, cosine_similarity
 from dcp_clip.modeling.baselines.mask_losses import MaskPredictions
+from dcp_clip.modeling.head_segmentor import Pyramid, cosine_similarity
 from dcp_clip.modeling.layers import resize_to, valid_positions
 from dcp_clip.structures import TextFeatures
 

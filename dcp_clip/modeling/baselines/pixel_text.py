@@ -9,8 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.baselines.base import (
-    BaselineSegmentor,
+from dcp_clip.modeling.head_segmentor import (
+    HeadSegmentor,
     Pyramid,
     conv_norm_relu,
     cosine_similarity,
@@ -49,7 +49,7 @@ class PixelTextHead(nn.Module):
     def forward(
         self, features: dict[str, Tensor], text: TextFeatures, labels: Tensor | None = None
     ) -> Tensor:
-        """Return logits (B, C, H/4, W/4), see :class:`BaselineSegmentor`; labels are not used."""
+        """Return logits (B, C, H/4, W/4), see :class:`HeadSegmentor`; labels are not used."""
         correction = self.out(self.refine(self.pyramid(features)["res2"]))
         dense = F.normalize(features["dense"].float(), dim=1)
         pixels = F.normalize(resize_to(dense, correction.shape[-2:]) + correction, dim=1)
@@ -57,12 +57,12 @@ class PixelTextHead(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class PixelTextSegmentor(BaselineSegmentor):
+class PixelTextSegmentor(HeadSegmentor):
     """CLIP's two towers and :class:`PixelTextHead`."""
 
     @configurable
     def __init__(self, **kwargs):
-        """See :class:`BaselineSegmentor`."""
+        """See :class:`HeadSegmentor`."""
         super().__init__(**kwargs)
 
     @classmethod

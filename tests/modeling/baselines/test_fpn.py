@@ -1,4 +1,4 @@
-"""FPNBaseline, the baseline with a closed vocabulary."""
+"""FPNSegmentor, the baseline with a closed vocabulary."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def named_data_set():
 
 def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image, named_data_set):
     opts = {
-        "MODEL.META_ARCHITECTURE": "FPNBaseline",
+        "MODEL.META_ARCHITECTURE": "FPNSegmentor",
         "MODEL.CLIP.TRAIN_IMAGE": "all",
         "DATASETS.TRAIN": (named_data_set,),
     }
@@ -57,7 +57,7 @@ def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image
 
 def test_the_config_decides_whether_its_tower_trains(make_cfg, named_data_set):
     opts = {
-        "MODEL.META_ARCHITECTURE": "FPNBaseline",
+        "MODEL.META_ARCHITECTURE": "FPNSegmentor",
         "MODEL.CLIP.TRAIN_IMAGE": "none",
         "DATASETS.TRAIN": (named_data_set,),
     }

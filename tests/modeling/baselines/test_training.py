@@ -48,10 +48,10 @@ def test_two_iterations_and_an_evaluation(make_cfg, head_options, dataset, tmp_p
 @pytest.mark.parametrize(
     ("kind", "key", "value", "row"),
     [
-        ("PixelTextSegmentor", "BASELINES.DIM", 20, "baseline"),
+        ("PixelTextSegmentor", "BASELINES.DIM", 20, "other settings"),
         ("PixelTextSegmentor", "DCP_CLIP.VOCABULARY.SYNONYM_POOLING", "max", "prompts"),
-        ("CostAggregationSegmentor", "BASELINES.COST_AGGREGATION.NUM_NAMES", 7, "baseline"),
-        ("MaskQuerySegmentor", "BASELINES.MASK_QUERIES.UNSEEN_EXPONENT", 0.7, "baseline"),
+        ("CostAggregationSegmentor", "BASELINES.COST_AGGREGATION.NUM_NAMES", 7, "other settings"),
+        ("MaskQuerySegmentor", "BASELINES.MASK_QUERIES.UNSEEN_EXPONENT", 0.7, "other settings"),
     ],
 )
 def test_the_report_shows_the_settings_of_the_head(

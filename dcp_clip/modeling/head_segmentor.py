@@ -1,4 +1,4 @@
-"""Common code of the baselines: CLIP's two towers, all C categories, and a feature pyramid."""
+"""A segmentor with one head: CLIP's two towers, all C categories, and a feature pyramid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dcp_clip.structures import Proposals, TextFeatures
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = [
-    "BaselineSegmentor",
+    "HeadSegmentor",
     "Pyramid",
     "conv_norm_relu",
     "cosine_similarity",
@@ -32,7 +32,7 @@ __all__ = [
 _STRIDES = {"res4": 16, "res3": 8, "res2": 4}
 
 
-class BaselineSegmentor(OpenVocabularySegmentor):
+class HeadSegmentor(OpenVocabularySegmentor):
     """CLIP's image and text towers, and one head that computes the logits of all C categories."""
 
     def __init__(self, *, head: nn.Module, channels_last: bool = False, **common):
