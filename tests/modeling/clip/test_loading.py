@@ -53,7 +53,8 @@ def test_local_files(load, source, tmp_path, suffix):
 def test_shipped_weights_are_found_from_any_folder(load, monkeypatch, tmp_path):
     """Their paths are relative to the folder that contains the package, installed or not."""
     monkeypatch.chdir(tmp_path)
-    load("dcp_clip/weights/clip_tiny_emoji.pth", clip="dcp-tiny-cnn-s16")
+    for name in ("clip_tiny_emoji", "clip_tiny_emoji_plain"):
+        load(f"dcp_clip/weights/{name}.pth", clip="dcp-tiny-cnn-s16")
 
 
 def test_a_file_in_the_working_folder_comes_first(load, source, monkeypatch, tmp_path):
