@@ -12,6 +12,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dcp_clip_cli.arguments import add_import
+
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the arguments; `prog` is the name of the program in its usage line."""
@@ -22,8 +24,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--config-file", help="offer this model first, in addition to the shipped ones")
     add("--weights", help="sets MODEL.WEIGHTS of --config-file")
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="keys of --config-file")
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     host_help = "address to listen at; 0.0.0.0 lets other machines use the page (default: "
     add("--host", default="127.0.0.1", help=host_help + "%(default)s)")
     add("--port", type=int, help="default: the first free one from 7860 on")

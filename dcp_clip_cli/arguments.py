@@ -2,7 +2,7 @@
 
 import argparse
 
-__all__ = ["DEFAULT_CONFIG", "add_model_arguments", "positive"]
+__all__ = ["DEFAULT_CONFIG", "add_import", "add_model_arguments", "positive"]
 
 DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 
@@ -17,9 +17,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     backend_help += "(docs/export.md); default: %(default)s"
     backends = ("torch", "onnx", "openvino")
     add("--backend", choices=backends, default="torch", help=backend_help)
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Add --import, whose modules are in the list `imports`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module of your own first, such as my_heads for my_heads.py in this folder "
+        "(docs/new_head.md); can be repeated",
+    )
 
 
 def positive(text: str) -> int:

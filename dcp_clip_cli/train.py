@@ -19,6 +19,8 @@ import argparse
 from argparse import Namespace
 from collections.abc import Sequence
 
+from dcp_clip_cli.arguments import add_import
+
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> Namespace:
     """Parse the options of Detectron2's training programs, and ``--debug``."""
@@ -47,15 +49,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> Na
         help="address for several processes, such as tcp://127.0.0.1:50000; by default a free port "
         "of this machine",
     )
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module of your own first, such as my_heads for my_heads.py in this folder "
-        "(docs/new_head.md); can be repeated",
-    )
+    add_import(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     parser.add_argument(
         "opts",

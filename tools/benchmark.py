@@ -35,7 +35,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import positive
+from dcp_clip_cli.arguments import add_import, positive
 
 ROOT = Path(__file__).resolve().parents[1]
 # Relative to the working directory, as headings show them.
@@ -62,8 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", nargs="+", default=CONFIGS, metavar="YAML")
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     add("--size", nargs=2, type=positive, default=[640, 640], metavar=("H", "W"))
     add("--output-size", nargs=2, type=positive, metavar=("H", "W"), help="default: --size")
     add("--vocabulary-sizes", nargs="+", type=positive, default=SIZES, metavar="C")

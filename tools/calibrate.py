@@ -26,6 +26,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import add_import
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -33,8 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML", help="file, or name of a shipped config")
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     add("--fit", nargs="+", default=[], metavar="DATASET", help="fit the temperature on these")
     add("--write", action="store_true", help="store the temperature next to MODEL.WEIGHTS")
     add("--test", nargs="+", default=[], metavar="DATASET", help="measure these as well")

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import add_import
+
 _PHOTOGRAPH = (480, 640)  # (H, W) of the images before resizing: the most frequent in COCO
 
 
@@ -31,8 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML")
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     add("--output", type=Path, metavar="DIR", help="default: output/dry_run/<name of the config>")
     add("--num-gpus", type=int, metavar="N", help="default: SOLVER.REFERENCE_WORLD_SIZE, or 1")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")

@@ -19,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import add_import
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -31,8 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--output", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
     int8_help = "compute the convolutions of encoder.onnx and head.onnx in int8; a folder of "
     add("--int8", type=Path, metavar="PHOTOS", help=int8_help + "photographs like those to segment")
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     return parser
 

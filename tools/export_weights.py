@@ -56,15 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help="fraction of the original CLIP weights, between 0 and 1",
     )
     parser.add_argument("--config-file", metavar="FILE", help="config of the training")
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module of your own that the config needs (docs/new_head.md); can be "
-        "repeated",
-    )
+    add_import(parser)
     args = parser.parse_args(argv)
     if (args.weights is None) == (args.output is None):
         parser.error("give the file to write, or --output")
@@ -97,6 +89,7 @@ from dcp_clip.hub.folder import write_folder
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 from dcp_clip.utils.tensor_files import TensorFileError, write_tensors
+from dcp_clip_cli.arguments import add_import
 
 
 def read_original_tower(config_file: str, imports: Sequence[str] = ()) -> dict[str, Tensor]:

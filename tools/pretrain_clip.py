@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import add_import
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -24,8 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", default="configs/emoji_scenes/clip_tiny.yaml", metavar="YAML")
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     resume_help = "continue from the last checkpoint in OUTPUT_DIR; with --eval-only, evaluate it"
     add("--resume", action="store_true", help=resume_help)
     add("--eval-only", action="store_true", help="only measure the zero-shot accuracy")

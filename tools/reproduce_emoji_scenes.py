@@ -37,6 +37,8 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
+from dcp_clip_cli.arguments import add_import
+
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = "configs/emoji_scenes/ablation.yaml"
 SUBSETS = ("base", "unseen", "unseen_style", "all")
@@ -268,8 +270,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--split", choices=("val", "test"), default="test", help="scenes for the evaluation")
     add("--base-split", type=int, choices=(0, 1), default=0, help="which names are base")
     add("--jobs", type=int, default=1, metavar="N", help="processes; one thread each if above 1")
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of all configs")
     return parser
 

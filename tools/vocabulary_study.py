@@ -27,6 +27,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import add_import
+
 SIZES = [20, 50, 174, 611, 2000, 6000, 20000]
 
 
@@ -46,8 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="YAML",
         help="default: %(default)s",
     )
-    import_help = "import a module of your own first (docs/new_head.md); can be repeated"
-    add("--import", dest="imports", action="append", default=[], metavar="M", help=import_help)
+    add_import(parser)
     add("--dataset", default="emoji_scenes_unseen_test", help="default: %(default)s")
     add("--sizes", type=size_list, default=SIZES, metavar="N,N,...", help=f"default: {SIZES}")
     add(
