@@ -179,7 +179,7 @@ def build_train_loader(cfg: CfgNode) -> ResumableLoader:
     if not names:
         raise ValueError("DATASETS.TRAIN is empty: set the data sets to train on.")
     cfg = _with_repeat_factors(cfg)
-    if len({dataset_vocabulary(name) for name in names}) == 1:
+    if len({dataset_vocabulary(name).fingerprint() for name in names}) == 1:
         loader = build_detection_train_loader(cfg, mapper=SemSegDatasetMapper(cfg))
     else:
         filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS

@@ -95,7 +95,6 @@ class SemSegProposals(TensorLike):
         """Return the category ids of :meth:`argmax` as small unsigned integers.
 
         The result is cached, so callers must not modify it. It takes at most an eighth of the
-        memory of :meth:`argmax` for up to 256 categories. It takes at most an eighth of the
         memory of :meth:`argmax` for up to 256 categories.
 
         Returns:
@@ -187,9 +186,11 @@ class SemSegProposals(TensorLike):
 
 
 class SemSegLabels(TensorLike):
-    """The label map of one image that was segmented in sliding windows.
+    """The label map of one image without logits.
 
-    It has no logits, but it has the methods of :class:`SemSegProposals` that do not need them.
+    It is the result of an image that was segmented in sliding windows, of masks with one label
+    each, and of a model that gives only labels. It has the methods of :class:`SemSegProposals` that
+    need no logits.
 
     Attributes:
         category_ids: (K,) int64, the proposed categories.
@@ -197,8 +198,8 @@ class SemSegLabels(TensorLike):
     """
 
     _instead = (
-        "an image that is segmented in windows has labels and confidence, but no logits: call "
-        "argmax(dim=0), label_map() or confidence()"
+        "this result has labels but no logits (the image was segmented in windows, or the model "
+        "gives only labels): call argmax(dim=0), label_map() or confidence()"
     )
 
     def __init__(

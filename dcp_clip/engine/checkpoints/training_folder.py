@@ -59,8 +59,9 @@ def training_record(cfg: CfgNode) -> dict[str, Any]:
         names of each category of DATASETS.TRAIN in their order, of one vocabulary after another;
         None if there is no data set.
     """
-    vocabularies = dict.fromkeys(map(dataset_vocabulary, cfg.DATASETS.TRAIN))
-    names = [list(names) for vocabulary in vocabularies for names in vocabulary.synonyms] or None
+    # Data sets with the same names share them; their colours have no effect.
+    vocabularies = dict.fromkeys(dataset_vocabulary(x).synonyms for x in cfg.DATASETS.TRAIN)
+    names = [list(names) for vocabulary in vocabularies for names in vocabulary] or None
     return {"architecture": model_settings(cfg, _MAY_CHANGE), "categories": names}
 
 

@@ -51,7 +51,7 @@ class FPNSegmentor(OpenVocabularySegmentor):
         common = cls.common_config(cfg)
         if common["vocabulary"] is None:
             raise ValueError("FPNSegmentor has one channel for each category: set DATASETS.TRAIN.")
-        if len(set(train_vocabularies(cfg))) > 1:
+        if len({vocabulary.fingerprint() for vocabulary in train_vocabularies(cfg)}) > 1:
             raise ValueError(
                 "FPNSegmentor has one channel for each category, so it cannot learn from data sets "
                 f"with different categories, as in DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: "
