@@ -96,9 +96,8 @@ def _add_stages(cfg: CN) -> None:
     # K, the number of proposals in training and evaluation. The decoders learn to choose among this
     # many; an evaluation with very many names can use more (docs/emoji_scenes_results.md).
     cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS = 32
-    # Weights of the image-level and of the dense similarity. Public CLIPs were trained only for the
-    # image-level one. If the dense features were also trained (EmojiScenes), a POOLED_WEIGHT of 0
-    # is more accurate.
+    # Weights of the image-level and of the dense similarity. If stage 1 is learned, a POOLED_WEIGHT
+    # of 0 has a higher recall on EmojiScenes (docs/plain_clip.md). Without training they are equal.
     cfg.MODEL.DCP_CLIP.PROPOSAL.POOLED_WEIGHT = 1.0
     cfg.MODEL.DCP_CLIP.PROPOSAL.DENSE_WEIGHT = 1.0
     # Sharpness of the smooth maximum (log-sum-exp) over the positions, in which a match at many

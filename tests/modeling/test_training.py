@@ -96,6 +96,15 @@ def test_6_void_has_no_gradient(trained, make_image, watch, seed):
         assert (grad[..., height:, :] == 0).all() and (grad[..., width:] == 0).all()
 
 
+def test_the_ranking_loss_trains_stage_1_only(make_model, make_image):
+    """Through the image tower, it would make the masks of stuff less accurate."""
+    model = make_model("test-vit-16", {"MODEL.CLIP.TRAIN_IMAGE": "all"})
+    labels = torch.arange(48).expand(32, -1) // 16
+    losses = losses_of(model, [make_image(32, 48)], [labels])
+    found = gradients(model, {"loss_proposal": losses["loss_proposal"]})
+    assert {name.split(".")[0] for name, grad in found.items() if grad.any()} == {"proposal"}
+
+
 @pytest.mark.parametrize("with_neighbour", [False, True])
 def test_6_a_void_image_contributes_nothing(trained, make_image, with_neighbour):
     void = torch.full((32, 48), 255)

@@ -59,7 +59,9 @@ class CategoryProposal(nn.Module):
 
     The maximum over the positions is smooth (log-sum-exp): a match at many positions has a higher
     score. If the stage is learned, it first groups the tokens of one object. A ranking loss on the
-    scores teaches it to rank the categories that are present above the others.
+    scores teaches it to rank the categories that are present above the others. This loss does not
+    train the encoder: with its gradients, the masks of stuff were less accurate
+    (docs/plain_clip.md).
 
     In training, the categories of the ground truth are always proposed. Some of the other
     categories get a random rank, which teaches the decoders to reject any wrong proposal.
@@ -161,7 +163,7 @@ class CategoryProposal(nn.Module):
         tokens = F.normalize(dense.float(), dim=1).flatten(2)
         token_valid = pixel_valid.flatten(1)
         if self.grouping is not None:
-            tokens = self.grouping(tokens, token_valid)
+            tokens, pooled = self.grouping(tokens.detach(), token_valid), pooled.detach()
         return _Evidence(tokens, token_valid, F.normalize(pooled.float(), dim=1))
 
     def _rank(
