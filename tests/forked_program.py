@@ -15,7 +15,9 @@ import runpy
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ERRORS = {"enospc": 28, "eacces": 13}
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
@@ -45,17 +47,20 @@ class Disturbance:
 
     def disturbed_write(self, fd: int, data: bytes) -> int:
         """Write a line; if the disturbance comes now, only a part of it."""
-        if self.count + 1 == self.at and self.action in ("kill", *ERRORS):
-            self.write(fd, data[: len(data) // 2])
-        self.moment("write")
+        if self.action in ("kill", *ERRORS):
+            self.moment("write", lambda: self.write(fd, data[: len(data) // 2]))
+        else:
+            self.moment("write")
         return self.write(fd, data)
 
     def disturbed_fsync(self, fd: int) -> None:
         """Sync a file; if a kill comes now, a temporary file is only half written."""
-        if self.count + 1 == self.at and self.action == "kill":
+
+        def halve() -> None:
             if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
                 os.ftruncate(fd, os.fstat(fd).st_size // 2)
-        self.moment("fsync")
+
+        self.moment("fsync", halve if self.action == "kill" else None)
         self.fsync(fd)
 
     def audit(self, event: str, arguments: tuple) -> None:
@@ -68,10 +73,13 @@ class Disturbance:
         if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(self.folder):
             self.moment(event)
 
-    def moment(self, event: str) -> None:
-        with self.counter.get_lock():
+    def moment(self, event: str, halve: Callable[[], Any] | None = None) -> None:
+        """Count a moment. If the disturbance comes now, call `halve` before it."""
+        with self.counter.get_lock():  # another process could take the moment
             self.counter.value += 1
             count = self.counter.value
+            if count == self.at and halve is not None:
+                halve()
         if self.action in ERRORS:
             # A full disk stays full, but files can be removed.
             lasting = event in ("open", "os.mkdir", "write", "fsync")

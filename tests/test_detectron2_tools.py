@@ -102,7 +102,7 @@ def test_segmentations_answer_like_tensors():
     labels = SemSegLabels(sem_seg.label_map(), sem_seg.category_ids, 5)
     assert labels.shape == (5, 6, 8) and labels.cpu() is labels
     for use in (lambda: labels.softmax(0), lambda: labels.numpy(), lambda: labels.to_dense()):
-        with pytest.raises(AttributeError, match="in windows has labels and confidence"):
+        with pytest.raises(AttributeError, match="labels but no logits"):
             use()
     with pytest.raises(TypeError, match="cannot be indexed"):
         labels[0]

@@ -41,6 +41,10 @@ def interrupt(args):
     if number == 10:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getppid(), signal.SIGINT)
+        # Python misses a signal that comes just before its main thread begins to wait for a lock,
+        # until the next signal comes.
+        while not STOPPING.wait(20):
+            os.kill(os.getppid(), signal.SIGINT)
     if number >= 10:
         STOPPING.wait()
 
