@@ -54,7 +54,7 @@ def test_equal_to_one_predictor(cluster, photographs, exported, tmp_path, capsys
 
 def test_an_error_of_the_backend_is_a_row(exported, monkeypatch):
     stage = RunOnnxModel(str(exported), NAMES, "onnxruntime", 1)
-    monkeypatch.setattr(stage.predictor, "_image", lambda *_: 1 / 0)
+    monkeypatch.setattr(stage.predictor, "predict_resized", lambda *_, **__: 1 / 0)
     image = np.zeros((48, 64, 3), np.uint8)
     assert stage._segment([{"resized": image, "size": (480, 640)}]) == [
         {"error": "ZeroDivisionError: division by zero"}
