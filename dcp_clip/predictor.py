@@ -1,6 +1,5 @@
 """`Predictor` segments single images with any vocabulary, in bounded memory."""
 
-import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -9,27 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
-from dcp_clip.engine.checkpoints.loading import (
-    has_weights,
-    load_weights,
-    shipped_weights,
-    warn_if_untrained,
-)
+from dcp_clip.engine.checkpoints.loading import load_model, shipped_weights
 from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.found_categories import FoundCategory, checked_threshold
 from dcp_clip.hub.mixin import HubMixin
 from dcp_clip.modeling.finite import check_weights
-from dcp_clip.modeling.large_image import (
-    LARGE_IMAGE_PIXELS,
-    gives_logits,
-    segment_large_image,
-)
+from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, gives_logits, segment_large_image
 from dcp_clip.prediction import EncodedImage, Prediction, make_prediction
 from dcp_clip.structures import label_regions
 from dcp_clip.utils.images.arrays import check_rgb
@@ -37,8 +26,6 @@ from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["EncodedImage", "FoundCategory", "Prediction", "Predictor", "VocabularySpec"]
-
-logger = logging.getLogger(__name__)
 
 # Accepted by `dcp_clip.data.parse_vocabulary`.
 VocabularySpec = Vocabulary | str | os.PathLike | Sequence
@@ -113,7 +100,7 @@ class Predictor(HubMixin):
             vocabulary = dataset_vocabulary(cfg.DATASETS.TRAIN[0])
         vocabulary = parse_vocabulary(vocabulary)
         if model is None:
-            model = _load_model(self.cfg, allow_random_weights)
+            model = load_model(self.cfg, allow_random_weights)
         check_weights(model.state_dict(), self.cfg.MODEL.WEIGHTS)
         self.model = model.eval()
         self.max_input_pixels = max_input_pixels
@@ -295,19 +282,3 @@ class Predictor(HubMixin):
             size = size or file_size
         check_rgb(image)
         return image, size or image.shape[:2]
-
-
-def _load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
-    if not (allow_random_weights or has_weights(cfg)):
-        raise ValueError(
-            "The config sets no weights. Set MODEL.WEIGHTS to a trained model, or "
-            "MODEL.CLIP.PRETRAINED to CLIP weights for the training-free mode."
-        )
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        # "cuda" is Detectron2's default, so the user may not have chosen it.
-        logger.warning("MODEL.DEVICE is 'cuda', but there is no CUDA device. The CPU is used.")
-        cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS)
-    warn_if_untrained(model, cfg.MODEL.WEIGHTS)
-    return model

@@ -225,7 +225,7 @@ def test_shipped_weights_of_a_config(monkeypatch):
         seen.append(cfg.MODEL.WEIGHTS)
         return FakeModel()
 
-    monkeypatch.setattr(module, "_load_model", load)
+    monkeypatch.setattr(module, "load_model", load)
     camvid, emoji = "camvid/dcp_clip_tiny.yaml", "emoji_scenes/dcp_clip_tiny.yaml"
     for config, options in (
         (camvid, {}),

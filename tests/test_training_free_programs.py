@@ -123,7 +123,8 @@ def test_evaluation(options, dataset, tmp_path, stem):
 
 def test_demo_without_vocabulary(run_demo, tmp_path, monkeypatch):
     """The error comes before the weights are loaded, which may be a long download."""
-    monkeypatch.setattr("dcp_clip.predictor.build_model", lambda cfg: pytest.fail("built"))
+    builder = "dcp_clip.engine.checkpoints.loading.build_model"
+    monkeypatch.setattr(builder, lambda cfg: pytest.fail("built"))
     with pytest.raises(SystemExit, match="error: DATASETS.TRAIN is empty.*--vocabulary"):
         run_demo("vit_b16", tmp_path / "out")
     assert not (tmp_path / "out" / "results.jsonl").exists()

@@ -11,13 +11,7 @@ from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.structures import SemSegLabels
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = [
-    "LARGE_IMAGE_PIXELS",
-    "LargeImage",
-    "gives_logits",
-    "segment_large_image",
-    "window_of",
-]
+__all__ = ["LARGE_IMAGE_PIXELS", "LargeImage", "gives_logits", "segment_large_image", "window_of"]
 
 # Image files with more pixels are segmented in windows at their full resolution.
 LARGE_IMAGE_PIXELS = 16_000_000

@@ -291,10 +291,9 @@ def test_the_demo_runs_an_exported_model(folder, make_image, tmp_path, capsys):
     formats = ["--format", "overlay", "labels", "confidence", "coco"]
     assert segment.main([*arguments, *formats, "--weights", str(folder)]) == 0
     assert len(list((tmp_path / "out").glob("photo*"))) >= 3
-    options = ["--max-pixels", "1000", "--weights", str(folder), "--overwrite"]
-    assert segment.main([*arguments, *options]) == 0
-    settings = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert settings["max_input_pixels"] == 1000
+    arguments += ["--max-pixels", "1000"]
+    assert segment.main([*arguments, "--weights", str(folder), "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["max_input_pixels"] == 1000
     for wrong, message in (([], "needs --weights"), (["--weights", str(tmp_path)], "encoder.onnx")):
         with pytest.raises(SystemExit) as raised:
             segment.main([*arguments, *wrong])

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
 from dcp_clip.engine.checkpoints.calibration import read_temperature
@@ -19,6 +21,7 @@ __all__ = [
     "SafeCheckpointer",
     "WeightsError",
     "has_weights",
+    "load_model",
     "last_checkpoint",
     "load_weights",
     "shipped_weights",
@@ -69,6 +72,34 @@ def shipped_weights(config_file: str, opts: Sequence[str]) -> Path | None:
     if not config_file or {"MODEL.WEIGHTS", "MODEL.CLIP.PRETRAINED"} & set(opts[::2]):
         return None
     return find_weights(config_file)
+
+
+def load_model(cfg: CfgNode, allow_random_weights: bool) -> nn.Module:
+    """Build the model of a config, and load its weights.
+
+    MODEL.DEVICE becomes "cpu" in `cfg` if there is no CUDA device.
+
+    Args:
+        cfg: the whole config.
+        allow_random_weights: accept a config without MODEL.WEIGHTS and MODEL.CLIP.PRETRAINED.
+
+    Raises:
+        ValueError: if the config sets neither of them.
+        WeightsError: if the weights cannot be read or belong to another model.
+    """
+    if not (allow_random_weights or has_weights(cfg)):
+        raise ValueError(
+            "The config sets no weights. Set MODEL.WEIGHTS to a trained model, or "
+            "MODEL.CLIP.PRETRAINED to CLIP weights for the training-free mode."
+        )
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        # "cuda" is Detectron2's default, so the user may not have chosen it.
+        logger.warning("MODEL.DEVICE is 'cuda', but there is no CUDA device. The CPU is used.")
+        cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    warn_if_untrained(model, cfg.MODEL.WEIGHTS)
+    return model
 
 
 def warn_if_untrained(model: nn.Module, weights: str) -> None:
