@@ -26,6 +26,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import add_import
+
 TOWER = "backbone."
 
 
@@ -89,7 +91,6 @@ from dcp_clip.hub.folder import write_folder
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 from dcp_clip.utils.tensor_files import TensorFileError, write_tensors
-from dcp_clip_cli.arguments import add_import
 
 
 def read_original_tower(config_file: str, imports: Sequence[str] = ()) -> dict[str, Tensor]:
