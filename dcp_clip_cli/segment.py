@@ -4,7 +4,7 @@
 
 In a clone of the repository, `python demo/demo.py` is the same program.
 
-For each image it writes <name>_overlay.png (coloured regions with a legend) and
+For each image it writes <name>_overlay.jpg (coloured regions with a legend) and
 <name>_labels.png (category ids, shown in the vocabulary's colours). It also adds one line to
 results.jsonl: the file, its size, the categories with their share of the area and score, and the
 time of the model in milliseconds. Sub-folders of the input are kept.

@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-from PIL import Image
-
 from dcp_clip.predictor import EncodedImage, Prediction
 from dcp_clip.utils.atomic_files import atomic_write
-from dcp_clip.utils.images.writing import write_image
+from dcp_clip.utils.images.writing import write_jpeg
 from dcp_clip.utils.label_maps import save_label_map
 
 __all__ = ["FORMATS", "write_file"]
@@ -45,8 +43,7 @@ def write_file(
     if kind == "labels":
         save_label_map(path, prediction.label_map, prediction.vocabulary)
     elif kind == "overlay":
-        overlay = Image.fromarray(prediction.overlay(image.image))
-        write_image(path, overlay, format="JPEG", quality=92)
+        write_jpeg(path, prediction.overlay(image.image))
     else:
         content = prediction.to_coco(file_name) if kind == "coco" else prediction.to_polygons()
         with atomic_write(path, "w") as f:

@@ -10,14 +10,14 @@ import numpy as np
 
 from dcp_clip.prediction import Prediction
 from dcp_clip.utils.atomic_files import atomic_write
-from dcp_clip.utils.images.writing import write_png
+from dcp_clip.utils.images.writing import write_jpeg, write_png
 from dcp_clip.utils.label_maps import save_label_map
 
 __all__ = ["DEFAULT_FORMATS", "SUFFIXES", "result_files", "write_result"]
 
 # The formats, and what is appended to the name of an image. The keys are those of results.jsonl.
 SUFFIXES = {
-    "overlay": "_overlay.png",
+    "overlay": "_overlay.jpg",
     "labels": "_labels.png",
     "confidence": "_confidence.png",
     "coco": "_coco.json",
@@ -59,7 +59,7 @@ def write_result(
         OSError: if the file cannot be written.
     """
     if name == "overlay":
-        write_png(path, prediction.overlay(image), quick=True)
+        write_jpeg(path, prediction.overlay(image))
     elif name == "labels":
         save_label_map(path, prediction.label_map, prediction.vocabulary)
     elif name == "confidence":

@@ -28,7 +28,7 @@ from dcp_clip.modeling.large_image import LargeImage, window_of
 from dcp_clip.prediction import make_prediction
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
-from dcp_clip.utils.images.writing import write_png
+from dcp_clip.utils.images.writing import write_jpeg
 from dcp_clip.utils.visualization import draw_overlay
 
 __all__ = ["RASTER_FORMATS", "RasterRun", "blocks_folder", "publish", "raster_suffixes"]
@@ -39,7 +39,7 @@ BLOCK = 4096  # side in pixels of the parts that are segmented at once; it bound
 
 def raster_suffixes() -> dict[str, str]:
     """Return what each format appends to the name of a raster."""
-    suffixes = ("_overlay.png", "_labels.tif", "_confidence.tif", polygon_suffix())
+    suffixes = ("_overlay.jpg", "_labels.tif", "_confidence.tif", polygon_suffix())
     return dict(zip(RASTER_FORMATS, suffixes))
 
 
@@ -227,7 +227,7 @@ class RasterRun:
         shares, unknown = area_shares(found, len(self._vocabulary))
         picture = np.ascontiguousarray(image.transpose(1, 2, 0))
         overlay = draw_overlay(picture, small, self._vocabulary, shares, unknown_share=unknown)
-        write_png(path, overlay, quick=True)
+        write_jpeg(path, overlay)
 
 
 class _Area:

@@ -26,7 +26,7 @@ def test_every_image_gets_two_pictures_and_a_line(
     save("photos/sub folder/straße 图.png", "red")
     assert demo.main(["--input", "photos", "--output", "out", "--vocabulary", "r; g; b"]) == 0
     stems = ["1", "sub folder/straße 图"]
-    pictures = {f"{stem}_{kind}.png" for stem in stems for kind in ("overlay", "labels")}
+    pictures = {f"{stem}_{end}" for stem in stems for end in ("overlay.jpg", "labels.png")}
     assert files_in("out") == pictures | {"results.jsonl"}
     first, second = read_results("out")
     assert first["file"] == str(Path("photos", "1.jpg"))
@@ -85,7 +85,7 @@ def test_label_map_of_a_large_image_has_its_size(demo, fake_model, save, read_re
     assert (line["width"], line["height"]) == (5000, 4000)
     with Image.open("out/huge_labels.png") as labels:
         assert labels.size == (5000, 4000)
-    with Image.open("out/huge_overlay.png") as overlay:
+    with Image.open("out/huge_overlay.jpg") as overlay:
         assert max(overlay.size) <= 3000
 
 
@@ -183,7 +183,7 @@ def test_other_settings(demo, fake_model, save, read_results, files_in):
     assert [line["file"] for line in read_results("out")] == ["in/a.png", "other/b.png"]
     assert demo.main([*command, "--overwrite", "--vocabulary", "a; b; c"]) == 0
     assert [line["categories"][0]["name"] for line in read_results("out")] == ["a"]
-    assert files_in("out") == {"a_overlay.png", "a_labels.png", "results.jsonl"}
+    assert files_in("out") == {"a_overlay.jpg", "a_labels.png", "results.jsonl"}
 
 
 def test_output_folder_that_is_in_use(demo, fake_model, save):

@@ -90,7 +90,7 @@ def test_a_run_with_coco_is_resumed(demo, fake_model, read_results, capsys):
     assert "formats" in run_error(demo, args[:-3])
     assert demo.main([*args[:-3], "--overwrite"]) == 0
     names = {path.name for path in Path("out").iterdir()}
-    assert not any("coco" in name for name in names) and "0_overlay.png" in names
+    assert not any("coco" in name for name in names) and "0_overlay.jpg" in names
 
 
 def run_error(demo, args: list[str]) -> str:

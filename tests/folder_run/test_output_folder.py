@@ -10,6 +10,7 @@ import pytest
 from dcp_clip.folder_run import line_file
 from dcp_clip.folder_run.line_file import LineFile
 from dcp_clip.folder_run.output_folder import RunFolder, RunFolderError
+from dcp_clip.folder_run.result_files import SUFFIXES
 
 SETTINGS = {"weights fingerprint": "1f", "config": {"INPUT.MIN_SIZE_TEST": "32"}}
 
@@ -23,7 +24,7 @@ def finish(folder: RunFolder, name: str) -> None:
     """Write the results of an image as a run does."""
     record = {"file": name, **line_file.file_state(name)}
     for kind in ("overlay", "labels"):
-        record[kind] = f"{Path(name).stem}_{kind}.png"
+        record[kind] = Path(name).stem + SUFFIXES[kind]
         (folder.folder / record[kind]).write_text(kind)
     folder.results.write(json.dumps(record) + "\n")
 
@@ -129,12 +130,12 @@ def test_manifest_that_cannot_be_read(content):
         run(["a.jpg"], overwrite=True)
 
 
-@pytest.mark.parametrize("overlay", ["../mine_overlay.png", "sub/mine_overlay.png", "/mine.png"])
+@pytest.mark.parametrize("overlay", ["../mine_overlay.jpg", "sub/mine_overlay.jpg", "/mine.png"])
 def test_overwriting_removes_no_file_outside_the_folder(tmp_path, overlay):
     run(["a.jpg"])
     Path("elsewhere").mkdir()
     os.symlink("../elsewhere", "out/sub")
-    mine = [Path("mine_overlay.png"), Path("elsewhere/mine_overlay.png")]
+    mine = [Path("mine_overlay.jpg"), Path("elsewhere/mine_overlay.jpg")]
     for path in mine:
         path.touch()
     record = {"file": "x.jpg", "overlay": overlay, "labels": "x_labels.png"}
@@ -146,12 +147,12 @@ def test_overwriting_removes_no_file_outside_the_folder(tmp_path, overlay):
 
 def test_files_of_others_are_not_overwritten():
     Path("out").mkdir()
-    picture = Path("out/a_overlay.png")
+    picture = Path("out/a_overlay.jpg")
     picture.write_text("mine")
     for _ in range(2):
         with RunFolder(Path("out")) as folder:
             folder.open(SETTINGS)
-            with pytest.raises(RunFolderError, match="out/a_overlay.png exists"):
+            with pytest.raises(RunFolderError, match="out/a_overlay.jpg exists"):
                 folder.begin([picture])
     assert picture.read_text() == "mine" and not Path("out/run.json").exists()
     with RunFolder(Path("out")) as folder:

@@ -34,8 +34,8 @@ def test_results_overwrite_neither_each_other_nor_the_input():
     assert stems(["a/x.jpg", "b/x.jpg", "./a/x.jpg"]) == ["x", "x-2"]
     assert stems(["a", "b"]) == ["a/s/x", "a/x", "a/x-2", "b/x", "b/X-2"]
     assert stems(["a/**/*.jpg"]) == ["s/x", "x"]
-    save("c/y_overlay.png")
-    assert stems(["c/y.jpg", "c/y_overlay.png"], output="c") == ["y-2", "y_overlay"]
+    save("c/y_overlay.jpg")
+    assert stems(["c/y.jpg", "c/y_overlay.jpg"], output="c") == ["y-2", "y_overlay"]
 
 
 @pytest.mark.parametrize("output", ["in", "."])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dcp_clip.utils.atomic_files import atomic_write
 
-__all__ = ["write_image", "write_png"]
+__all__ = ["write_image", "write_jpeg", "write_png"]
 
 
 def write_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> None:
@@ -32,11 +32,24 @@ def write_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> 
         f.write(content.getbuffer())
 
 
+def write_jpeg(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write a picture to a JPEG file atomically, in a tenth of the time of a PNG file.
+
+    Args:
+        path: the file to write.
+        array: (H, W, 3) uint8 RGB.
+
+    Raises:
+        WriteError: if the file cannot be written.
+    """
+    # Without subsampling of colours, because thin regions would lose theirs.
+    write_image(path, Image.fromarray(array), format="JPEG", quality=90, subsampling=0)
+
+
 def write_png(
     path: str | os.PathLike,
     array: np.ndarray,
     palette: Sequence[tuple[int, int, int]] | None = None,
-    quick: bool = False,
 ) -> None:
     """Write a PNG file atomically.
 
@@ -44,15 +57,11 @@ def write_png(
         path: the file to write.
         array: (H, W, 3) or (H, W) uint8, or (H, W) uint16.
         palette: up to 256 RGB colours; `array`, (H, W) uint8, then contains indices of colours.
-        quick: write photographs in a sixth of the time, with a quarter more bytes. Cannot be
-            combined with a palette.
 
     Raises:
         ValueError: if a PNG, or a PNG with a palette, cannot store the array.
         WriteError: if the file cannot be written.
     """
-    if quick and palette is not None:
-        raise ValueError(f"{path}: `quick` cannot be combined with a palette")
     if palette is not None and (array.ndim != 2 or array.dtype != np.uint8 or len(palette) > 256):
         raise ValueError(
             f"{path}: a palette PNG needs (H, W) uint8 indices and at most 256 colours, "
@@ -62,15 +71,6 @@ def write_png(
     colour = array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8
     if not (grey or colour):
         raise ValueError(f"{path}: a PNG cannot store an array {array.shape} {array.dtype}")
-    if quick:
-        import cv2  # late, because dcp_clip.runtime works without OpenCV
-
-        # By default OpenCV uses one row filter and run-length encoding. Pillow tries all filters.
-        pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if colour else array
-        _, content = cv2.imencode(".png", pixels)
-        with atomic_write(path) as f:
-            f.write(content)
-        return
     image = Image.fromarray(np.ascontiguousarray(array))
     options = {}
     if palette is not None:
