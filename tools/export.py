@@ -11,7 +11,7 @@ The folder contains image.onnx (image and text features to label map), encoder.o
 label map of any size), .pt2 files, tokenizer.json and config.json. docs/export.md explains them and
 how to run them.
 
-It needs pip install 'dcp_clip[onnx]'.
+It needs pip install -e '.[onnx]'.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Metrics of a training: metrics.json of a resumed training equals that of an undisturbed one."""
+"""Metrics of a training: metrics.json of a resumed training equals that of an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ _TEXT = """\
 
 # {name}
 
-This is a [DCP-CLIP](https://arxiv.org/abs/2603.13951) model for open-vocabulary semantic
-segmentation. It labels every pixel of an image with one of the names that you give.
+This is a model for open-vocabulary semantic segmentation. It labels every pixel of an image with
+one of the names that you give. It was made with an independent implementation of the idea of
+[DCP-CLIP](https://arxiv.org/abs/2603.13951).
 
 ```python
 from dcp_clip import Predictor

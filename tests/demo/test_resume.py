@@ -142,7 +142,8 @@ def test_disk_that_takes_no_more(start, undisturbed, random_moments, tmp_path, a
 def test_file_that_cannot_grow(start, undisturbed, tmp_path):
     """A real error of the operating system while a picture is written, not an injected one."""
     files, _ = undisturbed
-    largest = max(len(content) for name, content in files.items() if name.endswith((".jpg", ".png")))
+    pictures = [name for name in files if name.endswith((".jpg", ".png"))]
+    largest = max(len(files[name]) for name in pictures)
     answer = start(tmp_path, "size", largest - 1)
     last = answer["err"].splitlines()[-1]
     assert answer["status"] == 1 and last.startswith(f"error: cannot write {tmp_path}")

@@ -1,4 +1,4 @@
-"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b, PAS-21)."""
+"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b, VOC-21)."""
 
 import logging
 from dataclasses import replace
