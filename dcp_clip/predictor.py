@@ -21,7 +21,7 @@ from dcp_clip.modeling.finite import check_weights
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, gives_logits, segment_large_image
 from dcp_clip.prediction import EncodedImage, Prediction, make_prediction
 from dcp_clip.structures import label_regions
-from dcp_clip.utils.images.arrays import check_rgb
+from dcp_clip.utils.images.arrays import check_rgb, check_size
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
@@ -226,9 +226,9 @@ class Predictor(HubMixin):
         Raises:
             ImageReadError: if the file cannot be read.
             VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP.
-            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty; if
-                `unknown_below` is not from 0 to 1; if there can be unknown pixels and the
-                vocabulary has more than 65,535 names.
+            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty; if `size` is not
+                two whole numbers from 1 on; if `unknown_below` is not from 0 to 1; if there can be
+                unknown pixels and the vocabulary has more than 65,535 names.
             NonFiniteError: if the model computes NaN or infinite logits.
         """
         # Keep a reference, because another thread may set another vocabulary during this call.
@@ -237,7 +237,7 @@ class Predictor(HubMixin):
         if isinstance(image, EncodedImage):
             start = time.perf_counter()
             inputs = {"image": image.resized, "features": image.features}
-            size = size or image.size
+            size = image.size if size is None else check_size(size)
         else:
             image, size = self._read(image, size, self.max_input_pixels)
             start = time.perf_counter()
@@ -279,6 +279,6 @@ class Predictor(HubMixin):
         """Return the (H, W, 3) uint8 RGB image, and the (height, width) of its label map."""
         if isinstance(image, (str, os.PathLike)):
             image, file_size = read_image_and_size(image, max_pixels)
-            size = size or file_size
+            size = file_size if size is None else size
         check_rgb(image)
-        return image, size or image.shape[:2]
+        return image, image.shape[:2] if size is None else check_size(size)

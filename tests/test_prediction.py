@@ -53,6 +53,8 @@ def test_a_kept_image_gives_the_same_answers_without_the_encoder(predictor, imag
             np.testing.assert_array_equal(answer.scores, wanted.scores)
             np.testing.assert_array_equal(answer.confidence, wanted.confidence)
     assert predictor(encoded, size=(9, 8)).label_map.shape == (9, 8)
+    with pytest.raises(ValueError, match=r"got \(0, 5\)"):
+        predictor(encoded, size=(0, 5))
     assert len(calls) == windows
     other = predictor.set_image(image[:64, :64])
     assert predictor.predict().label_map.shape == (64, 64) and predictor.image is other

@@ -143,6 +143,14 @@ def test_invalid_arrays(image):
         make_predictor()(image)
 
 
+@pytest.mark.parametrize("size", [(0, 5), (5, -1), (5,), (5, 6, 3), (5.5, 6), "56", 5, ()])
+def test_invalid_sizes(size):
+    predictor = make_predictor()
+    for call in (predictor, predictor.set_image):
+        with pytest.raises(ValueError, match=r"^size must be \(height, width\)"):
+            call(stripes(8, 16), size=size)
+
+
 def test_set_vocabulary():
     predictor = make_predictor()
     predictor.set_vocabulary(["rot", "grün", "blau"])

@@ -68,10 +68,16 @@ def register_sem_seg(
             in use is an error of Detectron2.
 
     Raises:
-        ValueError: if ``ignore_label`` is the label of a category.
+        ValueError: if ``ignore_label`` is the label of a category, or a name is negative.
     """
     if not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary(vocabulary)
+    if vocabulary.negatives:
+        negative = vocabulary.synonyms[vocabulary.negatives[0]][0]
+        raise ValueError(
+            f"The data set '{name}' has the negative name '!{negative}', but all of its categories "
+            "have labels: remove the '!'."
+        )
     if ignore_label < len(vocabulary) and num_foreground is None:
         raise ValueError(
             f"The ignored label of the data set '{name}' is {ignore_label}, which is also the "

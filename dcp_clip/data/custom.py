@@ -42,7 +42,8 @@ def register_sem_seg_folder(
         ignore: value of the ignored pixels; not one of 0 ... C-1.
 
     Raises:
-        ValueError: if another data set has this `name`, or `ignore` is not valid.
+        ValueError: if another data set has this `name`, `ignore` is not valid, or one of `names`
+            is negative.
         VocabularyError: if `names` cannot be read.
     """
     if not isinstance(name, str) or not name.strip():

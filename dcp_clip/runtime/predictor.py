@@ -18,7 +18,7 @@ from dcp_clip.runtime.resizing import Resizing
 from dcp_clip.runtime.segmentation import Segmentation
 from dcp_clip.runtime.sessions import open_program
 from dcp_clip.runtime.text import TextEncoder, TextFeatures
-from dcp_clip.utils.images.arrays import check_rgb
+from dcp_clip.utils.images.arrays import check_rgb, check_size
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
@@ -149,14 +149,15 @@ class OnnxPredictor:
         Raises:
             ImageReadError: if the file cannot be read.
             VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP.
-            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty; if
-                `unknown_below` is not from 0 to 1; if the model computes NaN or infinite logits.
+            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty; if `size` is not
+                two whole numbers from 1 on; if `unknown_below` is not from 0 to 1; if the model
+                computes NaN or infinite logits.
         """
         vocabulary = self.vocabulary if vocabulary is None else Vocabulary.parse(vocabulary)
         below = self.unknown_below if unknown_below is None else checked_threshold(unknown_below)
         if isinstance(image, EncodedImage):
             start, resized, features = time.perf_counter(), image.resized, image.features
-            size = size or image.size
+            size = image.size if size is None else check_size(size)
         else:
             image, size = self._read(image, size)
             start, features = time.perf_counter(), None
@@ -218,6 +219,6 @@ class OnnxPredictor:
         """Return the (H, W, 3) uint8 RGB image, and the (height, width) of its label map."""
         if isinstance(image, str | os.PathLike):
             image, file_size = read_image_and_size(image, self.max_input_pixels)
-            size = size or file_size
+            size = file_size if size is None else size
         check_rgb(image)
-        return image, tuple(size or image.shape[:2])
+        return image, image.shape[:2] if size is None else check_size(size)

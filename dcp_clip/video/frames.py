@@ -16,7 +16,8 @@ from dcp_clip.utils.images.files import ImageReadError
 __all__ = ["VideoReader", "import_av", "is_video"]
 
 _SUFFIXES = frozenset(
-    ".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+    ".3g2 .3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm "
+    ".wmv".split()
 )
 # The formats of FFmpeg that hold their frames themselves; playlists can name other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg"
@@ -125,7 +126,9 @@ class VideoReader:
             raise self._error(error) from error
         if not container.streams.video:
             container.close()
-            raise ImageReadError(f"cannot read {self.path}: the file has no video")
+            raise ImageReadError(
+                f"cannot read {self.path}: the file has no video stream, only sound or text"
+            )
         return container
 
     def _error(self, error: Exception) -> ImageReadError:

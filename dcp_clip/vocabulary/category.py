@@ -11,6 +11,8 @@ logger = logging.getLogger(__name__)
 
 # Pixels with this value in prepared label maps are ignored in training and evaluation.
 IGNORE_LABEL = 255
+# The mark of a negative name, also in full width.
+NEGATIVE_MARKS = ("!", "！")
 
 
 class VocabularyError(ValueError):
@@ -104,12 +106,11 @@ def split_negatives(
         VocabularyError: if a mark is not at the first name, a name is empty without it, or all
             categories are negative.
     """
-    marks = ("!", "！")
-    if not any(name.startswith(marks) for names in categories for name in names):
+    if not any(name.startswith(NEGATIVE_MARKS) for names in categories for name in names):
         return tuple(categories), ()
     plain, negatives = [], []
     for i, names in enumerate(categories):
-        marked = [name for name in names if name.startswith(marks)]
+        marked = [name for name in names if name.startswith(NEGATIVE_MARKS)]
         if marked and marked[0] != names[0]:
             raise VocabularyError(
                 f"Category {i} has the mark '!' at '{shortened(marked[0])}' but not at its first "

@@ -34,14 +34,26 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML to dicts, lists and strings. "no" and "12" stay the strings of the file.
 
     Raises:
-        VocabularyError: if the text is not YAML or a mapping has a key twice; the message begins
-            with `where`.
+        VocabularyError: if the text is not YAML, a mapping has a key twice, or a name with the
+            mark "!" has no quotes; the message begins with `where`.
     """
     return _parse(lambda: yaml.load(text, _Loader), "YAML", where)
 
 
 class _Loader(yaml.BaseLoader):
-    """Creates no other objects than dicts, lists and strings, whatever tags a file contains."""
+    """Creates no other objects than dicts, lists and strings, whatever tags a file contains.
+
+    Tags such as "!!str" have no effect. A tag with a single "!" is the mark of a negative name.
+    """
+
+    def scan_tag(self) -> yaml.Token:
+        if self.peek(1) in ("!", "<"):
+            return super().scan_tag()
+        name = re.split(r"[,:#\[\]{}\0]", self.prefix(80).splitlines()[0])[0].strip()
+        raise VocabularyError(
+            f"line {self.line + 1}: write the name '{name}' in quotes, because YAML reads a word "
+            "that begins with '!' as a tag and not as a negative name."
+        )
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
         if not isinstance(node, yaml.MappingNode):
@@ -68,6 +80,8 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict:
 def _parse(parse: Callable[[], Any], kind: str, where: str) -> Any:
     try:
         return parse()
+    except VocabularyError as e:
+        raise VocabularyError(f"{where}, {e}") from e
     except RecursionError as e:
         raise VocabularyError(f"{where} is not a list of names: it is nested too deeply.") from e
     except (ValueError, yaml.YAMLError) as e:

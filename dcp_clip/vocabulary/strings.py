@@ -4,7 +4,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from dcp_clip.vocabulary.category import VocabularyError, shortened
+from dcp_clip.vocabulary.category import NEGATIVE_MARKS, VocabularyError, shortened
 from dcp_clip.vocabulary.entries import categories_of, parse_json, parse_yaml
 
 # Separators of Chinese, Japanese, Arabic and full-width text, and a byte order mark.
@@ -65,7 +65,6 @@ def split_names(text: str) -> list[list[str]]:
     categories = [[_unquoted(name.strip(), text) for name in names] for names in categories]
     for name in (name for names in categories for name in names):
         _refuse_path(name)
-    _refuse_existing_path(text.strip())
     if categories and all(re.match(r"\d+\s*[:=]\s*\S", names[0]) for names in categories):
         raise VocabularyError(
             f"The names begin with numbers: '{shortened(text.strip())}'. Write the names alone, in "
@@ -86,6 +85,23 @@ def refuse_files(names: object) -> None:
                 f"'{shortened(name)}' in the list of names looks like a file. Give the file alone, "
                 "not in a list."
             )
+
+
+def refuse_existing_path(text: str) -> None:
+    """Raise an error for the name of a file or folder in the current directory.
+
+    Raises:
+        VocabularyError: with the spelling for a category of this name.
+    """
+    text, exists = text.translate(FULL_WIDTH).strip(), False
+    if text and not any(character in text for character in ";,|\n"):
+        with contextlib.suppress(OSError, ValueError):  # too long, or with a NUL
+            exists = Path(text).exists()
+    if exists:
+        raise VocabularyError(
+            f"'{shortened(text)}' is a file or folder, not a list of names. To use it as a name, "
+            f"write '{shortened(text)};'."
+        )
 
 
 def _in_brackets(text: str) -> list[list[str]]:
@@ -136,27 +152,16 @@ def _split_at_periods(line: str) -> list[str]:
 
 
 def _unquoted(name: str, text: str) -> str:
+    mark = name[:1] if name.startswith(NEGATIVE_MARKS) else ""
+    name = name.removeprefix(mark).lstrip()
     if len(name) > 1 and _QUOTES.get(name[0]) == name[-1]:
-        return name[1:-1]
+        return mark + name[1:-1]
     if name[:1] in ('"', "“", "„", "«"):
         raise VocabularyError(
             f"The quotes in '{shortened(text.strip())}' do not enclose single names. Write "
             f'{_EXAMPLE} or ["sky", ["car", "automobile"]].'
         )
-    return name
-
-
-def _refuse_existing_path(text: str) -> None:
-    """Raise an error for the name of a file or folder in the current directory."""
-    exists = False
-    if text and not any(character in text for character in ";,|\n"):
-        with contextlib.suppress(OSError, ValueError):  # too long, or with a NUL
-            exists = Path(text).exists()
-    if exists:
-        raise VocabularyError(
-            f"'{shortened(text)}' is a file or folder, not a list of names. To use it as a name, "
-            f"write '{shortened(text)};'."
-        )
+    return mark + name
 
 
 def _refuse_path(name: str) -> None:

@@ -23,7 +23,12 @@ from dcp_clip.vocabulary.category import (
     split_negatives,
 )
 from dcp_clip.vocabulary.colors import Color, check_color, default_color
-from dcp_clip.vocabulary.strings import is_list_file, refuse_files, split_names
+from dcp_clip.vocabulary.strings import (
+    is_list_file,
+    refuse_existing_path,
+    refuse_files,
+    split_names,
+)
 
 __all__ = ["Vocabulary", "suggest"]
 
@@ -189,7 +194,8 @@ class Vocabulary:
         2. A path object, or a string with the suffix of a list (.txt, .csv, .json, .yaml, ...), is
            a file (:meth:`from_file`). A file that does not exist is an error, not a category with
            this name.
-        3. Any other string is read by :meth:`from_string`.
+        3. Any other string is read by :meth:`from_string`. The name of a file or folder in the
+           current directory is an error.
         4. A list or tuple is passed to the constructor. Names of files in it are an error.
 
         Raises:
@@ -204,7 +210,9 @@ class Vocabulary:
             return cls(spec)
         if is_list_file(spec, set(READERS)):
             return cls.from_file(Path(spec.strip()).expanduser())
-        return cls.from_string(spec)
+        vocabulary = cls.from_string(spec)
+        refuse_existing_path(spec)
+        return vocabulary
 
     # ---- methods
 

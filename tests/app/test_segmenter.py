@@ -86,11 +86,14 @@ def test_kept_images_are_bounded(models, tmp_path, encoded, limits):
     assert len(encoded) == 6 and 1 <= len(kept) <= 2
 
 
-def test_names_are_never_files(segmenter, fox, tmp_path):
+def test_names_are_never_files(segmenter, fox, tmp_path, monkeypatch):
     (tmp_path / "secret.txt").write_text("password")
     for names in (str(tmp_path / "secret.txt"), "secret.txt", "../secret"):
         with pytest.raises(VocabularyError, match="looks like a"):
             segmenter(Request(str(fox), names, DRAWINGS))
+    (tmp_path / "table").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert segmenter(Request(str(fox), "table", DRAWINGS))[1].found[0].name == "table"
     for names in ("", " \n"):
         with pytest.raises(VocabularyError, match="Type one or more names"):
             segmenter(Request(str(fox), names, DRAWINGS))

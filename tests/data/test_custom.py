@@ -122,6 +122,8 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
         ({"name": 3}, r"\[0\]: A data set needs a name, got 3"),
         ({"names": "absent.txt"}, r"\[0\]: 'names' of the data set 'street'.*absent.txt does not"),
         ({"names": ["sky", False]}, r"Category 1 .* False"),
+        ({"names": "road; !tree; car"}, r"\[0\]: .*'street' has the negative name '!tree'"),
+        ({"names": ["road", "!tree"]}, r"\[0\]: .* remove the '!'"),
         ({"ignore": 2}, r"ignored label .* is 2, which is also the label of 'car'.* from 3 on"),
         ({"ignore": -1}, r"'ignore' .* whole number from 0 to 65535"),
         ({"ignore": "255"}, r"'ignore' .* is '255'"),

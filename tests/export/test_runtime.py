@@ -74,8 +74,7 @@ def test_texts_are_tokenized_as_by_open_clip(model, onnx, text):
 
 def test_predictors_agree(onnx, predictor, make_image, tmp_path, names, assert_equal):
     image = make_image(90, 130).permute(1, 2, 0).numpy()
-    path = tmp_path / "photo.png"
-    Image.fromarray(image).save(path)
+    Image.fromarray(image).save(path := tmp_path / "photo.png")
     assert_equal(onnx(path), predictor(path))
     assert_equal(onnx(image, size=(33, 500)), predictor(image, size=(33, 500)))
     many = [*names, "!wall", *(f"name {i}" for i in range(300))]
@@ -87,8 +86,9 @@ def test_predictors_agree(onnx, predictor, make_image, tmp_path, names, assert_e
         found = onnx(image, unknown_below=below)
         found.save(tmp_path / "labels.png")
         np.testing.assert_array_equal(Image.open(tmp_path / "labels.png"), found.label_map)
-    with pytest.raises(ValueError, match="uint8"):
-        onnx(image / 255)
+    for wrong in ([image / 255], [image, (0, 5)], [onnx.set_image(image), (0, 5)]):
+        with pytest.raises(ValueError, match="uint8" if len(wrong) == 1 else "size must be"):
+            onnx(*wrong)
 
 
 def test_an_image_is_encoded_once_for_several_vocabularies(
@@ -96,8 +96,7 @@ def test_an_image_is_encoded_once_for_several_vocabularies(
 ):
     image = make_image(90, 130).permute(1, 2, 0).numpy()
     other = make_image(70, 60).permute(1, 2, 0).numpy()
-    path = tmp_path / "photo.png"
-    Image.fromarray(image).save(path)
+    Image.fromarray(image).save(path := tmp_path / "photo.png")
     predictor = OnnxPredictor(folder, names, threads=1)
     with pytest.raises(ValueError, match="call set_image first"):
         predictor.predict()

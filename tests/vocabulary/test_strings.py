@@ -65,6 +65,22 @@ def test_one_category(text, name):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "cup; !wine glass",
+        'cup; !"wine glass"',
+        'cup; "!wine glass"',
+        "cup, ! 'wine glass'",
+        "cup | ！“wine glass”",
+        "['cup', '!wine glass']",
+    ],
+)
+def test_marks_and_quotes(text):
+    vocabulary = Vocabulary.parse(text)
+    assert vocabulary.synonyms == (("cup",), ("wine glass",)) and vocabulary.negatives == (1,)
+
+
+@pytest.mark.parametrize(
     ("text", "spelling"),
     [
         ("St. Bernard", "'St; Bernard'.*'St. Bernard;'"),
@@ -72,7 +88,10 @@ def test_one_category(text, name):
         ("car | auto; tree", "sky; tree; car, automobile"),
         ("car, auto | tree", "sky; tree; car, automobile"),
         ('"car, auto"; sky', "sky; tree; car, automobile"),
+        ('!"car, auto"; sky', "sky; tree; car, automobile"),
         ("[sky, tree", r'\["sky", \["car", "automobile"\]\]'),
+        ("[cup, !wine glass]", "line 1: .*'!wine glass' in quotes"),
+        ("[cup, !hand]", "line 1: .*'!hand' in quotes"),
         ('{"sky": "tree"}', r'\["sky"'),
         ("0: sky, 1: tree", "sky; tree"),
         ("car/truck", r"'car, truck;'.*\[\"car/truck\"\]"),
@@ -123,6 +142,7 @@ def test_files_and_folders_are_not_categories(tmp_path, monkeypatch):
     for name in ("sky", "car"):
         with pytest.raises(VocabularyError, match=f"file or folder.*'{name};'"):
             Vocabulary.parse(name)
+        assert Vocabulary.from_string(name).display_names == (name,)
         assert Vocabulary.parse(f"{name};").display_names == (name,)
         assert Vocabulary.parse(f"{name}, road").display_names == (name, "road")
     with pytest.raises(VocabularyError, match="tree.csv is a folder"):

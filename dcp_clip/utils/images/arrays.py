@@ -1,8 +1,11 @@
-"""Images in memory."""
+"""Images in memory, and their sizes."""
+
+import operator
+from typing import Any
 
 import numpy as np
 
-__all__ = ["check_rgb"]
+__all__ = ["check_rgb", "check_size"]
 
 
 def check_rgb(image: np.ndarray) -> None:
@@ -17,3 +20,18 @@ def check_rgb(image: np.ndarray) -> None:
             return
     got = f"{image.shape} {image.dtype}" if is_array else type(image).__name__
     raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.")
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """Return a (height, width) as a tuple of integers.
+
+    Raises:
+        ValueError: if it is not a pair of whole numbers from 1 on.
+    """
+    try:
+        height, width = map(operator.index, size)
+    except (TypeError, ValueError):  # not a pair, or not of whole numbers
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"size must be (height, width), two whole numbers from 1 on, got {size!r}")
+    return height, width
