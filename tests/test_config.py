@@ -88,6 +88,27 @@ def test_missing_base_names_both_files(tmp_path):
         setup_cfg(tmp_path / "a.yaml")
 
 
+def test_templates_beside_the_config_file(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "here").mkdir()
+    text = "MODEL:\n  DCP_CLIP:\n    VOCABULARY:\n      TEMPLATES: "
+    for name, templates in (("mine", "mine.txt"), ("here", "here.txt"), ("set", "single")):
+        (tmp_path / "base" / f"{name}.yaml").write_text(f"{text}{templates}\n")
+    for file in ("base/mine.txt", "base/single", "here/mine.txt", "here/here.txt"):
+        (tmp_path / file).write_text("a {}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    Path("child.yaml").write_text("_BASE_: ../base/mine.yaml\n")
+    key = "MODEL.DCP_CLIP.VOCABULARY.TEMPLATES"
+    for arguments, expected in (
+        (["../base/mine.yaml"], "../base/mine.txt"),
+        (["child.yaml"], "../base/mine.txt"),
+        (["../base/here.yaml"], "here.txt"),  # relative to the current folder
+        (["../base/set.yaml"], "single"),
+        (["../base/set.yaml", [key, "mine.txt"]], "mine.txt"),
+    ):
+        assert Path(setup_cfg(*arguments).MODEL.DCP_CLIP.VOCABULARY.TEMPLATES) == Path(expected)
+
+
 def test_files_that_grow_without_bound(tmp_path):
     """A few lines of YAML can stand for billions of values, and a few files for as many files."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]

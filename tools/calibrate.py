@@ -54,7 +54,12 @@ def run(args: argparse.Namespace) -> None:
 
     require_folders({"--json": args.json, "--plot": args.plot})
     study = CalibrationStudy(
-        args.config_file, args.opts, args.pixels, args.imports, refit=bool(args.fit)
+        args.config_file,
+        args.opts,
+        args.pixels,
+        args.imports,
+        refit=bool(args.fit),
+        write=args.write,
     )
     if args.fit:
         study.fit(args.fit)

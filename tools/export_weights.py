@@ -8,7 +8,8 @@
         --config-file output/mine/config.yaml --results output/mine/results.json
 
 The file has no optimizer state and no moving average. Matrices and kernels become float16; vectors
-(norms, biases, statistics) keep their precision. Loading converts back to float32.
+(norms, biases, statistics) keep their precision. Loading converts back to float32. The file records
+whether its image tower is interpolated, so that it is not interpolated twice.
 
 --output writes a model folder for `Predictor.from_pretrained` instead: config, weights, names,
 calibration, and a model card with the evaluation of --results.
@@ -80,8 +81,9 @@ from detectron2.modeling import build_backbone
 from torch import Tensor
 
 from dcp_clip.engine.checkpoints.file_format import (
+    applied_alpha,
+    exported_content,
     half_precision,
-    hook_state,
     read_checkpoint,
     trained_weights,
 )
@@ -93,8 +95,13 @@ from dcp_clip.utils.arguments import format_error
 from dcp_clip.utils.tensor_files import TensorFileError, write_tensors
 
 
-def read_original_tower(config_file: str, imports: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the state dict of a config's image tower with the original CLIP weights.
+def read_original_tower(
+    config_file: str, imports: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], float]:
+    """Build the image tower of a config with the original CLIP weights.
+
+    Returns:
+        Its state dict, and SOLVER.WISE_FT_ALPHA of the config.
 
     Raises:
         SystemExit: if the config names no CLIP weights, or they cannot be read.
@@ -103,7 +110,7 @@ def read_original_tower(config_file: str, imports: Sequence[str] = ()) -> dict[s
         cfg = dcp_clip.setup_cfg(config_file, ["MODEL.DEVICE", "cpu"], imports=imports)
         if not cfg.MODEL.CLIP.PRETRAINED:
             sys.exit(f"{config_file} names no CLIP weights (MODEL.CLIP.PRETRAINED).")
-        return build_backbone(cfg).state_dict()
+        return build_backbone(cfg).state_dict(), cfg.SOLVER.WISE_FT_ALPHA
     except (OSError, KeyError, ValueError, CLIPWeightsError) as error:
         sys.exit(f"{config_file}: {format_error(error)}")
 
@@ -142,13 +149,20 @@ def export(args: Namespace) -> None:
     except TensorFileError as error:
         sys.exit(str(error))
     weights = dict(trained_weights(checkpoint))
+    applied = applied_alpha(checkpoint)
     if args.wise_ft_alpha is not None:
-        if applied := hook_state(checkpoint, "WeightInterpolationHook").get("alpha"):
+        if applied:
             sys.exit(
                 f"{args.checkpoint} is interpolated already, with SOLVER.WISE_FT_ALPHA {applied}: "
                 "train with 0.0 to choose another value, or leave out --wise-ft-alpha."
             )
-        original = read_original_tower(args.config_file, args.imports)
+        original, planned = read_original_tower(args.config_file, args.imports)
+        if applied is None and planned:
+            sys.exit(
+                f"{args.checkpoint} may already be interpolated, because {args.config_file} has "
+                f"SOLVER.WISE_FT_ALPHA {planned} and the file has no record of it: give the "
+                "checkpoint of train_net.py instead, or leave out --wise-ft-alpha."
+            )
         # An exported file has half precision, which is not precise enough to interpolate.
         weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
         tower = {k.removeprefix(TOWER): v for k, v in weights.items() if k.startswith(TOWER)}
@@ -158,12 +172,13 @@ def export(args: Namespace) -> None:
                 "give the config that it was trained with."
             )
         interpolate_weights(tower, original, args.wise_ft_alpha)
+        applied = args.wise_ft_alpha
     weights = half_precision(weights)
     if args.output is not None:
         return write_model_folder(args, weights)
     try:
         args.weights.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(args.weights, {"model": weights})
+        write_tensors(args.weights, exported_content(weights, applied))
     except OSError as error:
         sys.exit(str(error))
     size = args.weights.stat().st_size / 2**20

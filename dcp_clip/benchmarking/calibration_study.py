@@ -52,6 +52,7 @@ class CalibrationStudy:
         pixels: int = 400,
         imports: Sequence[str] = (),
         refit: bool = False,
+        write: bool = False,
     ):
         """
         Args:
@@ -60,9 +61,11 @@ class CalibrationStudy:
             pixels: number of random pixels of an image.
             imports: see `dcp_clip.setup_cfg`.
             refit: do not read the stored temperature, which can belong to other weights.
+            write: check that :meth:`write` is possible.
 
         Raises:
-            ValueError: if there are no weights, or images are segmented in windows.
+            ValueError: if there are no weights, or images are segmented in windows, or the weights
+                are no file but `write` is set.
             WeightsError: if the weights cannot be read.
         """
         self.cfg = setup_cfg(config_file, opts, imports=imports)
@@ -74,6 +77,11 @@ class CalibrationStudy:
         if self.cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE:
             raise ValueError(
                 "Calibration needs whole images: set MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE to 0."
+            )
+        if write and not Path(self.cfg.MODEL.WEIGHTS).is_file():
+            raise ValueError(
+                f"MODEL.WEIGHTS is '{self.cfg.MODEL.WEIGHTS}', but --write stores the temperature "
+                "next to a file of weights: set it to such a file, or leave out --write."
             )
         if not torch.cuda.is_available():
             self.cfg.MODEL.DEVICE = "cpu"
@@ -91,13 +99,22 @@ class CalibrationStudy:
 
         Args:
             datasets: names of registered data sets.
+
+        Raises:
+            ValueError: if there are fewer than two images with labels.
         """
         samples = {name: self._sample(name) for name in datasets}
         joined = PixelSamples.join(list(samples.values()))
+        even = joined.images % 2 == 0
+        if even.all() or not even.any():
+            raise ValueError(
+                f"A fit on {', '.join(datasets)} needs at least 2 images with labels, because it "
+                "measures the images of one half with the temperature of the other: give more."
+            )
         self.results["temperature"] = fit_temperature(joined.logits, joined.right)
         folds = []  # fitted on the images with even numbers, and on the others
-        for parity in (0, 1):
-            part = joined.select(joined.images % 2 == parity)
+        for half in (even, ~even):
+            part = joined.select(half)
             folds.append(fit_temperature(part.logits, part.right))
         for name, values in samples.items():
             even = values.images % 2 == 0
@@ -135,7 +152,8 @@ class CalibrationStudy:
             draws: number of random choices of names; the pixels of all choices are joined.
 
         Raises:
-            ValueError: if the data set has too few names.
+            ValueError: if the data set has too few names, or the removed names do not occur in
+                both halves of the images.
         """
         count = len(dataset_vocabulary(dataset))
         if len(removed_names(count, draws - 1)) < 3:
@@ -146,8 +164,13 @@ class CalibrationStudy:
             parts.append(self._sample(dataset, removed))
             unknown.append(np.isin(parts[-1].labels, removed))
         samples, removed = PixelSamples.join(parts), np.concatenate(unknown)
-        signals = unknown_signals(samples, removed, self.results["temperature"])
         even = samples.images % 2 == 0
+        if any(len(np.unique(removed[half])) < 2 for half in (even, ~even)):
+            raise ValueError(
+                f"{dataset}: the names that --unknown {draws} removes label none or all of the "
+                "pixels in one half of the images: give more images, or a larger --unknown."
+            )
+        signals = unknown_signals(samples, removed, self.results["temperature"])
         for name, signal in signals.items():
             row = {"data set": dataset, "signal": name}
             scores = detection_scores(signal[even], removed[even])

@@ -80,7 +80,8 @@ def _add_model(cfg: CN) -> None:
 
     cfg.MODEL.DCP_CLIP.VOCABULARY = CN()
     # Prompt templates: "single", "imagenet80", "maskclip85", "vild14", "captions" (the captions of
-    # EmojiScenes), or the path of a text file.
+    # EmojiScenes), or the path of a text file. If a config file names it, the path can be relative
+    # to the config file, and otherwise to the current folder.
     cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = "single"
     # How synonyms are combined: "mean" of their features, "max" (the best synonym at each position
     # counts), or "first" (the main name only).

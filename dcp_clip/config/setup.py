@@ -15,6 +15,7 @@ from dcp_clip.config.imports import import_modules, require_imported
 from dcp_clip.config.keys import add_dcp_clip_config
 from dcp_clip.config.merge import merge_file, merge_options
 from dcp_clip.utils.shipped_files import find_config
+from dcp_clip.vocabulary.prompts import is_template_set
 
 __all__ = ["get_cfg", "setup_cfg"]
 
@@ -59,8 +60,9 @@ def setup_cfg(
 
     Returns:
         The config. MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" if there is no CUDA
-        device. The data sets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names
-        in DATASETS.TRAIN and DATASETS.TEST are replaced by ours (dcp_clip/data/aliases.py).
+        device. A file of prompt templates beside its config file has its path. The data sets of
+        DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names in DATASETS.TRAIN and
+        DATASETS.TEST are replaced by ours (dcp_clip/data/aliases.py).
 
     Raises:
         FileNotFoundError: if the config file, or a file in its ``_BASE_``, does not exist.
@@ -84,6 +86,7 @@ def setup_cfg(
             raise ValueError(
                 f"config file '{path}': VERSION is {version!r}, but must be {_VERSION}."
             )
+        _find_templates(content, path.parent)
         merge_file(cfg, content, str(path))
     merge_options(cfg, list(opts))
     require_imported(cfg.MODEL.IMPORTS, imports, "the options")
@@ -94,6 +97,16 @@ def setup_cfg(
     cfg.DATASETS.TRAIN = data.resolve_dataset_names(cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = data.resolve_dataset_names(cfg.DATASETS.TEST)
     return cfg
+
+
+def _find_templates(content: Mapping, folder: Path) -> None:
+    """Replace the name of a template file by its path, if the file is beside the config file."""
+    node = content
+    for key in ("MODEL", "DCP_CLIP", "VOCABULARY"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    name = node.get("TEMPLATES") if isinstance(node, Mapping) else None
+    if isinstance(name, str) and not is_template_set(name) and (folder / name).is_file():
+        node["TEMPLATES"] = str(folder / name)
 
 
 def _check_values(cfg: CfgNode) -> None:

@@ -53,7 +53,7 @@ def export_model(
         ExportError: if the model cannot be exported, or a package is missing.
         WriteError: if the folder is not empty or cannot be written.
     """
-    check_exportable(model)
+    check_exportable(cfg, model)
     _check_packages()
     with atomic_folder(output) as part:
         _write(cfg, model, part)

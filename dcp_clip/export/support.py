@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detectron2.config import CfgNode
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
@@ -22,8 +23,12 @@ class ExportError(ValueError):
     """A model cannot be exported; the message is one sentence with the reason."""
 
 
-def check_exportable(model: nn.Module) -> None:
+def check_exportable(cfg: CfgNode, model: nn.Module) -> None:
     """Check everything that is known to be impossible, before the export begins.
+
+    Args:
+        cfg: config of the model.
+        model: the model.
 
     Raises:
         ExportError: naming the config key.
@@ -53,4 +58,9 @@ def check_exportable(model: nn.Module) -> None:
         raise ExportError(
             f"'{model.text_encoder.model_name}' (MODEL.CLIP.NAME) has a tokenizer of the Hugging "
             "Face Hub, which cannot be exported; only CLIP's own byte pair encoding can."
+        )
+    if cfg.INPUT.RESIZE_TEST != "pillow":
+        raise ExportError(
+            f"INPUT.RESIZE_TEST is '{cfg.INPUT.RESIZE_TEST}', but the runtime of an exported model "
+            "resizes images with Pillow; export with INPUT.RESIZE_TEST pillow."
         )

@@ -33,7 +33,7 @@ one of the names that you give. It was made with an independent implementation o
 ```python
 from dcp_clip import Predictor
 
-predictor = Predictor.from_pretrained("{source}")
+predictor = Predictor.from_pretrained({source})
 prediction = predictor("photo.jpg", vocabulary={example})
 print(prediction.shares)
 ```
@@ -111,12 +111,17 @@ def model_card(
         tags=["dcp-clip", "semantic-segmentation", "open-vocabulary", "clip", "detectron2"],
         eval_results=_eval_results(results) or None,
     )
+    arguments = _literal(source)
+    if cfg.MODEL.IMPORTS:
+        arguments += f", imports={_literal(list(cfg.MODEL.IMPORTS))}"
+    # Without negative names, because a vocabulary needs others, and each name once.
+    positive = [x[0] for i, x in enumerate(vocabulary.synonyms) if i not in vocabulary.negatives]
     calibrated = f"calibrated, temperature {model.temperature:.3g}"
     return _TEXT.format(
         header=header.to_yaml(),
         name=name,
-        source=source,
-        example=json.dumps("; ".join(vocabulary.display_names[:3]) + ";", ensure_ascii=False),
+        source=arguments,
+        example=_literal(list(dict.fromkeys(positive[:3]))),
         architecture=cfg.MODEL.META_ARCHITECTURE,
         clip=f"{cfg.MODEL.CLIP.NAME}, pre-trained: {clip or 'no'}",
         training=", ".join(cfg.DATASETS.TRAIN) or "none",
@@ -125,6 +130,11 @@ def model_card(
         confidence=calibrated if model.temperature != 1 else "not calibrated",
         evaluation=_NO_EVALUATION if results is None else _evaluation(results),
     )
+
+
+def _literal(value: str | list[str]) -> str:
+    """Return a text or a list of texts as Python code with double quotes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _eval_results(results: Mapping[str, Any] | None) -> list[EvalResult]:

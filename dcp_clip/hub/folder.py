@@ -77,6 +77,11 @@ def write_folder(
         WriteError: if the folder is not empty or cannot be written.
     """
     folder = Path(folder)
+    if model.needs_train_names:
+        raise ValueError(
+            f"{type(model).__name__} needs the categories of DATASETS.TRAIN, which a model folder "
+            "does not contain: share the checkpoint and its config instead."
+        )
     _check_pixel_stats(cfg, model)
     if weights_file(cfg.MODEL.CLIP.PROXY.PRETRAINED) is not None:
         raise ValueError(
@@ -122,9 +127,7 @@ def _compact(value: Tensor) -> Tensor:
 def _write_config(folder: Path, cfg: CfgNode) -> None:
     cfg, default = cfg.clone(), get_cfg()
     cfg.defrost()
-    if cfg.MODEL.META_ARCHITECTURE != "MaskQuerySegmentor":  # it reads the names of DATASETS.TRAIN
-        cfg.DATASETS.TRAIN = ()
-    cfg.DATASETS.TEST = ()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
     cfg.MODEL.DEVICE = default.MODEL.DEVICE
     for key in _LOCAL_KEYS:
         node, _, last = key.rpartition(".")

@@ -32,6 +32,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
     subclass implements only :meth:`segment`.
     """
 
+    needs_train_names = False  # whether building the model reads the categories of DATASETS.TRAIN
+
     def __init__(
         self,
         *,

@@ -8,6 +8,11 @@ from dcp_clip.vocabulary.category import VocabularyError
 _TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
+def is_template_set(spec: str) -> bool:
+    """Return whether prompt templates are one of the sets of :func:`load_templates`, not a file."""
+    return (_TEMPLATES_DIR / f"{spec}.txt").is_file()
+
+
 def load_templates(spec: str | Path) -> tuple[str, ...]:
     """Return a set of prompt templates, each with one ``{}`` for the name.
 
@@ -22,9 +27,7 @@ def load_templates(spec: str | Path) -> tuple[str, ...]:
         VocabularyError: if there is no such set or file, or a line does not contain exactly one
             ``{}``; the message contains the line number.
     """
-    path = _TEMPLATES_DIR / f"{spec}.txt"
-    if not path.is_file():
-        path = Path(spec)
+    path = _TEMPLATES_DIR / f"{spec}.txt" if is_template_set(spec) else Path(spec)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as e:

@@ -110,6 +110,7 @@ def test_a_program_of_torch_export_can_be_loaded(folder, onnx):
             {"MODEL.CLIP.ENCODER_WINDOW": 64, "MODEL.CLIP.ENCODER_WINDOW_STRIDE": 32},
             "MODEL.CLIP.ENCODER_WINDOW",
         ),
+        ({"INPUT.RESIZE_TEST": "opencv"}, "INPUT.RESIZE_TEST is 'opencv'"),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(can_export, make_cfg, tmp_path, options, key):

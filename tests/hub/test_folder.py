@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.modeling import build_model
 from huggingface_hub import ModelCard
 
 from dcp_clip.engine.checkpoints.loading import WeightsError
@@ -123,6 +124,29 @@ def test_a_file_of_the_proxy_cannot_be_in_a_folder(predictor, tmp_path):
     with pytest.raises(ValueError, match="PROXY.PRETRAINED is the file 'weights/dino.pth'"):
         write_folder(tmp_path / "folder", cfg, predictor.model, predictor.vocabulary)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["FPNSegmentor", "MaskQuerySegmentor"])
+def test_a_model_that_needs_the_names_of_its_training(make_cfg, tmp_path, kind):
+    options = {"MODEL.META_ARCHITECTURE": kind, "DATASETS.TRAIN": ("camvid_sem_seg_train",)}
+    cfg = make_cfg("dcp-tiny-cnn", options)
+    model = build_model(cfg)
+    with pytest.raises(ValueError, match=f"{kind} needs the categories of DATASETS.TRAIN"):
+        write_folder(tmp_path / "folder", cfg, model, model.vocabulary)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_files_of_a_folder_can_be_named(predictor, saved, image, monkeypatch, tmp_path):
+    """As on the command line; its templates are found from any current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "templates.txt").write_text("another {}\n")
+    copy = Predictor.from_config_file(
+        os.path.relpath(saved / "config.yaml"),
+        weights=saved / "model.safetensors",
+        vocabulary=saved / "names.json",
+    )
+    assert copy.model.text_encoder.templates == predictor.model.text_encoder.templates
+    np.testing.assert_array_equal(copy(image).label_map, predictor(image).label_map)
 
 
 def test_other_pixels_than_those_of_the_name(predictor, tmp_path, monkeypatch):

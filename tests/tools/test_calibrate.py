@@ -66,6 +66,32 @@ def test_fit_write_and_measure(program, arguments, tmp_path, capsys, monkeypatch
     assert program.main([*arguments, "--fit", NAME]) == 0
 
 
+def test_a_temperature_that_cannot_be_written(program, arguments, monkeypatch):
+    """It is refused before the evaluation."""
+    monkeypatch.setattr(calibration_study.CalibrationStudy, "fit", None)
+    options = ["--fit", NAME, "--write", "--opts", "MODEL.WEIGHTS"]
+    monkeypatch.setattr(calibration_study, "has_weights", lambda cfg: True)
+    for weights in ("", "https://host.invalid/model.pth"):
+        with pytest.raises(SystemExit, match=f"MODEL.WEIGHTS is '{weights}', .* --write"):
+            program.main([*arguments, *options, weights])
+
+
+def test_a_fit_needs_two_images(program, arguments):
+    options = ["--fit", NAME, "--opts", "TEST.MAX_IMAGES"]
+    assert program.main([*arguments, *options, "2"]) == 0
+    with pytest.raises(SystemExit, match=f"{NAME} .* at least 2 images with labels"):
+        program.main([*arguments, *options, "1"])
+
+
+@pytest.mark.parametrize("removed", [[3, 4, 5], [0, 1, 2]])
+@pytest.mark.parametrize("images", ["1", "4"])
+def test_removed_names_that_separate_nothing(program, arguments, monkeypatch, removed, images):
+    monkeypatch.setattr(calibration_study, "removed_names", lambda count, draw: removed)
+    options = ["--test", NAME, "--unknown", "1", "--opts", "TEST.MAX_IMAGES", images]
+    with pytest.raises(SystemExit, match=f"{NAME}: .*--unknown 1.* half of the images"):
+        program.main([*arguments, *options])
+
+
 def test_errors(program, arguments, capsys):
     for wrong, message in [
         ([], "give --fit or --test"),

@@ -13,6 +13,7 @@ from dcp_clip.engine.checkpoints.loading import load_weights
 from dcp_clip.evaluation.environment import weights_fingerprint
 from dcp_clip.modeling.clip.loading import load_clip
 from dcp_clip.predictor import Predictor
+from dcp_clip.utils.shipped_files import find_weights
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_image_tower_is_interpolated(export, config_file, make_cfg, tmp_path):
 
 def test_moving_average_is_interpolated(tool, export, config_file, make_cfg, tmp_path):
     path, _ = config_file
-    original = tool.read_original_tower(str(path))
+    original, _ = tool.read_original_tower(str(path))
     average = build_model(make_cfg()).state_dict()
     hooks = {"EMAHook": {"average": average}}
     save_model(make_cfg(), tmp_path / "model_0000002.pth", hooks)
@@ -131,6 +132,53 @@ def test_second_interpolation_is_an_error(export, config_file, tmp_path, hooks):
         export(*files, "--wise-ft-alpha", "0.5", "--config-file", path)
     export(*files)
     assert files[1].is_file()
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_an_exported_file_records_its_interpolation(export, config_file, tmp_path, during):
+    """Before the end of a training with SOLVER.WISE_FT_ALPHA, nothing is interpolated."""
+    path, cfg = config_file
+    cfg.SOLVER.WISE_FT_ALPHA = 0.4
+    path.write_text(cfg.dump())
+    options = ["--wise-ft-alpha", "0.5", "--config-file", path]
+    names = ["model", "plain", "again", "mixed", "twice"]
+    model, plain, again, mixed, twice = (tmp_path / f"{name}.pth" for name in names)
+    hooks = {} if during else {"WeightInterpolationHook": {"alpha": 0.4}}
+    save_model(cfg, model, hooks)
+    export(model, plain)
+    export(plain, again)
+    if during:
+        export(again, mixed, *options)
+        with pytest.raises(SystemExit, match="mixed.pth is interpolated already, .* 0.5"):
+            export(mixed, twice, *options)
+    else:
+        with pytest.raises(SystemExit, match="again.pth is interpolated already, .* 0.4"):
+            export(again, twice, *options)
+    assert not twice.exists()
+    load_weights(build_model(cfg), str(again))
+
+
+def test_weights_without_a_record_of_their_interpolation(export, config_file, tmp_path):
+    path, cfg = config_file
+    source, target = tmp_path / "old.pth", tmp_path / "out.pth"
+    torch.save({"model": build_model(cfg).state_dict()}, source)
+    options = ["--wise-ft-alpha", "0.5", "--config-file", path]
+    export(source, target, *options)
+    cfg.SOLVER.WISE_FT_ALPHA = 0.4
+    path.write_text(cfg.dump())
+    export(source, tmp_path / "copy.pth")
+    for file in (source, tmp_path / "copy.pth"):
+        match = f"{file.name} may already be interpolated.*SOLVER.WISE_FT_ALPHA 0.4"
+        with pytest.raises(SystemExit, match=match):
+            export(file, tmp_path / "twice.pth", *options)
+    assert not (tmp_path / "twice.pth").exists()
+
+
+def test_shipped_weights_are_not_interpolated_again(export, tmp_path):
+    config = "emoji_scenes/dcp_clip_tiny.yaml"
+    options = ["--wise-ft-alpha", "0.2", "--config-file", config]
+    with pytest.raises(SystemExit, match="emoji_scenes_tiny.pth is interpolated already"):
+        export(find_weights(config), tmp_path / "x.pth", *options)
 
 
 def test_another_tower_or_no_clip_is_an_error(export, config_file, make_cfg, tmp_path):

@@ -11,6 +11,8 @@ from torch import Tensor
 from dcp_clip.utils.tensor_files import TensorFileError, read_tensors
 
 __all__ = [
+    "applied_alpha",
+    "exported_content",
     "half_precision",
     "hook_state",
     "read_checkpoint",
@@ -26,6 +28,7 @@ _RENAMED_PARAMETERS = {  # prefixes
 }
 _RENAMED_HOOKS = {"CLIPShareHook": "WeightInterpolationHook"}
 _RENAMED_HOOK_STATE = {"share": "alpha"}
+_ALPHA = "wise_ft_alpha"  # the entry of exported weights that records it
 # Prefixes that DataParallel and torch.compile add to the names of all parameters.
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -44,6 +47,30 @@ def hook_state(checkpoint: Mapping[str, Any], hook: str) -> Mapping[str, Any]:
     for key in ("trainer", "hooks", hook):
         state = state.get(key) if isinstance(state, Mapping) else None
     return state if isinstance(state, Mapping) else {}
+
+
+def applied_alpha(checkpoint: Mapping[str, Any]) -> float | None:
+    """Return the fraction of CLIP's original weights in the image tower (SOLVER.WISE_FT_ALPHA).
+
+    Args:
+        checkpoint: the content of a checkpoint of ``train_net.py`` or of exported weights.
+
+    Returns:
+        The fraction, 0 before the end of a training; None if the file does not record it.
+    """
+    if "trainer" in checkpoint:
+        return hook_state(checkpoint, "WeightInterpolationHook").get("alpha", 0.0)
+    return checkpoint.get(_ALPHA)
+
+
+def exported_content(weights: Mapping[str, Tensor], alpha: float | None) -> dict[str, Any]:
+    """Return the content of a file of exported weights.
+
+    Args:
+        weights: the state dict.
+        alpha: see `applied_alpha`.
+    """
+    return {"model": weights, **({} if alpha is None else {_ALPHA: alpha})}
 
 
 def trained_weights(checkpoint: Mapping[str, Any]) -> Any:

@@ -31,6 +31,8 @@ class FPNSegmentor(OpenVocabularySegmentor):
     augmentation, losses and training time is on a closed vocabulary.
     """
 
+    needs_train_names = True
+
     @configurable
     def __init__(self, *, fpn: FPN, head: SemSegFPNHead, channels_last: bool = False, **common):
         """

@@ -33,6 +33,8 @@ class MaskQuerySegmentor(HeadSegmentor):
     mask's probability. The logits are its logarithm.
     """
 
+    needs_train_names = True
+
     @configurable
     def __init__(
         self,

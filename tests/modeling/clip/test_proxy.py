@@ -181,6 +181,6 @@ def test_the_benchmark_counts_it_beside_the_encoder(make_cfg):
     assert calls == [1]
 
 
-def test_a_model_with_a_proxy_is_not_exported(make_model):
+def test_a_model_with_a_proxy_is_not_exported(make_cfg, make_model):
     with pytest.raises(ExportError, match="PROXY.NAME is set"):
-        check_exportable(make_model("test-vit-16", PROXY))
+        check_exportable(make_cfg("test-vit-16", PROXY), make_model("test-vit-16", PROXY))
