@@ -2,7 +2,7 @@
 
 import argparse
 
-__all__ = ["DEFAULT_CONFIG", "add_import", "add_model_arguments", "positive"]
+__all__ = ["DEFAULT_CONFIG", "add_import", "add_model_arguments", "check_backend", "positive"]
 
 DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 
@@ -19,6 +19,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=backends, default="torch", help=backend_help)
     add_import(parser)
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
+
+
+def check_backend(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program if an exported model lacks --weights, or gets options without effect."""
+    if args.backend == "torch":
+        return
+    if args.weights is None or args.config_file != DEFAULT_CONFIG or args.opts or args.imports:
+        parser.error(
+            f"--backend {args.backend} needs --weights with a folder of tools/export.py, and takes "
+            "no --config-file, no --opts and no --import"
+        )
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:

@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dcp_clip_cli.arguments import DEFAULT_CONFIG, add_model_arguments, positive
+from dcp_clip_cli.arguments import DEFAULT_CONFIG, add_model_arguments, check_backend, positive
 
 # Those of dcp_clip.folder_run.result_files, which imports PyTorch.
 FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "label_studio")
@@ -81,7 +81,7 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     unknown_help = "pixels with a smaller confidence become unknown; sets TEST.UNKNOWN_BELOW"
     add("--unknown-below", type=float, metavar="P", help=unknown_help + " (0 to 1)")
     pixels_help = "shrink images with more pixels; default: images above 16 million pixels are "
-    add("--max-pixels", type=int, metavar="N", help=pixels_help + "segmented in windows")
+    add("--max-pixels", type=positive, metavar="N", help=pixels_help + "segmented in windows")
     bands_help = (
         "read the input as rasters, with these bands as red, green and blue (docs/rasters.md)"
     )
@@ -246,11 +246,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
     if not (args.input or args.samples):
         parser.error("give --input or --samples")
-    if args.backend != "torch" and (args.weights is None or args.opts or args.imports):
-        parser.error(
-            f"--backend {args.backend} needs --weights with a folder of tools/export.py, and takes "
-            "no --opts and no --import"
-        )
+    check_backend(parser, args)
     from dcp_clip.utils.arguments import format_error
 
     try:

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dcp_clip_cli.arguments import add_model_arguments, positive
+from dcp_clip_cli.arguments import add_model_arguments, check_backend, positive
 
 PACKAGES = ("ray", "pyarrow")
 
@@ -119,17 +119,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the program, and return its exit status."""
     parser = get_parser(prog)
     args = parser.parse_args(argv)
-    if args.backend != "torch":
-        if args.weights is None or args.opts or args.imports:
-            parser.error(
-                f"--backend {args.backend} needs --weights with a folder of tools/export.py, and "
-                "takes no --opts and no --import"
-            )
-        if args.gpus_per_actor or args.batch_size > 1:
-            parser.error(
-                f"--backend {args.backend} segments each image alone and on CPUs: leave out "
-                "--gpus-per-actor and --batch-size"
-            )
+    check_backend(parser, args)
+    if args.backend != "torch" and (args.gpus_per_actor or args.batch_size > 1):
+        parser.error(
+            f"--backend {args.backend} segments each image alone and on CPUs: leave out "
+            "--gpus-per-actor and --batch-size"
+        )
     from dcp_clip.utils.arguments import format_error
 
     try:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dcp_clip import __version__
 from dcp_clip.folder_run.interruption import Interruption
-from dcp_clip.folder_run.output_folder import RunFolder, writing
+from dcp_clip.folder_run.output_folder import RunFolder, blocks_folder, writing
 from dcp_clip.folder_run.pipeline import run_settings
 from dcp_clip.folder_run.plan import find_images, plan_jobs
-from dcp_clip.geo.raster import Raster
-from dcp_clip.geo.run import RASTER_FORMATS, RasterRun, blocks_folder, publish, raster_suffixes
+from dcp_clip.geo.raster import Raster, check_range
+from dcp_clip.geo.run import RASTER_FORMATS, RasterRun, publish, raster_suffixes
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.images.files import ImageReadError
 
@@ -23,7 +23,7 @@ def segment_rasters(args: argparse.Namespace, make_predictor: Callable[[], Predi
     """Segment the rasters of `--input`, and return the exit status of `segment.run`.
 
     Raises:
-        ValueError: for a format that rasters do not have.
+        ValueError: for a format that rasters do not have, or an invalid range.
         RunFolderError: if the output folder cannot be used.
     """
     output, formats = Path(args.output), args.formats
@@ -31,9 +31,11 @@ def segment_rasters(args: argparse.Namespace, make_predictor: Callable[[], Predi
     if others:
         known = ", ".join(RASTER_FORMATS)
         raise ValueError(f"A raster has no format {others[0]}; choose from {known}.")
+    if args.range is not None:
+        check_range(*args.range)  # before --overwrite removes results
     images = find_images(args.input, output)
     start, failed, done = time.perf_counter(), 0, 0
-    with RunFolder(output, raster_suffixes()) as folder, Interruption() as interruption:
+    with RunFolder(output) as folder, Interruption() as interruption:
         predictor = make_predictor()
         settings = run_settings(predictor, images, __version__, formats)
         settings |= {"bands": args.bands, "range": args.range}

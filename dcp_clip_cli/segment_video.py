@@ -8,25 +8,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from dcp_clip import __version__
 from dcp_clip.folder_run.coco_file import write_coco_file
 from dcp_clip.folder_run.output_folder import (
     COCO_FILE,
     RunFolder,
     RunFolderError,
-    record_key,
     unfinished_folder,
     writing,
 )
-from dcp_clip.folder_run.pipeline import Summary, run_settings, segment_files
+from dcp_clip.folder_run.pipeline import ReadImage, Summary, run_settings, segment_files
 from dcp_clip.folder_run.plan import Job, find_images
+from dcp_clip.folder_run.records import record_key
 from dcp_clip.folder_run.result_files import result_files
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.images.files import ImageReadError
+from dcp_clip.utils.images.reading import reduced_size
 from dcp_clip.video.frames import VideoReader
 from dcp_clip.video.overlay import changed_fraction, write_overlay_video
-from dcp_clip.video.smoothing import SmoothedModel
+from dcp_clip.video.smoothing import SmoothedModel, check_smoothing
 
 
 def segment_videos(args: argparse.Namespace, make_predictor: Callable[[], Predictor]) -> int:
@@ -38,6 +42,8 @@ def segment_videos(args: argparse.Namespace, make_predictor: Callable[[], Predic
         ValueError: if the smoothing is invalid.
     """
     output = Path(args.output)
+    if args.smoothing is not None:
+        check_smoothing(args.smoothing)  # before --overwrite removes results
     # The overlays of the frames become one video, which is made of the label maps.
     formats = [name for name in args.formats if name not in ("overlay", "labels")] + ["labels"]
     videos = find_images(args.input, output)
@@ -84,6 +90,7 @@ def segment_videos(args: argparse.Namespace, make_predictor: Callable[[], Predic
             labels = _label_maps(folder, path)
             _report(path, labels)
             if path in overlays and (todo or not overlays[path].exists()):
+                folder.record_video(overlays[path])
                 _write_overlay(overlays[path], readers[path], labels, predictor, args.every)
             if summary.failed:
                 print(f"{len(summary.failed)} frames of {path} failed", file=sys.stderr)
@@ -105,6 +112,10 @@ def _segment(
     """Segment the frames that have no results, after those before them that the average needs."""
     if not todo:
         return Summary()
+
+    def read(job: Job) -> ReadImage:
+        return _read(reader, job, predictor.max_input_pixels)
+
     if args.smoothing is not None:
         model = SmoothedModel(predictor.model, args.smoothing)
         predictor = Predictor(
@@ -116,9 +127,21 @@ def _segment(
         )
         first = frames.index(todo[0])
         for job in frames[max(0, first - model.memory) : first]:
-            predictor(*reader.read(job)[:2])
+            predictor(*read(job)[:2])
     lines = folder.results, folder.failures
-    return segment_files(predictor, todo, folder.folder, *lines, formats, reader.read)
+    return segment_files(predictor, todo, folder.folder, *lines, formats, read)
+
+
+def _read(reader: VideoReader, job: Job, max_pixels: int) -> ReadImage:
+    """Read a frame, and reduce it for the model as an image file; its label map keeps its size."""
+    image, size, state = reader.read(job)
+    height, width = reduced_size(size, max_pixels)
+    if (height, width) != size:
+        small = Image.fromarray(image).resize(
+            (width, height), Image.Resampling.BILINEAR, reducing_gap=2.0
+        )
+        image = np.array(small)
+    return image, size, state
 
 
 def _label_maps(folder: RunFolder, path: Path) -> dict[int, Path]:

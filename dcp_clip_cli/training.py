@@ -64,10 +64,10 @@ def weights_to_evaluate(cfg: CfgNode, args: Namespace) -> str:
 
     Raises:
         ValueError: if the config names no weights.
-        WeightsError: if there is no such checkpoint.
+        WeightsError: if there is no such checkpoint, or the command line also names weights.
     """
     if args.resume:
-        return last_checkpoint(cfg.OUTPUT_DIR)
+        return last_checkpoint(cfg.OUTPUT_DIR, args.opts)
     shipped = shipped_weights(args.config_file, args.opts)
     if shipped and not cfg.MODEL.WEIGHTS:
         logger.info(f"MODEL.WEIGHTS is empty: evaluating the shipped weights {shipped}.")

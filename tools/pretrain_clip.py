@@ -25,7 +25,8 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", default="configs/emoji_scenes/clip_tiny.yaml", metavar="YAML")
+    config_help = "config file, or the name of a shipped one (default: %(default)s)"
+    add("--config-file", default="emoji_scenes/clip_tiny.yaml", metavar="YAML", help=config_help)
     add_import(parser)
     resume_help = "continue from the last checkpoint in OUTPUT_DIR; with --eval-only, evaluate it"
     add("--resume", action="store_true", help=resume_help)
@@ -58,7 +59,8 @@ def pretrain(args: argparse.Namespace) -> dict | None:
                 "the last checkpoint in OUTPUT_DIR."
             )
         model = CLIPTrainer.build_model(cfg)
-        load_weights(model, last_checkpoint(cfg.OUTPUT_DIR) if args.resume else cfg.MODEL.WEIGHTS)
+        weights = last_checkpoint(cfg.OUTPUT_DIR, args.opts) if args.resume else cfg.MODEL.WEIGHTS
+        load_weights(model, weights)
         return CLIPTrainer.test(cfg, model)
     with training_folder(cfg, args.resume):
         set_up_logs(cfg, args)

@@ -130,7 +130,8 @@ def make_tasks(
 ) -> tuple[list[Task], list[Task]]:
     """Return the trainings that the selected rows need, and their evaluations.
 
-    The options of this program come last, so that KEY VALUE cannot change seeds, data or folders.
+    KEY VALUE replaces keys of the rows. The options of this program come last, so that KEY VALUE
+    cannot change seeds, data or folders.
     """
     output = args.output.resolve()
     prefix = f"emoji_scenes_split{args.base_split}_" if args.base_split else "emoji_scenes_"
@@ -141,7 +142,7 @@ def make_tasks(
     def arguments(name: str, mode: str, test: tuple[str, ...], folder: Path, *more: str) -> list:
         command = ["--config-file", rows[name]["config"], mode]
         command += [word for module in args.imports for word in ("--import", module)]
-        command += [*args.opts, *rows[name]["overrides"]]
+        command += [*rows[name]["overrides"], *args.opts]
         if args.clip:
             command += ["MODEL.CLIP.PRETRAINED", str(args.clip.resolve())]
         command += ["DATASETS.TRAIN", f"('{prefix}base_train',)", "DATASETS.TEST", str(test)]
@@ -271,7 +272,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--base-split", type=int, choices=(0, 1), default=0, help="which names are base")
     add("--jobs", type=int, default=1, metavar="N", help="processes; one thread each if above 1")
     add_import(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of all configs")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of all rows")
     return parser
 
 

@@ -44,9 +44,9 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--config-file",
-        default="configs/emoji_scenes/dcp_clip_tiny.yaml",
+        default="emoji_scenes/dcp_clip_tiny.yaml",
         metavar="YAML",
-        help="default: %(default)s",
+        help="config file, or the name of a shipped one (default: %(default)s)",
     )
     add_import(parser)
     add("--dataset", default="emoji_scenes_unseen_test", help="default: %(default)s")

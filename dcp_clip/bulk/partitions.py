@@ -24,7 +24,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from dcp_clip.bulk.storage import Folder
-from dcp_clip.folder_run.output_folder import describe_difference
+from dcp_clip.folder_run.settings import describe_difference
 from dcp_clip.utils.atomic_files import remove_unfinished
 
 __all__ = ["BulkFolder", "BulkFolderError"]

@@ -8,6 +8,7 @@
 | failures.jsonl | file and error of each image that failed; the next run tries these again |
 | .lock | locked while a run writes to the folder |
 | .unfinished | result files that are not complete; removed at the next start |
+| .blocks | finished blocks of a raster that is not finished |
 """
 
 import json
@@ -21,22 +22,22 @@ from typing import Any
 import filelock
 
 from dcp_clip.folder_run.line_file import LineFile, file_state
-from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES
+from dcp_clip.folder_run.records import is_result, parse_record, record_key, result_stem
+from dcp_clip.folder_run.result_files import ALL_SUFFIXES, DEFAULT_FORMATS
+from dcp_clip.folder_run.settings import describe_difference, kind_of_input
 from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 
 __all__ = [
     "COCO_FILE",
     "RunFolder",
     "RunFolderError",
-    "describe_difference",
+    "blocks_folder",
     "is_inside",
-    "record_key",
     "unfinished_folder",
     "writing",
 ]
 
 COCO_FILE = "coco.json"  # all images of a run with the format "coco"
-_MAX_DIFFERENCES = 3  # settings that an error message names
 
 
 class RunFolderError(RuntimeError):
@@ -46,6 +47,11 @@ class RunFolderError(RuntimeError):
 def unfinished_folder(folder: Path) -> Path:
     """Return the sub-folder for files that are not complete."""
     return folder / ".unfinished"
+
+
+def blocks_folder(folder: Path) -> Path:
+    """Return the sub-folder for the finished blocks of a raster that is not finished."""
+    return folder / ".blocks"
 
 
 def is_inside(folder: Path, path: Path) -> bool:
@@ -76,7 +82,6 @@ class RunFolder:
 
     Args:
         folder: the folder; it is created.
-        suffixes: what each format appends to the name of an image.
 
     Attributes:
         finished: maps the `record_key` of each finished image to the path of its results. That
@@ -89,9 +94,8 @@ class RunFolder:
         RunFolderError: on entering, if the folder cannot be written to or another run uses it.
     """
 
-    def __init__(self, folder: Path, suffixes: Mapping[str, str] = SUFFIXES) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._suffixes = suffixes
         self.finished: dict[str, Path] = {}
         self.repeated = 0
         self.results = LineFile(folder / "results.jsonl")
@@ -99,6 +103,7 @@ class RunFolder:
         self._manifest = folder / "run.json"
         self._is_new, self._may_replace = True, False
         self._settings: dict[str, Any] = {}
+        self._videos: list[str] = []  # those that runs with these settings have made
         self._lock = filelock.FileLock(folder / ".lock")
 
     def __enter__(self) -> "RunFolder":
@@ -175,10 +180,25 @@ class RunFolder:
                         f"{path} exists and is not from a run in {self.folder}; choose another "
                         "output folder, or replace the file with --overwrite"
                     )
-            with writing(self._manifest), atomic_write(self._manifest) as file:
-                file.write(json.dumps(self._settings, indent=1).encode() + b"\n")
+            self._write_manifest()
         with writing(self.results.path):
             self.results.write("")
+
+    def record_video(self, path: Path) -> None:
+        """Record a video in ``run.json`` before it is written, so that --overwrite removes it.
+
+        Raises:
+            RunFolderError: if ``run.json`` cannot be written.
+        """
+        name = path.relative_to(self.folder).as_posix()
+        if name not in self._videos:
+            self._videos.append(name)
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        content = self._settings | ({"videos": self._videos} if self._videos else {})
+        with writing(self._manifest), atomic_write(self._manifest) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     def _difference(self) -> str:
         """Return how the settings of the results in the folder differ; "" if they are equal."""
@@ -191,6 +211,11 @@ class RunFolder:
             raise RunFolderError(
                 f"cannot read {self._manifest}: {error}; choose another output folder"
             ) from error
+        if isinstance(before, dict):
+            self._videos = before.pop("videos", [])
+            old, new = kind_of_input(before), kind_of_input(self._settings)
+            if old != new:
+                return f"the input was {old} and is {new}"
         return describe_difference(before, self._settings)
 
     def _lines(self) -> Iterator[tuple[bytes, dict | None]]:
@@ -199,7 +224,7 @@ class RunFolder:
             return
         with open(self.results.path, "rb") as file:
             for line in file:
-                yield line, _parse(line, self._suffixes)
+                yield line, parse_record(line)
 
     def records(self) -> Iterator[dict]:
         """Yield the content of the lines of all finished images."""
@@ -207,7 +232,7 @@ class RunFolder:
 
     def _pictures(self, record: Mapping[str, str]) -> list[Path]:
         """Return the paths of the result files in a line."""
-        return [self.folder / record[name] for name in self._suffixes if name in record]
+        return [self.folder / record[name] for name in ALL_SUFFIXES if name in record]
 
     def _read_results(self) -> None:
         """Find the finished images, and remove the other lines from the results."""
@@ -225,15 +250,29 @@ class RunFolder:
             if state["bytes"] is None or state.items() <= record.items():
                 key = record_key(record["file"], record.get("frame"))
                 usable[key] = count
-                name, suffix = next((n, s) for n, s in self._suffixes.items() if n in record)
-                self.finished[key] = Path(record[name].removesuffix(suffix))
+                self.finished[key] = result_stem(record)
         self.repeated = count - len(usable)
         if self.repeated:
             numbers = set(usable.values())
+            self._remove_files_of_other_lines(numbers)
             with atomic_write(self.results.path) as file:
                 for number, (line, _) in enumerate(self._lines(), 1):
                     if number in numbers:
                         file.write(line)
+
+    def _remove_files_of_other_lines(self, numbers: set[int]) -> None:
+        """Remove the result files that only lines with other numbers name."""
+        kept: set[Path] = set()
+        other: set[Path] = set()
+        for number, (_, record) in enumerate(self._lines(), 1):
+            (kept if number in numbers else other).update(self._pictures(record or {}))
+        self._remove(other - kept)
+
+    def _remove(self, files: Iterable[Path]) -> None:
+        """Remove those of the files that are in the folder."""
+        for path in files:
+            if is_inside(self.folder, path):
+                path.unlink(missing_ok=True)
 
     def _remove_results(self) -> None:
         """Remove the results of a run.
@@ -241,49 +280,11 @@ class RunFolder:
         The settings are removed last, so an interruption leaves a valid folder.
         """
         for record in self.records():
-            files = [*self._pictures(record)] + [self.folder / COCO_FILE] * ("coco" in record)
-            for path in files:
-                if is_inside(self.folder, path):
-                    path.unlink(missing_ok=True)
+            self._remove(self._pictures(record))
+            self._remove([self.folder / COCO_FILE] * ("coco" in record))
+        videos = [name for name in self._videos if is_result(name, ("_overlay.mp4",))]
+        self._remove(self.folder / name for name in videos)
+        self._videos = []
+        shutil.rmtree(blocks_folder(self.folder), ignore_errors=True)
         for path in (self.failures.path, self.results.path, self._manifest):
             path.unlink(missing_ok=True)
-
-
-def record_key(path: str | os.PathLike, frame: int | None = None) -> str:
-    """Return what identifies an image, or a frame of a video, in the results of a run."""
-    return os.path.abspath(path) + ("" if frame is None else f"#{frame}")
-
-
-def _parse(line: bytes, suffixes: Mapping[str, str]) -> dict | None:
-    """Return the content of a line of results, or None if the line is incomplete or damaged."""
-    try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    if not isinstance(record, dict):
-        return None
-    files = [(record[name], suffix) for name, suffix in suffixes.items() if name in record]
-    for path, suffix in files:
-        # --overwrite removes these files, so they must be in the output folder.
-        if not isinstance(path, str) or not path.endswith(suffix):
-            return None
-        if os.path.isabs(path) or ".." in Path(path).parts:
-            return None
-    return record if files and isinstance(record.get("file"), str) else None
-
-
-def describe_difference(before: Any, now: Mapping[str, Any]) -> str:
-    """Return how the settings of two runs differ, in a few words; "" if they are equal."""
-    if not isinstance(before, dict):
-        return "run.json has another format"
-    texts = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            texts += [describe_difference(old, new)]
-        elif old != new:
-            short = max(len(str(old)), len(str(new))) <= 40
-            texts.append(f"{key} was {old} and is {new}" if short else f"{key} differs")
-    texts = [text for text in texts if text]
-    more = len(texts) - _MAX_DIFFERENCES
-    return ", ".join(texts[:_MAX_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")

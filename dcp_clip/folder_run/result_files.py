@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.images.writing import write_jpeg, write_png
 from dcp_clip.utils.label_maps import save_label_map
 
-__all__ = ["DEFAULT_FORMATS", "SUFFIXES", "result_files", "write_result"]
+__all__ = ["ALL_SUFFIXES", "DEFAULT_FORMATS", "SUFFIXES", "result_files", "write_result"]
 
 # The formats, and what is appended to the name of an image. The keys are those of results.jsonl.
 SUFFIXES = {
@@ -26,6 +27,14 @@ SUFFIXES = {
     "label_studio": "_label_studio.json",
 }
 DEFAULT_FORMATS = ("overlay", "labels")
+# What a run over images or rasters of this or an earlier version has appended.
+ALL_SUFFIXES: dict[str, tuple[str, ...]] = {name: (suffix,) for name, suffix in SUFFIXES.items()}
+ALL_SUFFIXES |= {
+    "overlay": ("_overlay.jpg", "_overlay.png"),
+    "labels": ("_labels.png", "_labels.tif"),
+    "confidence": ("_confidence.png", "_confidence.tif"),
+    "polygons": ("_polygons.json", "_polygons.gpkg", "_polygons.geojson"),
+}
 
 
 def result_files(
@@ -80,7 +89,8 @@ def _labelme(prediction: Prediction, image_file: Path, final: Path) -> dict[str,
 
 def _label_studio(prediction: Prediction, image_file: Path, final: Path) -> list[dict[str, Any]]:
     # How Label Studio names files of its local storage, relative to its document root.
-    return [prediction.to_label_studio(f"/data/local-files/?d={image_file.as_posix()}")]
+    address = quote(os.fsencode(image_file.as_posix()))  # a name need not be valid Unicode
+    return [prediction.to_label_studio(f"/data/local-files/?d={address}")]
 
 
 _CONTENTS: dict[str, Callable[[Prediction, Path, Path], Any]] = {

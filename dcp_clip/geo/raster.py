@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from PIL import TiffImagePlugin
 
 from dcp_clip.utils.images.files import ImageReadError
 
-__all__ = ["Raster", "Region", "import_rasterio", "is_geotiff"]
+__all__ = ["Raster", "Region", "check_range", "import_rasterio", "is_geotiff"]
 
 Region = tuple[int, int, int, int]  # top, left, height and width in pixels
 
@@ -67,6 +68,12 @@ def is_geotiff(path: str | os.PathLike) -> bool:
         return False  # reading the image explains what is wrong
 
 
+def check_range(low: float, high: float) -> None:
+    """Raise a ValueError if a range of values is empty or infinite."""
+    if not (low < high and math.isfinite(high - low)):
+        raise ValueError(f"--range is {low} to {high}: give two numbers, the smaller one first.")
+
+
 def _open(path: Path) -> Any:
     """Open a raster with the driver of its first bytes."""
     rasterio = import_rasterio()
@@ -115,11 +122,11 @@ class Raster:
         Raises:
             ImportError: if rasterio is not installed.
             ImageReadError: if the file cannot be read, or has no such bands.
-            ValueError: if the range is empty.
+            ValueError: see `check_range`.
         """
         rasterio = import_rasterio()
-        if value_range is not None and not value_range[0] < value_range[1]:
-            raise ValueError(f"--range is {value_range[0]} to {value_range[1]}, which is empty.")
+        if value_range is not None:
+            check_range(*value_range)
         self.path = path
         # A bounded cache, in MB: by default GDAL uses a twentieth of the memory of the machine.
         self._environment = rasterio.Env(GDAL_CACHEMAX=64)

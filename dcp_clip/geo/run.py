@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dcp_clip.folder_run.line_file import file_state
-from dcp_clip.folder_run.output_folder import unfinished_folder
+from dcp_clip.folder_run.output_folder import blocks_folder, unfinished_folder
 from dcp_clip.found_categories import FoundCategory, area_shares, find_categories
 from dcp_clip.geo.label_file import label_type, write_geotiff, write_label_geotiff
 from dcp_clip.geo.polygons import polygon_suffix, write_polygons
@@ -31,7 +31,7 @@ from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 from dcp_clip.utils.images.writing import write_jpeg
 from dcp_clip.utils.visualization import draw_overlay
 
-__all__ = ["RASTER_FORMATS", "RasterRun", "blocks_folder", "publish", "raster_suffixes"]
+__all__ = ["RASTER_FORMATS", "RasterRun", "publish", "raster_suffixes"]
 
 RASTER_FORMATS = ("overlay", "labels", "confidence", "polygons")
 BLOCK = 4096  # side in pixels of the parts that are segmented at once; it bounds the memory
@@ -41,11 +41,6 @@ def raster_suffixes() -> dict[str, str]:
     """Return what each format appends to the name of a raster."""
     suffixes = ("_overlay.jpg", "_labels.tif", "_confidence.tif", polygon_suffix())
     return dict(zip(RASTER_FORMATS, suffixes))
-
-
-def blocks_folder(output: Path) -> Path:
-    """Return the sub-folder for the finished blocks of a raster that is not finished."""
-    return output / ".blocks"
 
 
 class RasterRun:

@@ -51,8 +51,13 @@ def read_results(folder: Path) -> list[Result]:
     path = folder / "results.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [_read_result(folder, line) for line in lines]
-    except (OSError, ValueError, KeyError) as error:
+        root = Path()
+        if not all(Path(line["file"]).is_absolute() for line in lines):
+            # The paths are relative to the working folder of the run.
+            settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            root = Path(settings["working folder"])
+        return [_read_result(folder, root, line) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, ImageReadError) else f"{path} cannot be used: {error}"
         raise MontageError(f"{reason}; run demo/demo.py --output {folder} again.") from error
 
@@ -129,12 +134,12 @@ def place_names(
     return places
 
 
-def _read_result(folder: Path, line: dict) -> Result:
+def _read_result(folder: Path, root: Path, line: dict) -> Result:
     size = drawing_size(line["width"], line["height"])
     overlay = read_image(folder / line["overlay"])
     with open_image(folder / line["labels"], ["PNG"]) as file:
         labels = np.array(file)
-    image = Image.fromarray(read_image(line["file"])).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(read_image(root / line["file"])).resize(size, Image.Resampling.BICUBIC)
     found = [(c["id"], c["name"], c["share"]) for c in line["categories"]]
     return Result(np.array(image), overlay[: size[1], : size[0]], labels, found)
 

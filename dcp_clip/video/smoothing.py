@@ -9,9 +9,15 @@ from torch import Tensor, nn
 
 from dcp_clip.structures import SemSegProposals
 
-__all__ = ["SmoothedModel"]
+__all__ = ["SmoothedModel", "check_smoothing"]
 
 _SMALL = 1e-3  # a frame with a smaller weight no longer matters
+
+
+def check_smoothing(weight: float) -> None:
+    """Raise a ValueError if the weight of the previous frames is not from 0 to below 1."""
+    if not 0 <= weight < 1:
+        raise ValueError(f"--smoothing is {weight}; it is from 0 to below 1, for example 0.6.")
 
 
 class SmoothedModel(nn.Module):
@@ -37,8 +43,7 @@ class SmoothedModel(nn.Module):
             ValueError: if the weight is not in this range.
         """
         super().__init__()
-        if not 0 <= weight < 1:
-            raise ValueError(f"--smoothing is {weight}; it is from 0 to below 1, for example 0.6.")
+        check_smoothing(weight)
         self.model, self.weight = model, weight
         self._average: SemSegProposals | None = None
         self._scores: dict[int, float] = {}

@@ -230,6 +230,20 @@ def test_error_of_the_user_is_one_sentence(demo, fake_model, capsys, arguments, 
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--max-pixels", "0"], "--max-pixels: invalid positive value: '0'"),
+        (["--max-pixels", "-5"], "--max-pixels: invalid positive value: '-5'"),
+        (["--backend", "onnx", "--weights", "x", "--config-file", "a.yaml"], "no --config-file"),
+    ],
+)
+def test_wrong_arguments(demo, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        demo.main(["--input", "in", *arguments])
+    assert message in capsys.readouterr().err
+
+
 def test_input_is_required(demo, capsys):
     with pytest.raises(SystemExit):
         demo.main([])

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -69,6 +70,18 @@ def test_all_formats(demo, fake_model, read_results, files_in, capsys):
     assert (labelme.parent / content["imagePath"]).resolve() == Path("in/sub/b.png").resolve()
     (task,) = json.loads(Path("out", records[1]["label_studio"]).read_text())
     assert task["data"]["image"] == "/data/local-files/?d=in/sub/b.png"
+
+
+@pytest.mark.parametrize("name", ["a #1 & b+c?.png", "100%41 ü.png", os.fsdecode(b"\xff.png")])
+def test_the_address_for_label_studio_names_the_file(demo, fake_model, read_results, name):
+    stripes(f"in/{name}", "#ff0000")
+    args = ["--input", "in", "--output", "out", *NAMES, "--only", "label_studio"]
+    assert demo.main(args) == 0
+    (record,) = read_results("out")
+    (task,) = json.loads(Path("out", record["label_studio"]).read_text())
+    address = urlsplit(task["data"]["image"])
+    assert address.path == "/data/local-files/"
+    assert parse_qs(address.query, errors="surrogateescape") == {"d": [f"in/{name}"]}
 
 
 def test_a_run_with_coco_is_resumed(demo, fake_model, read_results, capsys):

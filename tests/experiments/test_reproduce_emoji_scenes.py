@@ -124,7 +124,8 @@ def test_arguments_of_train_net(run, project):
     )
     training, coarse, free = calls
     modules = "--import my_heads --import more.of"
-    start = f"--config-file base.yaml --resume {modules} A.B mine SEED 9 A.B other "
+    # KEY VALUE replaces keys of the row.
+    start = f"--config-file base.yaml --resume {modules} A.B other A.B mine SEED 9 "
     assert training.startswith(start)
     # train_net.py runs in its own folder and finds modules in the working directory.
     assert str(project) in (project / "path").read_text().split(os.pathsep)
@@ -134,7 +135,7 @@ def test_arguments_of_train_net(run, project):
         assert f"MODEL.CLIP.PRETRAINED {clip}" in call
         assert "DATASETS.TRAIN ('emoji_scenes_split1_base_train',)" in call
     # The overrides of the trained row come before its own.
-    assert f"--eval-only {modules} A.B mine SEED 9 A.B other A.B coarse " in coarse
+    assert f"--eval-only {modules} A.B other A.B coarse A.B mine SEED 9 " in coarse
     assert coarse.endswith(f"MODEL.WEIGHTS {project}/out/plain/seed2/model_final.pth")
     assert f"OUTPUT_DIR {project}/out/val/coarse/seed2 " in coarse
     subsets = ("base", "unseen", "unseen_style", "all")

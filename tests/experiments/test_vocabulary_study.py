@@ -180,6 +180,13 @@ def test_pixels_without_a_label_are_ignored(dataset, make_cfg, words):
     assert own["mIoU_things"] is None  # the data set has no is_thing
 
 
+def test_the_default_config_is_found_from_every_folder(load_program, tmp_path, monkeypatch, capsys):
+    program = load_program("tools/vocabulary_study.py")
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["TEST.MAX_IMAGES", "3"]) == 1
+    assert "set it to 0 and use --images" in capsys.readouterr().err
+
+
 def test_program(dataset, make_cfg, tmp_path, capsys, words, monkeypatch, load_program):
     program = load_program("tools/vocabulary_study.py")
     opts = {"DATASETS.TRAIN": (dataset,), "INPUT.MIN_SIZE_TEST": 48, "DATALOADER.NUM_WORKERS": 0}

@@ -1,6 +1,7 @@
 """The output folder of a run: settings, lines, lock and repairs."""
 
 import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -204,3 +205,68 @@ def test_full_disk_leaves_whole_lines(monkeypatch, tmp_path):
     file.write("third\n")
     file.close()
     assert file.path.read_text() == "first\nthird\n"
+
+
+def test_results_of_an_earlier_version_are_kept_and_overwritten():
+    """Overlays were PNG files."""
+    run(["a.jpg", "b.jpg"])
+    path = Path("out/results.jsonl")
+    path.write_text(path.read_text().replace("_overlay.jpg", "_overlay.png"))
+    for name in "ab":
+        Path(f"out/{name}_overlay.jpg").rename(f"out/{name}_overlay.png")
+    assert run(["a.jpg"]) == {"a.jpg": Path("a"), "b.jpg": Path("b")}
+    run(["c.jpg"], {}, overwrite=True)
+    assert {p.name for p in Path("out").glob("*_*")} == {"c_overlay.jpg", "c_labels.png"}
+
+
+def test_files_of_a_removed_line_are_removed():
+    """No line names them any more, so --overwrite could not remove them."""
+    run(["a.jpg", "b.jpg"])
+    path = Path("out/results.jsonl")
+    path.write_text(2 * path.read_text())  # the second line of an image counts
+    Path("b.jpg").write_text("another photograph")
+    run(["a.jpg"])
+    assert lines() == ["a.jpg"]
+    assert {p.name for p in Path("out").glob("*_*")} == {"a_overlay.jpg", "a_labels.png"}
+
+
+KINDS = {"images": {}, "rasters": {"bands": None, "range": None}, "videos": {"every": 1}}
+
+
+@pytest.mark.parametrize("before, now", [*itertools.permutations(KINDS, 2)])
+def test_results_of_another_kind_of_input_are_kept_unless_overwritten(before, now):
+    """The other settings are equal."""
+    run(["a.jpg"], SETTINGS | KINDS[before])
+    Path("out/.blocks").mkdir()
+    mine = Path("out/mine_labels.png")
+    mine.touch()
+    record = {"file": "s.tif", "overlay": "s_overlay.jpg", "labels": "s_labels.tif"}
+    record |= {"confidence": "s_confidence.tif", "polygons": "s_polygons.gpkg"}
+    with open("out/results.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+    for kind in ("overlay", "labels", "confidence", "polygons"):
+        Path("out", record[kind]).touch()
+    with pytest.raises(RunFolderError, match=f"the input was {before} and is {now}"):
+        run(["b.jpg"], SETTINGS | KINDS[now])
+    run(["b.jpg"], SETTINGS | KINDS[now], overwrite=True)
+    assert {p.name for p in Path("out").glob("*_*")} == {"b_overlay.jpg", "b_labels.png", mine.name}
+    assert not Path("out/.blocks").exists()
+
+
+def test_only_videos_of_the_run_are_overwritten(tmp_path):
+    (tmp_path / "x_overlay.mp4").touch()
+    with RunFolder(Path("out")) as folder:
+        folder.open(SETTINGS)
+        folder.begin([])
+        folder.record_video(Path("out/a_overlay.mp4"))
+    run([])  # keeps the record
+    for name in ("a_overlay.mp4", "b_overlay.mp4"):
+        Path("out", name).touch()
+    path = Path("out/run.json")
+    settings = json.loads(path.read_text())
+    settings["videos"] += ["../x_overlay.mp4", str(tmp_path / "x_overlay.mp4"), "run.json", 3]
+    path.write_text(json.dumps(settings))
+    run([], {}, overwrite=True)
+    assert not Path("out/a_overlay.mp4").exists() and Path("out/b_overlay.mp4").exists()
+    assert (tmp_path / "x_overlay.mp4").exists()
+    assert "videos" not in json.loads(path.read_text())

@@ -6,7 +6,9 @@ import sqlite3
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dcp_clip.folder_run.result_files import ALL_SUFFIXES
 from dcp_clip.geo import polygons
 from dcp_clip.geo import run as raster_run
 from dcp_clip.geo.polygons import write_polygons
@@ -21,7 +23,7 @@ rasterio = pytest.importorskip("rasterio")
 from rasterio.features import shapes  # noqa: E402
 from rasterio.transform import from_origin  # noqa: E402
 
-OPTIONS = {"MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 64}
+OPTIONS = {"MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 64, "INPUT.MIN_SIZE_TEST": 32}
 UTM, DEGREES = "EPSG:32633", "EPSG:4326"
 GRID = from_origin(500_000, 5_200_000, 0.5, 0.5)
 
@@ -138,8 +140,37 @@ def test_values_are_scaled_to_bytes(tmp_path):
         expected = np.rint(values[:, 25] * (255 / 5000))
         np.testing.assert_allclose(image[:, 0], expected.repeat(3, 0), atol=1)
         assert raster.settings()["scaling"] == "given"
-    with pytest.raises(ValueError, match="--range"):
-        Raster(path, value_range=(2, 2))
+    for value_range in ((2, 2), (3, 2), (0, np.inf), (np.nan, 2)):
+        with pytest.raises(ValueError, match="--range"):
+            Raster(path, value_range=value_range)
+
+
+def test_overwriting_removes_the_results_of_images_and_rasters(run, make_image, tmp_path):
+    """Also if all other settings are equal."""
+    out = tmp_path / "out"
+    image = make_image(20, 30).numpy()
+    Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "photo.png")
+    raster = write(tmp_path / "scene.tif", image)
+    assert run(tmp_path / "photo.png") == 0
+    with pytest.raises(SystemExit, match="the input was images and is rasters"):
+        run(raster)
+    assert run(raster, "--overwrite") == 0
+    assert {p.name for p in out.glob("*_*")} == {"scene_overlay.jpg", "scene_labels.tif"}
+    with pytest.raises(SystemExit, match="--range"):
+        run(raster, "--overwrite", "--range", "5", "2")
+    formats = ("confidence", "polygons", "labels")
+    assert run(raster, "--overwrite", "--format", *formats) == 0
+    assert len(list(out.glob("*_*"))) == 3
+    assert run(tmp_path / "photo.png", "--overwrite", "--only", "labels") == 0
+    assert {p.name for p in out.glob("*_*")} == {"photo_labels.png"}
+
+
+def test_all_suffixes_of_rasters_are_known(monkeypatch):
+    """--overwrite removes only files with known suffixes."""
+    for spec in (None, "pyogrio"):
+        monkeypatch.setattr(polygons.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        for name, suffix in raster_run.raster_suffixes().items():
+            assert suffix in ALL_SUFFIXES[name]
 
 
 def test_the_area_of_degrees_is_exact(tmp_path):

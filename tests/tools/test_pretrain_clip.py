@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dcp_clip import model_zoo
 from dcp_clip.config import setup_cfg
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.emoji_scenes.pretraining import CLIPTrainer
@@ -107,6 +108,13 @@ def test_evaluation_without_weights_is_an_error(run):
         run("--eval-only")
     with pytest.raises(WeightsError, match="out' has none"):
         run("--eval-only", "--resume")
+    with pytest.raises(WeightsError, match=r"leave out --resume or MODEL\.WEIGHTS"):
+        run("--eval-only", "--resume", **{"MODEL.WEIGHTS": "absent.pth"})
+
+
+def test_the_default_config_is_found_from_every_folder(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_zoo.get_config_file(program.get_parser().parse_args([]).config_file) == str(CONFIG)
 
 
 def test_checkpoints_are_not_overwritten(run, tmp_path):

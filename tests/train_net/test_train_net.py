@@ -83,6 +83,9 @@ def test_weights_to_evaluate(make_cfg, tmp_path):
         training.weights_to_evaluate(cfg, resume)
     save_checkpoint(tmp_path)
     assert training.weights_to_evaluate(cfg, resume) == str(tmp_path / "model_0000099.pth")
+    both = parse_args(["--eval-only", "--resume", "MODEL.WEIGHTS", "given.pth"])
+    with pytest.raises(WeightsError, match=r"leave out --resume or MODEL\.WEIGHTS"):
+        training.weights_to_evaluate(cfg, both)
     (tmp_path / "last_checkpoint").write_text("model_0000199.pth")  # it was not written
     assert training.weights_to_evaluate(cfg, resume) == str(tmp_path / "model_0000099.pth")
     with pytest.raises(ValueError, match="names no weights .* MODEL.WEIGHTS"):

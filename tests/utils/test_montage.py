@@ -66,6 +66,15 @@ def test_image_and_regions_are_side_by_side(program, write_results, tmp_path):
     assert (page[:GAP] == 255).all()
 
 
+def test_relative_paths_are_relative_to_the_working_folder_of_the_run(write_results, tmp_path):
+    folder = write_results(halves())
+    path = folder / "results.jsonl"
+    path.write_text(path.read_text().replace(f"{tmp_path}/", ""))
+    (folder / "run.json").write_text(json.dumps({"working folder": str(tmp_path)}))
+    (result,) = read_results(folder)
+    assert (result.image == 90).all()
+
+
 def test_names_are_in_their_regions_without_overlaps(write_results):
     labels = halves(100, 100)
     labels[60:90, 10:90] = 2
@@ -115,6 +124,12 @@ def test_error_of_the_user_is_one_sentence(program, write_results, tmp_path):
         with pytest.raises(SystemExit) as stop:
             program.main(["--output", str(tmp_path / "out.png"), *arguments])
         assert stop.value.code.startswith("error: ") and message in stop.value.code
+    results = folder / "results.jsonl"
+    relative = results.read_text().replace(f"{tmp_path}/", "")
+    (folder / "relative").mkdir()
+    (folder / "relative" / "results.jsonl").write_text(relative)
+    with pytest.raises(MontageError, match=r"run.json.* again"):
+        read_results(folder / "relative")
     (tmp_path / "out0.png").unlink()
     with pytest.raises(MontageError, match=r"out0.png.* again"):
         read_results(folder)

@@ -80,6 +80,34 @@ def test_every_frame_is_read_once_in_order(clip, tmp_path):
             VideoReader(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("3g2", "mpeg4"), ("3gp", "mpeg4"), ("asf", "wmv2"), ("ogg", "libvpx"), ("ogv", "libvpx")],
+)
+def test_formats_of_phones_and_free_formats(suffix, codec, tmp_path):
+    path = tmp_path / f"clip.{suffix.upper()}"
+    with av.open(str(path), "w", format=suffix) as container:
+        stream = container.add_stream(codec, rate=5)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    assert is_video(path)
+    with VideoReader(path) as reader:
+        assert reader.count == 1
+        assert abs(int(reader.read(Job(path, path, 0))[0][20, 10, 0]) - 90) < 8
+
+
+def test_a_file_with_sound_only_is_one_sentence(tmp_path):
+    path = tmp_path / "song.ogg"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libopus", rate=48000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), "s16", "mono")
+        sound.sample_rate = 48000
+        container.mux([*stream.encode(sound), *stream.encode()])
+    with pytest.raises(SystemExit, match="song.ogg: the file has no video stream, only sound"):
+        segment.main(["--input", str(path), "--output", str(tmp_path / "out")])
+
+
 def test_a_video_gives_lines_label_maps_and_an_overlay_and_can_be_resumed(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("--every", "2", "--format", "overlay", "labels", "coco") == (0, 4)
@@ -100,6 +128,36 @@ def test_a_video_gives_lines_label_maps_and_an_overlay_and_can_be_resumed(run, t
         run("--every", "3", "--format", "overlay", "labels", "coco")
 
 
+@pytest.mark.parametrize("option", [(), ("--smoothing", "0.3")])
+def test_frames_are_reduced_like_image_files(run, tmp_path, monkeypatch, option):
+    given, call = [], Predictor.__call__
+
+    def record(self, image, size=None, **options):
+        given.append(image.shape[:2])
+        return call(self, image, size, **options)
+
+    monkeypatch.setattr(Predictor, "__call__", record)
+    assert run("--every", "6", "--only", "labels", "--max-pixels", "300", *option) == (0, 2)
+    assert given == [(15, 20)] * 2
+    with Image.open(tmp_path / "out" / "clip" / "000006_labels.png") as labels:
+        assert labels.size == (64, 48)
+
+
+def test_overwriting_removes_the_files_of_the_run(run, tmp_path):
+    out = tmp_path / "out"
+    assert run("--every", "3") == (0, 3)
+    mine = out / "mine_overlay.mp4"
+    mine.touch()
+    assert (out / "clip_overlay.mp4").exists() and run("--every", "3") == (0, 0)
+    assert run("--every", "5", "--only", "labels", "--overwrite") == (0, 2)
+    names = {"000000_labels.png", "000005_labels.png", "mine_overlay.mp4"}
+    assert {path.name for path in out.rglob("*_*")} == names
+    # An overlay that was not made by a run with these settings stays.
+    (out / "clip_overlay.mp4").touch()
+    assert run("--every", "6", "--only", "labels", "--overwrite") == (0, 2)
+    assert (out / "clip_overlay.mp4").exists()
+
+
 def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_path):
     out = tmp_path / "out"
     assert run("--smoothing", "0.3", "--only", "labels") == (0, COUNT)
@@ -111,6 +169,7 @@ def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_pat
     assert not (out / "clip_overlay.mp4").exists()
     with pytest.raises(SystemExit, match="--smoothing is 1.5"):
         run("--smoothing", "1.5", "--overwrite")
+    assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
 
 
 class Frames(nn.Module):

@@ -39,12 +39,21 @@ class _WeightsReader(SafeCheckpointer):
         return {**checkpoint, "model": trained_weights(checkpoint)}
 
 
-def last_checkpoint(folder: str) -> str:
+def last_checkpoint(folder: str, opts: Sequence[str]) -> str:
     """Return the last complete checkpoint in OUTPUT_DIR, for ``--eval-only --resume``.
 
+    Args:
+        folder: OUTPUT_DIR.
+        opts: KEY VALUE overrides of the command line.
+
     Raises:
-        WeightsError: if there is none.
+        WeightsError: if there is none, or `opts` set MODEL.WEIGHTS.
     """
+    if "MODEL.WEIGHTS" in opts[::2]:
+        raise WeightsError(
+            "--eval-only --resume evaluates the last checkpoint in OUTPUT_DIR, not MODEL.WEIGHTS: "
+            "leave out --resume or MODEL.WEIGHTS."
+        )
     path = SafeCheckpointer(nn.Module(), folder).get_checkpoint_file()
     if not path:
         raise WeightsError(
