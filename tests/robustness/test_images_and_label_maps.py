@@ -4,6 +4,7 @@ Each file has the name of a harmless one. The only result may be the documented 
 the file.
 """
 
+import json
 import os
 import struct
 import zlib
@@ -131,8 +132,8 @@ def test_a_label_map(tmp_path, content, read):
 def test_a_label_map_of_the_demos_results(tmp_path, content):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "overlay.png")
     (tmp_path / "labels.png").write_bytes(content)
-    (tmp_path / "results.jsonl").write_text(
-        '{"width": 4, "height": 4, "overlay": "overlay.png", "labels": "labels.png"}\n'
-    )
+    line = {"file": str(tmp_path / "overlay.png"), "width": 4, "height": 4}
+    line |= {"overlay": "overlay.png", "labels": "labels.png"}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(MontageError, match=r"labels\.png"):
         read_results(tmp_path)
