@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 # Before anything imports huggingface_hub: no test may download.
@@ -21,6 +22,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from hypothesis import settings
 from PIL import Image
+from tqdm import tqdm
 
 from dcp_clip.config import setup_cfg
 from dcp_clip.emoji_scenes.art import SEEN_ART, UNSEEN_ART
@@ -68,6 +70,16 @@ _SMALL = {
     "MODEL.DCP_CLIP.FINE_DECODER.REGION_KEY_STRIDE": 4,
     "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS": 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def progress_bar_lock():
+    """Give each test its own lock of tqdm.
+
+    A test's Ctrl-C inside of tqdm leaves the lock locked, and threads of later tests would wait for
+    it forever.
+    """
+    tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(autouse=True)
