@@ -27,7 +27,7 @@ from dcp_clip.folder_run.result_files import result_files
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.images.files import ImageReadError
-from dcp_clip.utils.images.reading import reduced_size
+from dcp_clip.utils.images.reading import reduced_size, shrink
 from dcp_clip.video.frames import VideoReader
 from dcp_clip.video.overlay import changed_fraction, write_overlay_video
 from dcp_clip.video.smoothing import SmoothedModel, check_smoothing
@@ -137,10 +137,7 @@ def _read(reader: VideoReader, job: Job, max_pixels: int) -> ReadImage:
     image, size, state = reader.read(job)
     height, width = reduced_size(size, max_pixels)
     if (height, width) != size:
-        small = Image.fromarray(image).resize(
-            (width, height), Image.Resampling.BILINEAR, reducing_gap=2.0
-        )
-        image = np.array(small)
+        image = np.array(shrink(Image.fromarray(image), (width, height)))
     return image, size, state
 
 

@@ -106,8 +106,7 @@ def _paint_regions(
     edge[1:] |= labels[1:] != labels[:-1]
     line_width = max(1, round(max(labels.shape) / 900))
     edge = cv2.dilate(edge, np.ones((line_width, line_width), np.uint8))
-    white = np.full_like(picture, 255)
-    return cv2.copyTo(cv2.addWeighted(picture, 0.15, white, 0.85, 0), edge, picture)
+    return cv2.copyTo(cv2.convertScaleAbs(picture, alpha=0.15, beta=0.85 * 255), edge, picture)
 
 
 def _paint_unknown(picture: np.ndarray, unknown: np.ndarray) -> None:

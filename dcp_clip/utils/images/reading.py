@@ -20,6 +20,7 @@ __all__ = [
     "read_image_and_orientation",
     "read_image_and_size",
     "reduced_size",
+    "shrink",
 ]
 
 # How an image of each EXIF orientation becomes upright, and the inverse.
@@ -97,14 +98,18 @@ def _read(
         target = reduced_size(file.size, max_pixels)
         image, orientation, upright = load_rgb(file, path, (2 * target[0], 2 * target[1]))
         if max_pixels is not None and image.width * image.height > max_pixels:
-            # Pillow's bilinear filter averages over the source area. Bicubic would overshoot at
-            # edges.
-            image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
+            image = shrink(image, target)
         if not upright and orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
             if orientation >= 5:
                 width, height = height, width
         return np.array(image), (height, width), orientation
+
+
+def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize an image to a smaller (width, height), as images are reduced for the model."""
+    # Pillow's bilinear filter averages over the source area. Bicubic would overshoot at edges.
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def reduced_size(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
