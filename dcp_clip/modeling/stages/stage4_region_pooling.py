@@ -107,36 +107,39 @@ class RegionPooling(nn.Module):
             weight = weight + self.clarity_weight * values.square().sum(1, keepdim=True)
             inside = F.interpolate(pixel_valid[:, None].float(), values.shape[-2:]) > 0
             weight = weight.masked_fill(~inside, _NOWHERE)
-            pooled = (_attend(queries, keys, weight, values) + _EPSILON).log()
+            pooled = (self._attend(queries, keys, weight, values) + _EPSILON).log()
             own = resize_to(masked.log_softmax(1).clamp(min=math.log(_EPSILON)), size)
             return resize_to(logits, size) + gate.float() * (pooled - own)
 
+    def _attend(self, queries: Tensor, keys: Tensor, weight: Tensor, values: Tensor) -> Tensor:
+        """Average the values by a softmax of weight - |query - key|^2.
 
-def _attend(queries: Tensor, keys: Tensor, weight: Tensor, values: Tensor) -> Tensor:
-    """Average the values by a softmax of weight - |query - key|^2.
+        Args:
+            queries: (B, E, H, W).
+            keys: (B, E, h, w).
+            weight: (B, 1, h, w) attention logits of the positions.
+            values: (B, K, h, w).
 
-    Args:
-        queries: (B, E, H, W).
-        keys: (B, E, h, w).
-        weight: (B, 1, h, w) attention logits of the positions.
-        values: (B, K, h, w).
+        Returns:
+            (B, K, H, W).
+        """
+        size = queries.shape[-2:]
+        # |query|^2 is the same for all positions, so it is left out. The rest is one inner product
+        # of (2 query, 1) and (key, weight - |key|^2).
+        queries = F.pad(2 * queries.flatten(2).mT, (0, 1), value=1.0)
+        keys = torch.cat([keys, weight - keys.square().sum(1, keepdim=True)], 1).flatten(2).mT
+        pooled = self._average(queries, keys, values.flatten(2).mT)
+        return pooled.mT.unflatten(2, size)
 
-    Returns:
-        (B, K, H, W).
-    """
-    size, count = queries.shape[-2:], values.shape[1]
-    # |query|^2 is the same for all positions, so it is left out. The rest is one inner product of
-    # (2 query, 1) and (key, weight - |key|^2).
-    queries = F.pad(2 * queries.flatten(2).mT, (0, 1), value=1.0)
-    keys = torch.cat([keys, weight - keys.square().sum(1, keepdim=True)], 1).flatten(2).mT
-    values = values.flatten(2).mT
-    # PyTorch attends in blocks only if the widths are equal and the memory is contiguous; otherwise
-    # it stores all pairs.
-    width = max(keys.shape[2], count)
-    padded = [F.pad(x, (0, width - x.shape[2])).contiguous() for x in (queries, keys, values)]
-    inputs = [x[:, None] for x in padded]
-    pooled = F.scaled_dot_product_attention(*inputs, scale=1.0)[:, 0, :, :count]
-    return pooled.mT.unflatten(2, size)
+    def _average(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Average values (B, n, K) by a softmax of queries (B, N, E) times keys (B, n, E)."""
+        # PyTorch attends in blocks only if the widths are equal and the memory is contiguous;
+        # otherwise it stores all pairs.
+        count = values.shape[2]
+        width = max(keys.shape[2], count)
+        padded = [F.pad(x, (0, width - x.shape[2])).contiguous() for x in (queries, keys, values)]
+        inputs = [x[:, None] for x in padded]
+        return F.scaled_dot_product_attention(*inputs, scale=1.0)[:, 0, :, :count]
 
 
 def _pool(maps: Tensor, factor: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from dcp_clip.modeling.layers import resize_to
-from dcp_clip.modeling.stages.stage4_region_pooling import RegionPooling, _attend
+from dcp_clip.modeling.stages.stage4_region_pooling import RegionPooling
 
 NODE = "MODEL.DCP_CLIP.FINE_DECODER."
 
@@ -23,7 +23,7 @@ def test_attention_is_a_softmax_of_negative_squared_distances(categories):
     torch.manual_seed(0)
     queries, keys = torch.randn(2, 5, 6, 4), torch.randn(2, 5, 3, 2)
     weight, values = torch.randn(2, 1, 3, 2), torch.rand(2, categories, 3, 2)
-    found = _attend(queries, keys, weight, values)
+    found = RegionPooling(6, 2, 4)._attend(queries, keys, weight, values)
     torch.testing.assert_close(found, _expected(queries, keys, weight, values))
 
 
