@@ -38,7 +38,7 @@ class _LargestTensor(TorchDispatchMode):
         return result
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.sampled_from([1, 2, 33]), st.integers(1, 9), st.integers(1, 9))
 def test_parts_give_the_same_logits(batch, categories, h, w):
     torch.manual_seed(h * w)
@@ -46,7 +46,8 @@ def test_parts_give_the_same_logits(batch, categories, h, w):
     inputs = _inputs(batch, categories, h, w)
     with torch.no_grad():
         expected, found = decoder.regions(*inputs), exportable.regions(*inputs)
-    torch.testing.assert_close(found, expected)
+    # Logarithms of small sums differ by more than the default tolerance.
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_no_tensor_has_all_pairs():
