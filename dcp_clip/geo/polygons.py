@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dcp_clip.geo.area import check_has_areas, ground_areas, signed_area
 from dcp_clip.geo.raster import import_rasterio
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["polygon_suffix", "write_polygons"]
 
-# A cylindrical equal-area projection of the WGS84 ellipsoid. Meridians and parallels are straight
-# lines in it, so the area of a polygon along the pixels of a geographic raster is exact.
-_EQUAL_AREA = "EPSG:6933"
 _GEOJSON_CRS = "OGC:CRS84"  # longitude and latitude, as RFC 7946 demands
 _CHUNK = 100_000  # corners of the polygons that are written at once
 _STRIP = 1 << 25  # pixels that are vectorised at once; it bounds the memory
@@ -50,14 +48,13 @@ def write_polygons(labels: Path, path: Path, vocabulary: Vocabulary) -> dict[int
         The area of each category in square metres.
 
     Raises:
-        ValueError: if the raster has no coordinate system.
+        ValueError: if the raster has no coordinate system on the Earth.
         OSError: if the file cannot be written.
     """
     rasterio = import_rasterio()
     areas: dict[int, float] = {}
     with rasterio.open(labels) as dataset:
-        if dataset.crs is None:
-            raise ValueError(f"{labels} has no coordinate system, so polygons have no area.")
+        check_has_areas(labels, dataset.crs)
         writer = _write_geopackage if path.suffix == ".gpkg" else _write_geojson
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             chunks = _chunks(dataset, vocabulary, areas, Path(folder))
@@ -71,13 +68,10 @@ Chunk = tuple[list[dict[str, Any]], list[int], np.ndarray]  # polygons, category
 def _chunks(
     dataset: Any, vocabulary: Vocabulary, areas: dict[int, float], folder: Path
 ) -> Iterator[Chunk]:
-    from rasterio.warp import transform_geom
-
     found = _polygons(dataset, len(vocabulary), folder)
     for chunk in _grouped(found):
         polygons, ids = [polygon for polygon, _ in chunk], [int(value) for _, value in chunk]
-        flat = transform_geom(dataset.crs, _EQUAL_AREA, polygons)
-        size = np.array([_area(polygon["coordinates"]) for polygon in flat])
+        size = ground_areas(polygons, dataset.crs)
         for value, area in zip(ids, size.tolist()):
             areas[value] = areas.get(value, 0.0) + area
         yield polygons, ids, size
@@ -148,20 +142,6 @@ def _on_the_ground(polygon: dict[str, Any], transform: Any) -> dict[str, Any]:
     return {"type": "Polygon", "coordinates": rings}
 
 
-def _area(rings: list) -> float:
-    """The area of a polygon: its exterior without its holes."""
-    exterior, *holes = (abs(_signed_area(ring)) for ring in rings)
-    return exterior - sum(holes)
-
-
-def _signed_area(ring: list) -> float:
-    """The area inside a closed ring; positive if it runs anticlockwise."""
-    x, y = (np.array([point[i] for point in ring]) for i in (0, 1))
-    # Relative to a corner: coordinates of millions of metres would lose digits.
-    x, y = x - x[0], y - y[0]
-    return 0.5 * float(x[:-1] @ y[1:] - x[1:] @ y[:-1])
-
-
 def _write_geojson(chunks: Iterator[Chunk], path: Path, crs: Any, vocabulary: Vocabulary) -> None:
     from rasterio.warp import transform_geom
 
@@ -176,17 +156,29 @@ def _write_geojson(chunks: Iterator[Chunk], path: Path, crs: Any, vocabulary: Vo
                     "name": vocabulary.display_names[value],
                     "area_m2": round(area, 3),
                 }
-                rings = [_oriented(ring, i == 0) for i, ring in enumerate(polygon["coordinates"])]
-                geometry = {"type": "Polygon", "coordinates": rings}
+                geometry = _oriented(polygon)
                 feature = {"type": "Feature", "properties": fields, "geometry": geometry}
                 file.write(separator + json.dumps(feature))
                 separator = ",\n"
         file.write("\n]}\n")
 
 
-def _oriented(ring: list, exterior: bool) -> list:
-    """Exteriors run anticlockwise and holes clockwise (RFC 7946)."""
-    return ring if (_signed_area(ring) > 0) == exterior else ring[::-1]
+def _oriented(geometry: dict[str, Any]) -> dict[str, Any]:
+    """Exteriors run anticlockwise and holes clockwise (RFC 7946).
+
+    A polygon that crosses the meridian of 180 degrees is cut there into a multi-polygon.
+    """
+
+    def oriented(rings: list) -> list:
+        return [
+            ring if (signed_area(ring) > 0) == (i == 0) else ring[::-1]
+            for i, ring in enumerate(rings)
+        ]
+
+    parts = geometry["coordinates"]
+    if geometry["type"] == "Polygon":
+        return geometry | {"coordinates": oriented(parts)}
+    return geometry | {"coordinates": [oriented(rings) for rings in parts]}
 
 
 def _write_geopackage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -128,29 +129,31 @@ class Raster:
         if value_range is not None:
             check_range(*value_range)
         self.path = path
-        # A bounded cache, in MB: by default GDAL uses a twentieth of the memory of the machine.
-        self._environment = rasterio.Env(GDAL_CACHEMAX=64)
-        self._environment.__enter__()
-        self.dataset = _open(path)
-        self.size = self.dataset.height, self.dataset.width
-        self.bands = self._checked_bands(bands)
-        types = [self.dataset.dtypes[band - 1] for band in self.bands]
-        if any(np.dtype(kind).kind not in "uif" for kind in types):
-            raise ImageReadError(f"cannot read {path}: its values are {types[0]}, no real numbers")
-        if value_range is not None:
-            self.scaling, self.ranges = "given", [tuple(map(float, value_range))] * 3
-        elif set(types) == {"uint8"}:
-            self.scaling, self.ranges = "none", [(0.0, 255.0)] * 3
-        else:
-            self.scaling = "percentiles {:g} to {:g}".format(*_PERCENTILES)
-            self.ranges = self._percentiles()
+        with contextlib.ExitStack() as stack:  # closes the file if one of the checks fails
+            # A bounded cache, in MB: by default GDAL uses a twentieth of the machine's memory.
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=64))
+            self.dataset = stack.enter_context(_open(path))
+            self.size = self.dataset.height, self.dataset.width
+            self.bands = self._checked_bands(bands)
+            types = [self.dataset.dtypes[band - 1] for band in self.bands]
+            if any(np.dtype(kind).kind not in "uif" for kind in types):
+                raise ImageReadError(
+                    f"cannot read {path}: its values are {types[0]}, no real numbers"
+                )
+            if value_range is not None:
+                self.scaling, self.ranges = "given", [tuple(map(float, value_range))] * 3
+            elif set(types) == {"uint8"}:
+                self.scaling, self.ranges = "none", [(0.0, 255.0)] * 3
+            else:
+                self.scaling = "percentiles {:g} to {:g}".format(*_PERCENTILES)
+                self.ranges = self._percentiles()
+            self._open_files = stack.pop_all()
 
     def __enter__(self) -> Raster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.dataset.close()
-        self._environment.__exit__()
+        self._open_files.close()
 
     def settings(self) -> dict[str, Any]:
         """Return how the raster is read, for results."""
@@ -205,12 +208,14 @@ class Raster:
                 place = np.s_[y : last[0], x : last[1]]
                 full, has_data = self._values(window)
                 shape = last[1] - x, last[0] - y
-                for channel, band in zip(values, full.astype(np.float32)):
-                    channel[place] = cv2.resize(band, shape, interpolation=cv2.INTER_AREA)
-                mask = cv2.resize(
-                    has_data.view(np.uint8) * 255, shape, interpolation=cv2.INTER_AREA
-                )
-                valid[place] = mask == 255
+                # The mean of the pixels with data; a cell counts if it has any.
+                weight = has_data.astype(np.float32)
+                share = cv2.resize(weight, shape, interpolation=cv2.INTER_AREA)
+                valid[place] = share > 0
+                for channel, band in zip(values, full):
+                    known = np.where(has_data, band, 0).astype(np.float32)
+                    mean = cv2.resize(known, shape, interpolation=cv2.INTER_AREA)
+                    channel[place] = mean / np.where(share > 0, share, 1)
         return values, valid
 
     def _values(self, window: tuple) -> tuple[np.ndarray, np.ndarray]:
@@ -251,9 +256,9 @@ class Raster:
             if {"red", "green", "blue"} <= set(names):
                 return tuple(names.index(name) + 1 for name in ("red", "green", "blue"))
             if count not in (1, 3, 4):
+                choice = "three of them, such as --bands 3,2,1" if count > 2 else "one: --bands 1"
                 raise ImageReadError(
-                    f"cannot read {self.path}: it has {count} bands; choose three of them, such as "
-                    "--bands 3,2,1"
+                    f"cannot read {self.path}: it has {count} bands; choose {choice}"
                 )
             bands = (1, 2, 3) if count > 1 else (1,)
         if len(bands) not in (1, 3) or not all(1 <= band <= count for band in bands):

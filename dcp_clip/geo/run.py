@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dcp_clip.folder_run.line_file import file_state
 from dcp_clip.folder_run.output_folder import blocks_folder, unfinished_folder
 from dcp_clip.found_categories import FoundCategory, area_shares, find_categories
+from dcp_clip.geo.area import check_has_areas
 from dcp_clip.geo.label_file import label_type, write_geotiff, write_label_geotiff
 from dcp_clip.geo.polygons import polygon_suffix, write_polygons
 from dcp_clip.geo.raster import Raster, Region, import_rasterio
@@ -68,14 +69,10 @@ class RasterRun:
 
         Raises:
             ValueError: if the vocabulary is too large for a raster, or polygons are wanted but the
-                raster has no coordinate system.
+                raster has no coordinate system on the Earth.
         """
-        if "polygons" in formats and raster.dataset.crs is None:
-            raise ValueError(
-                f"{raster.path} has no coordinate system, so its polygons have no area: choose "
-                "other formats, such as --format overlay labels, or assign one with gdal_edit "
-                "-a_srs."
-            )
+        if "polygons" in formats:
+            check_has_areas(raster.path, raster.dataset.crs)
         self.predictor, self.raster, self.output, self.formats = predictor, raster, output, formats
         self._vocabulary = predictor.vocabulary
         self._kind, self._nodata = label_type(self._vocabulary)

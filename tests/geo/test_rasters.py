@@ -194,6 +194,66 @@ def test_the_area_of_degrees_is_exact(tmp_path):
     assert [10.75, 60.0] in found["land"][0] and [10.0, 61.0] in found["sea"][0]
 
 
+@pytest.mark.parametrize("kind", ["u2", "f4"])
+def test_scattered_pixels_without_data_do_not_count(tmp_path, monkeypatch, kind):
+    """Every cell of the reduced raster has a pixel without data."""
+    monkeypatch.setattr("dcp_clip.geo.raster._OVERVIEW", 16)
+    values = np.full((1, 64, 64), 500, kind)
+    values[0, :, 32:] = 900
+    values[0, ::2, ::2] = 0  # no data
+    with Raster(write(tmp_path / "a.tif", values, nodata=0)) as raster:
+        assert raster.ranges == [(500.0, 900.0)] * 3
+        image, valid = raster.overview()
+    assert valid.all() and (image[0, :, :8] == 0).all() and (image[0, :, 8:] == 255).all()
+
+
+def _areas(tmp_path, crs, origin, pixel, labels):
+    path = write(tmp_path / "a.tif", labels[None], crs, from_origin(*origin, pixel, pixel))
+    areas = write_polygons(path, tmp_path / "a.geojson", Vocabulary(["sea", "land"]))
+    return [areas[0], areas[1]], json.loads((tmp_path / "a.geojson").read_text())
+
+
+def _square():
+    labels = np.zeros((100, 100), np.uint8)
+    labels[40:60, 40:60] = 1
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("crs", "origin", "pixel"),
+    [
+        ("EPSG:3035", (2_500_000, 5_500_000), 30_000),  # equal-area: Europe
+        ("EPSG:5070", (-1_000_000, 2_500_000), 20_000),  # equal-area: North America
+        ("EPSG:6931", (-500_000, 500_000), 10_000),  # equal-area, round the North Pole
+        ("EPSG:6932", (-500_000, 500_000), 10_000),  # equal-area, round the South Pole
+        ("EPSG:6932", (-500_000, 400_000), 10_000),  # the pole is at a corner of a pixel
+    ],
+)
+def test_the_area_of_large_polygons_is_right(tmp_path, crs, origin, pixel):
+    (sea, land), _ = _areas(tmp_path, crs, origin, pixel, _square())
+    assert sea == pytest.approx(9600 * pixel**2, rel=5e-5)
+    assert land == pytest.approx(400 * pixel**2, rel=5e-5)
+
+
+def test_the_area_across_the_meridian_of_180_degrees_is_right(tmp_path):
+    origin, pixel = (780_000, 8_100_000), 1000  # UTM zone 60, near Fiji
+    (sea, land), collection = _areas(tmp_path, "EPSG:32760", origin, pixel, _square())
+    assert sea == pytest.approx(9600e6, rel=5e-3)  # UTM changes areas by a few thousandths
+    assert land == pytest.approx(400e6, rel=5e-3)
+    for feature in collection["features"]:
+        geometry = feature["geometry"]
+        parts = geometry["coordinates"]
+        for rings in parts if geometry["type"] == "MultiPolygon" else [parts]:
+            longitudes = [x for ring in rings for x, _ in ring]
+            assert max(longitudes) - min(longitudes) < 180
+
+
+def test_a_local_coordinate_system_has_no_areas(tmp_path):
+    site = 'LOCAL_CS["site grid",UNIT["metre",1]]'
+    with pytest.raises(ValueError, match="without a place on the Earth"):
+        _areas(tmp_path, site, (0, 100), 1, _square())
+
+
 @pytest.mark.parametrize("kind, strip", [("u1", 17), ("u2", 17 * 4), ("u1", 17 * 30)])
 def test_polygons_of_strips_are_those_of_the_whole_raster(
     tmp_path, tmp_path_factory, monkeypatch, kind, strip
@@ -214,7 +274,11 @@ def test_polygons_of_strips_are_those_of_the_whole_raster(
 
 @pytest.mark.parametrize(
     "bands, options, message",
-    [(5, {}, "it has 5 bands"), (3, {"bands": [1, 2, 4]}, "from 1 to 3")],
+    [
+        (5, {}, "it has 5 bands; choose three"),
+        (2, {}, "it has 2 bands; choose one: --bands 1"),
+        (3, {"bands": [1, 2, 4]}, "from 1 to 3"),
+    ],
 )
 def test_bands_that_are_missing_are_an_error(tmp_path, bands, options, message):
     path = write(tmp_path / "a.tif", np.ones((bands, 4, 4), np.uint8))
