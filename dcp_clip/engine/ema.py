@@ -39,6 +39,11 @@ class EMAHook(HookBase):
         """The model with the averaged weights."""
         return self._average.module
 
+    def before_train(self) -> None:
+        # Weights were loaded after the average was made. Without an iteration they are the average.
+        if not self._average.n_averaged:
+            self.average.load_state_dict(self._model.state_dict())
+
     def after_step(self) -> None:
         step = self.trainer.iter + 1
         # The decay is smaller at first, so the random initial weights disappear from the average.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from detectron2.utils.events import JSONWriter
 
 __all__ = ["MetricsHook"]
 
+# They would make a line of an iteration before the checkpoint.
+_TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 _WINDOW = 20  # iterations of which the writers show the median
 
 
@@ -39,9 +40,6 @@ class MetricsHook(HookBase):
         self._path = Path(folder) / "metrics.json"
         self._evaluation, self._writer = evaluation, writer
         self._recent: dict[str, list] = {}
-        if writer is not None:
-            # A line for each evaluation; otherwise a later line would contain its result.
-            writer._period = math.gcd(writer._period, evaluation._period)
 
     def state_dict(self) -> dict:
         """Name to smoothing hint and pairs (value, iteration), of what a line can still need."""
@@ -50,6 +48,8 @@ class MetricsHook(HookBase):
             return {"recent": self._recent}
         recent = {}
         for name, hint in storage.smoothing_hints().items():
+            if name in _TIMES:
+                continue
             pairs = [list(pair) for pair in storage.history(name).values()[-_WINDOW:]]
             # Metrics that are not smoothed are written in the iteration that they come from.
             if hint or pairs[-1][1] == storage.iter:
@@ -78,6 +78,15 @@ class MetricsHook(HookBase):
                 self._evaluation.after_step()
                 if self._writer is not None:
                     self._writer.after_step()
+                    self.after_step()
+
+    def after_step(self) -> None:
+        # A line for each evaluation; otherwise a later line would contain its result.
+        step, period = self.trainer.iter + 1, self._evaluation._period
+        if self._writer is not None and period and step % period == 0:
+            if step % self._writer._period and step < self.trainer.max_iter:
+                for writer in self._writer._writers:
+                    writer.write()
 
     def _remove_repeated_lines(self) -> int:
         """Remove lines of iterations that come again; return the iteration of the last line."""

@@ -67,6 +67,7 @@ class ResumeHook(HookBase):
                 used = sum(process["loader"]["used"] for process in processes)
                 self._loader.skip(used // comm.get_world_size())
             return
+        self._states = processes  # for a checkpoint before the first step
         own = processes[comm.get_rank()]
         self._random_state = own["random"]
         if self._loader is not None:

@@ -46,6 +46,7 @@ from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
 __all__ = ["Trainer"]
 
 _FINAL = "model_final"  # Detectron2's name of the last checkpoint
+_CHOSEN = ("initial_lr", "weight_decay")  # of parameter groups, which a checkpoint also contains
 logger = logging.getLogger(__name__)
 
 
@@ -94,13 +95,23 @@ class Trainer(DefaultTrainer):
         """Resume the training in OUTPUT_DIR, or load MODEL.WEIGHTS.
 
         Resumed training continues with the same images and random numbers that the interrupted
-        training would have used next, see :class:`ResumeHook`.
+        training would have used next, see :class:`ResumeHook`. Learning rates and weight decays are
+        those of the config, also if they have changed.
 
         Raises:
             WeightsError: if MODEL.WEIGHTS does not fit the model, see :func:`load_weights`.
         """
         if resume and self.checkpointer.has_checkpoint():
+            groups = self._trainer.optimizer.param_groups
+            chosen = [{key: group[key] for key in _CHOSEN} for group in groups]
             super().resume_or_load(resume=True)
+            for group, values in zip(self._trainer.optimizer.param_groups, chosen, strict=True):
+                group.update(values)
+            self.scheduler.base_lrs = [values["initial_lr"] for values in chosen]
+            for group, lr in zip(
+                self._trainer.optimizer.param_groups, self.scheduler.get_lr(), strict=True
+            ):
+                group["lr"] = lr
             loader = self._trainer.data_loader
             if isinstance(loader, ResumableLoader) and not self._resume_hook.has_loaded:
                 # A checkpoint of an earlier version, without the state of the loader.

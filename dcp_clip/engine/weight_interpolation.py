@@ -60,7 +60,7 @@ class WeightInterpolationHook(HookBase):
         # Kept in main memory, to save GPU memory.
         state = model.backbone.state_dict()
         self._original = {key: value.to("cpu", copy=True) for key, value in state.items()}
-        self._done = False
+        self._applied = 0.0
 
     @classmethod
     def from_config(
@@ -101,7 +101,7 @@ class WeightInterpolationHook(HookBase):
         if self.trainer.iter + 1 >= self.trainer.max_iter:
             for tower in self._towers:
                 interpolate_weights(tower.state_dict(), self._original, self._alpha)
-            self._done = True
+            self._applied = self._alpha
             logger.info(
                 "Interpolated the image tower with CLIP's original weights (SOLVER.WISE_FT_ALPHA "
                 "%s).",
@@ -109,16 +109,19 @@ class WeightInterpolationHook(HookBase):
             )
 
     def before_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter and not self._done:
+        if self.trainer.iter < self.trainer.max_iter:
+            self._applied = 0.0  # the checkpoints of a continued training are not interpolated
+        elif self._applied != self._alpha:
             logger.warning(
-                "This training has finished without SOLVER.WISE_FT_ALPHA, so the value %s has no "
+                "This training has finished with SOLVER.WISE_FT_ALPHA %s, so the value %s has no "
                 "effect: use tools/export_weights.py --wise-ft-alpha.",
+                self._applied,
                 self._alpha,
             )
 
     def state_dict(self) -> dict:
         """Return the alpha that was applied; empty before the end of training."""
-        return {"alpha": self._alpha} if self._done else {}
+        return {"alpha": self._applied} if self._applied else {}
 
     def load_state_dict(self, state: dict) -> None:
-        self._done = True  # only the state of a finished training is saved
+        self._applied = state["alpha"]

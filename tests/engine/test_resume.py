@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import hooks
 from PIL import Image
 
 from dcp_clip.data.catalog import register_sem_seg
@@ -71,8 +72,20 @@ def make_config(make_cfg, dataset, tmp_path):
 
 @pytest.fixture
 def train(run, interruptible):
-    """``train(cfg, ...)``: as the fixture `run`, with the batches of the data set."""
-    return functools.partial(run, cls=interruptible)
+    """``train(cfg, ...)``: as the fixture `run`, with the batches of the data set.
+
+    Every iteration has a line in metrics.json.
+    """
+
+    class Trainer(interruptible):
+        def build_hooks(self):
+            result = super().build_hooks()
+            for hook in result:
+                if isinstance(hook, hooks.PeriodicWriter):
+                    hook._period = 1
+            return result
+
+    return functools.partial(run, cls=Trainer)
 
 
 def assert_same_state(a, b):
@@ -116,6 +129,30 @@ def test_longer_training_keeps_the_metrics(make_config, train):
     train(cfg, resume=True)
     assert metrics(cfg)[:3] == before
     assert [x["iteration"] for x in metrics(cfg)[3:]] == [2, 3, 4]
+
+
+def test_evaluations_and_the_last_iteration_have_a_line(make_config, run, interruptible):
+    """Other iterations have one every 20 iterations."""
+    cfg = make_config("a")
+    run(cfg, cls=interruptible, stop_at=5)
+    run(cfg, cls=interruptible, resume=True)
+    lines = {x["iteration"]: "sem_seg/mIoU" in x for x in metrics(cfg)}
+    assert lines == {2: True, 5: True, 6: False, 7: True}
+
+
+def test_a_made_up_final_checkpoint_keeps_the_state_of_the_loader(make_config, train):
+    """It is written before the first step of the resumed training."""
+    cfg = make_config("a", **{"SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2})
+    train(cfg)
+    folder = Path(cfg.OUTPUT_DIR)
+    (folder / "model_final.pth").unlink()
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    train(cfg, resume=True)
+    last, final = (
+        torch.load(folder / f"{name}.pth", weights_only=False)["trainer"]["hooks"]["ResumeHook"]
+        for name in ("model_0000003", "model_final")
+    )
+    assert final["processes"][0]["loader"] == last["processes"][0]["loader"]
 
 
 def test_same_seed_same_bits(make_config, train):

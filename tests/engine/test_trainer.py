@@ -92,6 +92,26 @@ def test_evaluation_uses_the_average(config, monkeypatch, repeating, run):
         assert torch.equal(a, b), n
 
 
+def test_an_average_that_was_just_switched_on_is_that_of_the_checkpoint(config, repeating, run):
+    """For example, in the evaluation of a finished training."""
+    trained = run(config(**{"SOLVER.EMA_DECAY": 0.0})).model.state_dict()
+    resumed = run(config(), resume=True)
+    for name, value in resumed._ema.average.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+
+
+def test_resumed_training_has_the_rates_of_the_config(config, run):
+    run(config(), stop_at=4)
+    changed = {"SOLVER.BASE_LR": 0.001, "SOLVER.WEIGHT_DECAY": 0.3}
+    resumed = run(config(**changed), resume=True, stop_at=4)
+    new = run(config("new", **changed), stop_at=4)
+    assert resumed.start_iter == 3
+    for a, b in zip(resumed.optimizer.param_groups, new.optimizer.param_groups, strict=True):
+        assert {k: a[k] for k in ("lr", "initial_lr", "weight_decay")} == {
+            k: b[k] for k in ("lr", "initial_lr", "weight_decay")
+        }
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_report_during_training_names_the_iteration(config, monkeypatch, decay, repeating, run):
     named = []

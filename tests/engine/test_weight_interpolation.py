@@ -140,6 +140,21 @@ def test_warning_if_a_finished_training_was_not_interpolated(config, clip, caplo
     assert "export_weights.py" in caplog.text
 
 
+def test_the_recorded_alpha_is_the_one_that_was_applied(config, clip, caplog, tmp_path, run):
+    opts = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.MAX_ITER": 3, "SOLVER.WISE_FT_ALPHA": ALPHA}
+    run(config(**opts))
+    with caplog.at_level("WARNING", logger="dcp_clip.engine.weight_interpolation"):
+        finished = run(config(**{**opts, "SOLVER.WISE_FT_ALPHA": 0.1}), resume=True)
+    assert f"finished with SOLVER.WISE_FT_ALPHA {ALPHA}" in caplog.text
+    (hook,) = [hook for hook in finished._hooks if isinstance(hook, WeightInterpolationHook)]
+    assert hook.state_dict() == {"alpha": ALPHA}
+    run(config(**{**opts, "SOLVER.MAX_ITER": 7}), resume=True)
+    for name, expected in (("model_0000005", None), ("model_final", {"alpha": ALPHA})):
+        checkpoint = torch.load(tmp_path / "out" / f"{name}.pth", weights_only=True)
+        hooks = checkpoint["trainer"]["hooks"]
+        assert hooks.get("WeightInterpolationHook") == expected, name
+
+
 @pytest.mark.parametrize(
     "alpha, message",
     [(1.0, "below 1"), (-0.1, "at least 0"), (0.5, "MODEL.CLIP.PRETRAINED")],

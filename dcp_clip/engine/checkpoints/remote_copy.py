@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
@@ -141,26 +142,25 @@ class RemoteCopy:
         Raises:
             CopyError: if it cannot be fetched, or is incomplete.
         """
-        source, path = f"{self.url}/{name}", folder / name
-        if damage(path):
+        if not _is_there(name, folder):
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with atomic_write(path) as file:
-                    self._download(source, file)
-                    file.flush()
-                    if problem := damage(Path(file.name)):
-                        raise CopyError(f"'{source}' {problem}")
-            except CopyError:
-                raise
-            except Exception as error:
-                raise CopyError(f"'{source}' cannot be fetched: {_reason(error)}") from error
-            logger.info("Fetched %s", source)
-        with atomic_write(folder / LAST, "w") as file:
-            file.write(name)
+            self._fetch(name, folder / name)
+        _tag(name, folder)
 
-    def _download(self, source: str, target: IO[bytes]) -> None:
-        with PathManager.open(source, "rb") as file:
-            shutil.copyfileobj(file, target)
+    def _fetch(self, name: str, path: Path) -> None:
+        source = f"{self.url}/{name}"
+        try:
+            with atomic_write(path) as file:
+                with PathManager.open(source, "rb") as remote:
+                    shutil.copyfileobj(remote, file)
+                file.flush()
+                if problem := damage(Path(file.name)):
+                    raise CopyError(f"'{source}' {problem}")
+        except CopyError:
+            raise
+        except Exception as error:
+            raise CopyError(f"'{source}' cannot be fetched: {_reason(error)}") from error
+        logger.info("Fetched %s", source)
 
     def synchronise(self, folder: Path) -> str:
         """Make the newest checkpoint the last one in both folders; if they are equal, the local.
@@ -172,22 +172,48 @@ class RemoteCopy:
             the name of the checkpoint; "" if there is none.
 
         Raises:
-            CopyError, WeightsError: if a checkpoint cannot be read or copied.
+            CopyError, WeightsError, TensorFileError: if a checkpoint cannot be read or copied.
         """
         remote, (local, _) = self.last(), find_checkpoint(folder)
         own = Path(local).name if local else ""
-        if remote and remote != own:
-            self.get(remote, folder)
-            if not own or _iteration(folder / remote) > _iteration(folder / own):
-                return remote
-            with atomic_write(folder / LAST, "w") as file:
-                file.write(own)
-        if own and own != remote:
+        is_copied = own == remote
+        if remote and not (is_copied and _is_there(remote, folder)):
+            own_iteration = _iteration(folder / own) if own else -1
+            with tempfile.TemporaryDirectory(prefix=".copy", dir=_made(folder)) as temporary:
+                path = folder / remote
+                if not _is_there(remote, folder):
+                    path = Path(temporary) / remote
+                    self._fetch(remote, path)
+                iteration = _iteration(path)
+                if iteration > own_iteration:
+                    os.replace(path, folder / remote)
+                    _tag(remote, folder)
+                    return remote
+            is_copied = is_copied and iteration == own_iteration
+        if own and not is_copied:
             self.put(folder / own)
         return own
 
     def _temporary(self) -> str:
         return f"{self.url}/.{uuid.uuid4().hex}.part"
+
+
+def _is_there(name: str, folder: Path) -> bool:
+    """Whether a local file is the checkpoint of this name in the copy.
+
+    A longer training writes another ``model_final.pth``. A number stands for one checkpoint.
+    """
+    return name != f"{_FINAL}.pth" and not damage(folder / name)
+
+
+def _tag(name: str, folder: Path) -> None:
+    with atomic_write(folder / LAST, "w") as file:
+        file.write(name)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _iteration(path: Path) -> int:

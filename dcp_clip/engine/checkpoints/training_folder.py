@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine.checkpoints.file_format import read_checkpoint
 from dcp_clip.engine.checkpoints.remote_copy import RemoteCopy
-from dcp_clip.engine.checkpoints.safe_checkpointer import WeightsError, find_checkpoint
+from dcp_clip.engine.checkpoints.safe_checkpointer import find_checkpoint
 from dcp_clip.utils.atomic_files import remove_unfinished
 from dcp_clip.utils.model_settings import model_settings
 
@@ -57,12 +57,16 @@ def training_record(cfg: CfgNode) -> dict[str, Any]:
     Returns:
         A dict of plain values. "architecture" maps config keys to values. "categories" has the
         names of each category of DATASETS.TRAIN in their order, of one vocabulary after another;
-        None if there is no data set.
+        None if there is no data set. "optimizer" is SOLVER.OPTIMIZER, whose state is resumed.
     """
     # Data sets with the same names share them; their colours have no effect.
     vocabularies = dict.fromkeys(dataset_vocabulary(x).synonyms for x in cfg.DATASETS.TRAIN)
     names = [list(names) for vocabulary in vocabularies for names in vocabulary] or None
-    return {"architecture": model_settings(cfg, _MAY_CHANGE), "categories": names}
+    return {
+        "architecture": model_settings(cfg, _MAY_CHANGE),
+        "categories": names,
+        "optimizer": cfg.SOLVER.OPTIMIZER,
+    }
 
 
 @contextlib.contextmanager
@@ -78,8 +82,8 @@ def training_folder(cfg: CfgNode, resume: bool) -> Iterator[None]:
     last one in both, and in the OUTPUT_DIR of every machine.
 
     Raises:
-        ResumeError, WeightsError: as :func:`prepare_training_folder`; also if another training
-            uses the folder.
+        ResumeError, WeightsError, TensorFileError: as :func:`prepare_training_folder`; also if
+            another training uses the folder.
         OSError: if the folder or the copy cannot be written to.
     """
     copy, folder = RemoteCopy.from_config(cfg), Path(cfg.OUTPUT_DIR)
@@ -91,7 +95,7 @@ def training_folder(cfg: CfgNode, resume: bool) -> Iterator[None]:
                 if copy is not None:
                     last = _prepare_copy(copy, folder, resume)
                 prepare_training_folder(cfg, resume)
-            except (ResumeError, WeightsError, OSError) as raised:
+            except Exception as raised:  # the other processes wait for it
                 error = raised
         error, last = comm.all_gather((error, last))[0]
         if error is None and last and comm.get_local_rank() == 0 and not comm.is_main_process():
@@ -167,7 +171,7 @@ def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
     Raises:
         ResumeError: if the folder has checkpoints and `resume` is False, or the last checkpoint
             belongs to a training with another architecture or other names.
-        WeightsError: if the checkpoint to resume from cannot be read.
+        WeightsError, TensorFileError: if the checkpoint to resume from cannot be read.
     """
     folder = Path(cfg.OUTPUT_DIR)
     _require_no_file(folder)
@@ -198,6 +202,10 @@ def _check_record(record: Any, cfg: CfgNode, path: str) -> None:
     # Ignore keys that only one version of this package has.
     changed = [k for k, v in now["architecture"].items() if k in old and not _equal(old[k], v)]
     differences = [f"{k} was {old[k]!r} and is {now['architecture'][k]!r}" for k in changed]
+    if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
+        differences.append(
+            f"SOLVER.OPTIMIZER was {before['optimizer']!r} and is {now['optimizer']!r}"
+        )
     if before.get("categories") is not None and now["categories"] is not None:
         differences += _name_differences(before["categories"], now["categories"])
     if differences:

@@ -127,6 +127,41 @@ def test_damaged_and_foreign_copies(started, config, tmp_path):
             pass
 
 
+def test_a_longer_training_elsewhere_is_newer_than_the_same_name_here(config, run, store, tmp_path):
+    """Both have a model_final.pth; once, it is the last checkpoint here, and once an older file."""
+    train(run, config("a", **OPTIONS, **{"SOLVER.MAX_ITER": 3}))
+    shutil.copytree(tmp_path / "a", tmp_path / "stale")
+    longer = {**OPTIONS, "SOLVER.MAX_ITER": 6}
+    train(run, config("a", **longer), resume=True)
+    remote = tmp_path / "store" / "bucket" / "run"
+    shutil.copytree(tmp_path / "stale", tmp_path / "other")
+    shutil.copy(remote / "model_0000005.pth", tmp_path / "other")  # as old as the final one
+    (tmp_path / "other" / "last_checkpoint").write_text("model_0000002.pth")
+    for folder in ("stale", "other"):
+        with training_folder(config(folder, **longer), resume=True):
+            pass
+        assert (tmp_path / folder / "last_checkpoint").read_text() == "model_final.pth"
+        own = torch.load(tmp_path / folder / "model_final.pth", weights_only=True)
+        assert own["iteration"] == 5
+        assert (remote / "last_checkpoint").read_text() == "model_final.pth"
+        assert not [path for path in (tmp_path / folder).iterdir() if path.name[0] == "."][1:]
+
+
+def test_a_longer_training_here_is_newer_than_the_same_name_in_the_copy(
+    config, run, store, tmp_path
+):
+    train(run, config("a", **OPTIONS, **{"SOLVER.MAX_ITER": 3}))
+    remote = tmp_path / "store" / "bucket" / "run"
+    shutil.copytree(remote, tmp_path / "kept")
+    longer = {**OPTIONS, "SOLVER.MAX_ITER": 6}
+    train(run, config("a", **longer), resume=True)
+    shutil.rmtree(remote)
+    shutil.copytree(tmp_path / "kept", remote)
+    with training_folder(config("a", **longer), resume=True):
+        pass
+    assert torch.load(remote / "model_final.pth", weights_only=True)["iteration"] == 5
+
+
 def test_a_copy_that_fails_stops_only_the_end(config, run, store, tmp_path, caplog):
     cfg = config("a", **OPTIONS)
     with training_folder(cfg, False):

@@ -84,6 +84,11 @@ def test_a_file_is_no_folder(config, tmp_path):
         prepare_training_folder(config(OUTPUT_DIR=str(tmp_path / "file")), resume=False)
 
 
+def test_another_optimizer_is_not_resumed(config, trained):
+    with pytest.raises(ResumeError, match="SOLVER.OPTIMIZER was 'ADAMW' and is 'SGD'"):
+        prepare_training_folder(config(**{"SOLVER.OPTIMIZER": "SGD"}), resume=True)
+
+
 @pytest.mark.parametrize(
     "key, value",
     [
