@@ -175,6 +175,11 @@ def test_unknown_keys_suggest_close_ones(tmp_path, key, suggestion, in_file):
         (["SOLVER.MAX_ITER", "2.5"], "SOLVER.MAX_ITER must be a whole number, but is"),
         (["SOLVER.MAX_ITER", "True"], "SOLVER.MAX_ITER must be a whole number"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0, but must be at least 1"),
+        (
+            ["SOLVER.EMA_DECAY", "1.5"],
+            "SOLVER.EMA_DECAY is 1.5, but must be at least 0 and below 1",
+        ),
+        (["MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS", "-3"], "NUM_LAYERS is -3, but must be at"),
         (["SOLVER.IMS_PER_BATCH", "-2"], "SOLVER.IMS_PER_BATCH is -2, but must be at least 1"),
         (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0"),
         (["TEST.MAX_IMAGES", "-1"], "TEST.MAX_IMAGES is -1, but must be at least 0"),

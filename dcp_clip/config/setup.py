@@ -28,6 +28,9 @@ _POSITIVE = (
     "MODEL.DCP_CLIP.DIM",
     "MODEL.DCP_CLIP.NUM_HEADS",
     "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS",
+    "MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS",
+    "MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM",
+    "MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM",
 )
 
 
@@ -120,6 +123,10 @@ def _check_values(cfg: CfgNode) -> None:
             value = value[part]
         if value < 1:
             raise ValueError(f"{key} is {value}, but must be at least 1.")
+    if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
+        raise ValueError(
+            f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}, but must be at least 0 and below 1."
+        )
     if "://" in cfg.OUTPUT_DIR:
         raise ValueError(
             f"OUTPUT_DIR is '{cfg.OUTPUT_DIR}', but must be a folder of this machine: give the URL "

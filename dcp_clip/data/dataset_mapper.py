@@ -108,7 +108,7 @@ class SemSegDatasetMapper(DatasetMapper):
             - "image": (3, H, W) uint8.
             - "height", "width": of the file in pixels.
             - "sem_seg": (H, W) int64, if there is a label map. The value of ignored pixels is
-              ``ignore_value``, which is not a category.
+              ``ignore_value``, which is not a category. In evaluation it has the size of the file.
             - "vocabulary": if the mapper has one.
 
         Raises:
@@ -122,12 +122,14 @@ class SemSegDatasetMapper(DatasetMapper):
         codes = categories = None
         if label_file is not None and self.with_labels:
             codes, categories = self._read_codes(label_file, image.shape[:2])
-        aug_input = T.AugInput(image, sem_seg=codes)
+        # In evaluation, labels say which categories are present. Resizing would lose small objects.
+        aug_input = T.AugInput(image, sem_seg=codes if self.is_train else None)
         self.augmentations(aug_input)
         pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         record["image"] = torch.as_tensor(pixels)
         if categories is not None:
-            record["sem_seg"] = torch.as_tensor(categories[aug_input.sem_seg])
+            codes = aug_input.sem_seg if self.is_train else codes
+            record["sem_seg"] = torch.as_tensor(categories[codes])
         if self.vocabulary is not None:
             record["vocabulary"] = self.vocabulary
         return record

@@ -20,6 +20,8 @@ _COLUMNS = (
     ("mIoU", "sem_seg", "mIoU", ".2f"),
     ("mIoU things", "sem_seg", "mIoU_things", ".2f"),
     ("mIoU stuff", "sem_seg", "mIoU_stuff", ".2f"),
+    ("mIoU base", "sem_seg", "mIoU_base", ".2f"),
+    ("mIoU unseen", "sem_seg", "mIoU_unseen", ".2f"),
     ("fwIoU", "sem_seg", "fwIoU", ".2f"),
     ("pixel accuracy", "sem_seg", "pACC", ".2f"),
     ("recall at K", "proposals", "recall", ".2f"),
@@ -35,11 +37,12 @@ K is the fraction of the classes in an image that are among its K proposals (K: 
 images). images/s is the throughput of the whole evaluation in wall-clock time, with all processes;
 "model only" is that of the model in one process.
 """
-# If the metadata of a data set has `is_thing`.
+# If the metadata of a data set has `is_thing` or `is_base`.
 _GROUPS_LEGEND = """\
-The mIoU and recall of things and of stuff are over the classes of that group only. The model still
-chooses among all classes.
+The mIoU and recall of things, of stuff, and of base and unseen classes are over the classes of that
+group only. The model still chooses among all classes.
 """
+_GROUPS = ("_things", "_stuff", "_base", "_unseen")
 _CONVENTIONS_NOTE = """\
 **{name}: {present}/{all} classes present.** Published mIoU figures divide the sum of IoU by
 different numbers of classes:
@@ -83,7 +86,7 @@ class EvaluationReport:
         ]
         headings = ["data set", "classes present", *(column[0] for column in columns)]
         parts = [_table(rows, headings), "\n" + _LEGEND]
-        if any(column[2].endswith(("_things", "_stuff")) for column in columns):
+        if any(column[2].endswith(_GROUPS) for column in columns):
             parts[1] += _GROUPS_LEGEND
         missing = [name for name in self._datasets if name not in self._results]
         if missing:

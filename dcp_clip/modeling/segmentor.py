@@ -224,7 +224,8 @@ class OpenVocabularySegmentor(nn.Module, ABC):
     def _results_of_one_size(self, inputs: list[dict], vocabulary: Vocabulary) -> list[dict]:
         labels = None
         if all("sem_seg" in x for x in inputs):
-            labels = torch.stack([input_labels(x, len(vocabulary), self.device) for x in inputs])
+            labels = [input_labels(x, len(vocabulary), self.device) for x in inputs]
+            labels = ImageList.from_tensors(labels, pad_value=IGNORE_INDEX).tensor
         ids = (
             inputs[0]["category_ids"].to(self.device)[None] if "category_ids" in inputs[0] else None
         )

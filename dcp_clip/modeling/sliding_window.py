@@ -54,7 +54,7 @@ class SlidingWindow:
         node = cfg.MODEL.DCP_CLIP.SLIDING_WINDOW
         if not node.SIZE:
             return None
-        return cls(node.SIZE, node.STRIDE or node.SIZE // 2 // _CELL * _CELL)
+        return cls(node.SIZE, node.STRIDE or max(_CELL, node.SIZE // 2 // _CELL * _CELL))
 
     def is_needed(self, image: Tensor) -> bool:
         """Return whether an image (3, H, W) is larger than a window."""

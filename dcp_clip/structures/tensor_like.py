@@ -55,6 +55,7 @@ class TensorLike:
         return torch.from_numpy(self.label_map().astype(np.int64)).to(self.device)
 
     def __len__(self) -> int:
+        """Return K, the number of proposed categories."""
         return len(self.category_ids)
 
     def __repr__(self) -> str:

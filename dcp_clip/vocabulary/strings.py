@@ -140,7 +140,8 @@ def _split_at_periods(line: str) -> list[str]:
     if re.search(r"\s\.(\s|$)", line.strip()):
         return names
     if len(names) < 2:
-        return [line]
+        # GroundingDINO's "cat." has one name; "no." may be an abbreviation.
+        return names if ended and names and len(names[0]) > 2 else [line]
     abbreviated = any(len(name) < 3 for name in names)
     if not abbreviated and (len(names) > 2 or ended):
         return names

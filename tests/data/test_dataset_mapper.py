@@ -88,6 +88,15 @@ def test_training_record(cfg, dataset_dict):
     assert dataset_dict == before
 
 
+def test_labels_in_evaluation_have_the_size_of_the_file(cfg, dataset_dict):
+    """The oracle proposes what they contain, also the smallest object."""
+    cfg.INPUT.MIN_SIZE_TEST = 8
+    options = {"num_labels": 2, "ignored_labels": [255]}
+    mapper = SemSegDatasetMapper(False, augmentations=[ResizeForTest(cfg)], **options)
+    record = mapper(dataset_dict)
+    assert record["image"].shape[1] == 8 and record["sem_seg"].shape == (30, 40)
+
+
 def test_labels_stay_with_their_pixels(cfg, dataset_dict):
     cfg.INPUT.COLOR_AUG_SSD = False
     mapper = make_training_mapper(cfg)

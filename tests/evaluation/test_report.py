@@ -64,19 +64,19 @@ def test_conventions_are_listed_if_classes_are_missing():
     assert table["IoU sum over the 5 classes of the whole list"][-1] == "12.00"
 
 
-def test_columns_of_things_and_stuff():
+def test_columns_of_groups():
     report = EvaluationReport(["a", "b"], {})
     report.add("a", results())
     assert "things" not in report.to_markdown()
-    told = results(mIoU_things=31.0, mIoU_stuff=math.nan)
+    told = results(mIoU_things=31.0, mIoU_stuff=math.nan, mIoU_base=40.0, mIoU_unseen=22.0)
     told["proposals"]["recall_things"] = 70.5
     report.add("b", told)
     table = rows(report.to_markdown())
-    headings = ["mIoU things", "mIoU stuff", "recall things"]
+    headings = ["mIoU things", "mIoU stuff", "recall things", "mIoU base", "mIoU unseen"]
     columns = [table["data set"].index(heading) for heading in headings]
-    assert [table["a"][i] for i in columns] == ["–", "–", "–"]
-    assert [table["b"][i] for i in columns] == ["31.00", "–", "70.50"]
-    assert "The mIoU and recall of things and of stuff are" in report.to_markdown()
+    assert [table["a"][i] for i in columns] == ["–"] * 5
+    assert [table["b"][i] for i in columns] == ["31.00", "–", "70.50", "40.00", "22.00"]
+    assert "The mIoU and recall of things, of stuff, and of base" in report.to_markdown()
 
 
 def test_missing_data_sets_are_listed():

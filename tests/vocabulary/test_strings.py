@@ -52,6 +52,8 @@ def test_synonyms_with_other_separators():
     ("text", "name"),
     [
         ("St. Bernard;", "St. Bernard"),
+        ("cat.", "cat"),
+        ("traffic light.", "traffic light"),
         ("no-entry sign", "no-entry sign"),
         ("rock 'n' roll", "rock 'n' roll"),
         ('["car/truck"]', "car/truck"),

@@ -15,6 +15,7 @@ from dcp_clip.modeling.stages.stage4_region_pooling import RegionPooling
 __all__ = ["BilinearDecoder", "PyramidDecoder"]
 
 _LEVELS = (("res4", 16), ("res3", 8), ("res2", 4))
+_NORMS = ("GN", "BN", "SyncBN", "LN", "")
 _GROUPS = 4  # of group norm
 
 
@@ -110,14 +111,20 @@ class PyramidDecoder(nn.Module):
             visual_channels, text_channels: widths of the features from stage 3.
             image_dim: channels of the image pathway.
             category_dim: channels of the category pathway.
-            norm: "GN", "BN", "SyncBN", "LN" (over channels) or "".
+            norm: one of `_NORMS`; "LN" is over the channels, and "" is none.
             pixel_text: add the product of pixel and text features at stride 4.
             region_stride, region_key_stride: see :class:`RegionPooling`; 0 for none.
 
         Raises:
-            ValueError: if "GN" cannot divide a width into its groups, or for an invalid stride.
+            ValueError: if "GN" cannot divide a width into its groups, or for an unknown norm or an
+                invalid stride.
         """
         super().__init__()
+        if norm not in _NORMS:
+            raise ValueError(
+                f"MODEL.DCP_CLIP.FINE_DECODER.NORM is '{norm}'; it must be one of "
+                f"{', '.join(map(repr, _NORMS))}."
+            )
         for key, width in (("IMAGE_DIM", image_dim), ("CATEGORY_DIM", category_dim)):
             if norm == "GN" and width % _GROUPS:
                 raise ValueError(

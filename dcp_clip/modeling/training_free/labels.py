@@ -43,7 +43,7 @@ def label_pixels(
     category_rows: Tensor,
     scale: float,
     thresholds: Thresholds,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Give every pixel the category of its most probable name.
 
     The probability of a category is that of its best name, from the softmax over all names
@@ -59,23 +59,27 @@ def label_pixels(
         thresholds: thresholds of the background.
 
     Returns:
-        (H, W) category ids of the smallest unsigned type that holds C ids.
+        (H, W) category ids of the smallest unsigned type that holds C ids. (H, W) float16, the
+        probability of the category; below the threshold, that of no category.
     """
     num_categories = len(category_rows)
 
-    def label(dropped: Tensor | None = None) -> Tensor:
+    def label(dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         labels = torch.empty(size, dtype=torch.int64)
+        confidence = torch.empty(size, dtype=torch.float16)
         for start, similarity in bands():
             probability = _category_probability(scale * similarity, category_rows)
             if dropped is not None:
                 probability = probability.masked_fill(dropped[:, None, None], 0.0)
             best, ids = probability.max(0)
-            ids = ids.masked_fill(best < thresholds.probability, 0)
-            labels[start : start + len(ids)] = ids.cpu()
-        return labels
+            nothing = best < thresholds.probability
+            rows = slice(start, start + len(ids))
+            labels[rows] = ids.masked_fill(nothing, 0).cpu()
+            confidence[rows] = torch.where(nothing, 1 - best, best).cpu()
+        return labels, confidence
 
     if not thresholds.area:
-        labels = label()
+        labels, confidence = label()
     else:
         # The areas are those of the best categories before the threshold of the probability.
         area = torch.zeros(num_categories, dtype=torch.int64)
@@ -84,8 +88,9 @@ def label_pixels(
             area += best.flatten().bincount(minlength=num_categories).cpu()
         dropped = area <= thresholds.area * area[1:].sum()
         dropped[0] = False
-        labels = label(dropped.to(category_rows.device))
-    return labels.numpy().astype(np.min_scalar_type(num_categories - 1))
+        labels, confidence = label(dropped.to(category_rows.device))
+    kind = np.min_scalar_type(num_categories - 1)
+    return labels.numpy().astype(kind), confidence.numpy()
 
 
 def _category_probability(logits: Tensor, category_rows: Tensor) -> Tensor:

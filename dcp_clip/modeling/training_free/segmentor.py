@@ -147,7 +147,7 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
         if self.pamr_steps:
             maps, image = (F.interpolate(x[None], size, mode="bilinear")[0] for x in (maps, image))
             maps = pixel_adaptive_refinement(maps, image, self.pamr_steps)
-        labels = label_pixels(
+        labels, confidence = label_pixels(
             lambda: resized_bands(maps, size),
             size,
             text.category_rows,
@@ -156,6 +156,6 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
         )
         ids = torch.arange(len(scores), device=scores.device)
         return {
-            "sem_seg": SemSegLabels(labels, ids, len(scores)),
+            "sem_seg": SemSegLabels(labels, ids, len(scores), confidence),
             "proposals": {"ids": ids, "scores": scores},
         }

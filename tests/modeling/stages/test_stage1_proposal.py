@@ -163,6 +163,17 @@ def test_the_oracle_proposes_the_categories_of_the_labels(
         evaluate(model, [{"image": make_image(32, 32), "vocabulary": eight_categories}])
 
 
+def test_the_oracle_uses_labels_of_the_size_of_the_file(make_model, make_input, evaluate):
+    """Images of one size can come from files of different sizes."""
+    model = make_model(opts={NODE + "NAME": "OracleProposal"})
+    batch = [make_input(seed=i) for i in range(2)]
+    for x, side in zip(batch, (300, 200)):
+        x["sem_seg"] = torch.full((side, side), 1)
+        x["sem_seg"][7, 9] = 3
+    outputs = evaluate(model, batch)
+    assert [set(o["proposals"]["ids"].tolist()) for o in outputs] == [{1, 3}, {1, 3}]
+
+
 def test_labels_in_evaluation_are_used_by_the_oracle_only(make_model, make_input, evaluate):
     model = make_model()
     x = make_input()

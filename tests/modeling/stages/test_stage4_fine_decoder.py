@@ -25,6 +25,11 @@ def test_every_norm_trains_and_evaluates(make_model, make_input, train_one_step,
     evaluate(model, [make_input()])
 
 
+def test_an_unknown_norm_is_refused(make_model):
+    with pytest.raises(ValueError, match="FINE_DECODER.NORM is 'gn'; it must be one of 'GN'"):
+        make_model(opts={"MODEL.DCP_CLIP.FINE_DECODER.NORM": "gn"})
+
+
 def test_the_weights_are_shared_over_the_categories(make_cfg):
     """The correction of a category depends on its own map and text feature, not on its place."""
     torch.manual_seed(0)

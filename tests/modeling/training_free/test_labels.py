@@ -38,7 +38,10 @@ def test_thresholds(probability, area):
     expected = by_loops(maps, 40, probability, area)
     bands = [(0, maps[:, :11]), (11, maps[:, 11:])]
     thresholds = Thresholds(probability, area)
-    found = label_pixels(lambda: iter(bands), (24, 30), ROWS, 40, thresholds)
+    found, confidence = label_pixels(lambda: iter(bands), (24, 30), ROWS, 40, thresholds)
+    assert confidence.dtype == np.float16 and confidence.shape == found.shape
+    assert (confidence[found > 0] >= np.float16(probability)).all()
+    assert 0 < confidence.min() and confidence.max() <= 1
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
     plain = by_loops(maps, 40, 0, 0)
@@ -48,7 +51,7 @@ def test_thresholds(probability, area):
 def test_only_background_is_left_if_no_category_is_large_enough():
     maps = torch.zeros(7, 6, 6)
     maps[3, :3], maps[6, 3:] = 1, 1
-    found = label_pixels(lambda: [(0, maps)], (6, 6), ROWS, 40, Thresholds(area=0.5))
+    found, _ = label_pixels(lambda: [(0, maps)], (6, 6), ROWS, 40, Thresholds(area=0.5))
     assert not found.any()
 
 

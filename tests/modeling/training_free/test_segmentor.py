@@ -202,6 +202,8 @@ def test_in_python(make_image, monkeypatch):
     image = make_image(90, 120).permute(1, 2, 0).numpy()
     found = predictor(image)
     assert sum(found.shares.values()) == pytest.approx(1)
+    assert found.confidence.shape == (90, 120) and found.to_coco("a.jpg")
+    assert predictor(image, unknown_below=0.99).shares != found.shares
     # It gives no logits for the windows of a large image, which is resized as others are.
     monkeypatch.setattr("dcp_clip.predictor.LARGE_IMAGE_PIXELS", 1000)
     np.testing.assert_array_equal(predictor(image).label_map, found.label_map)
