@@ -38,7 +38,7 @@ A GeoTIFF gives a GeoTIFF of labels, and polygons with their area (docs/rasters.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,11 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     unknown_help = "pixels with a smaller confidence become unknown; sets TEST.UNKNOWN_BELOW"
     add("--unknown-below", type=float, metavar="P", help=unknown_help + " (0 to 1)")
-    pixels_help = "shrink images with more pixels; default: images above 16 million pixels are "
-    add("--max-pixels", type=positive, metavar="N", help=pixels_help + "segmented in windows")
+    pixels_help = (
+        "shrink images with more pixels; default: images above 16 million pixels are segmented in "
+        "windows, but frames of videos and images for --backend onnx or openvino are shrunk"
+    )
+    add("--max-pixels", type=positive, metavar="N", help=pixels_help)
     bands_help = (
         "read the input as rasters, with these bands as red, green and blue (docs/rasters.md)"
     )
@@ -140,26 +143,37 @@ def _note_new_names(vocabulary: Any) -> None:
         )
 
 
-def _still_kind(path: str, args: argparse.Namespace) -> str:
-    from dcp_clip.geo.raster import is_geotiff
-
-    return "raster" if args.bands or is_geotiff(path) else "image"
-
-
-def _kind_of_input(args: argparse.Namespace) -> str:
-    """Return "image", "video" or "raster", the kind of all files of --input.
+def _kind_of_input(args: argparse.Namespace, images: Iterable[Path], samples: list[Path]) -> str:
+    """Return "image", "video" or "raster", the kind of all files.
 
     Raises:
         ValueError: for files of several kinds, or an option that has no effect on this kind.
     """
+    from dcp_clip.geo.raster import is_geotiff
+    from dcp_clip.utils.images.listing import IMAGE_EXTENSIONS
     from dcp_clip.video.frames import is_video
 
-    kinds = {"video" if is_video(path) else _still_kind(path, args) for path in args.input}
-    kinds |= {"image"} if args.samples else set()
-    if len(kinds) > 1:
-        raise ValueError("Segment videos, rasters and images in separate runs.")
-    (kind,) = kinds
+    others = IMAGE_EXTENSIONS - {".tif", ".tiff"}  # a folder can have many, which are not opened
+    first: dict[str, Path] = {}  # by kind
+    for path in images:
+        if path in samples:
+            kind = "image"
+        elif is_video(path):
+            kind = "video"
+        elif args.bands or (path.suffix.lower() not in others and is_geotiff(path)):
+            kind = "raster"
+        else:
+            kind = "image"
+        first.setdefault(kind, path)
+    if len(first) > 1:
+        files = " and ".join(
+            f"{path} is {'an' if kind == 'image' else 'a'} {kind}"
+            for kind, path in sorted(first.items())
+        )
+        raise ValueError(f"Segment videos, rasters and images in separate runs: {files}.")
+    (kind,) = first
     for name, is_set, known in (
+        ("--bands", args.bands is not None, {"raster"}),
         ("--range", args.range is not None, {"raster"}),
         ("--every", args.every != 1, {"video"}),
         ("--smoothing", args.smoothing is not None, {"video"}),
@@ -173,7 +187,7 @@ def _kind_of_input(args: argparse.Namespace) -> str:
     return kind
 
 
-def _run_other(args: argparse.Namespace, kind: str) -> int:
+def _run_other(args: argparse.Namespace, kind: str, images: Mapping[Path, Path]) -> int:
     """Segment videos or rasters, and return the exit status of `run`."""
     if args.backend != "torch" and (kind == "raster" or args.smoothing is not None):
         raise ValueError("Rasters and --smoothing need --backend torch.")
@@ -181,7 +195,7 @@ def _run_other(args: argparse.Namespace, kind: str) -> int:
         from dcp_clip_cli.segment_video import segment_videos as segment
     else:
         from dcp_clip_cli.segment_raster import segment_rasters as segment
-    return segment(args, lambda: make_predictor(args))
+    return segment(args, images, lambda: make_predictor(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -196,24 +210,24 @@ def run(args: argparse.Namespace) -> int:
     from dcp_clip.folder_run.output_folder import COCO_FILE, RunFolder
     from dcp_clip.folder_run.pipeline import run_settings, segment_files
     from dcp_clip.folder_run.plan import find_images, plan_jobs
-    from dcp_clip.folder_run.result_files import result_files
+    from dcp_clip.folder_run.result_files import SUFFIXES, result_files
     from dcp_clip.utils.images.samples import find_photographs
 
     output, formats = Path(args.output), args.formats
-    kind = _kind_of_input(args)
-    if kind != "image":
-        return _run_other(args, kind)
     samples = find_photographs() if args.samples else []
     if args.samples and not samples:
         raise FileNotFoundError(
             "there is no sample photograph: install it with pip install scikit-learn"
         )
     images = find_images([*args.input, *map(str, samples)], output)
+    kind = _kind_of_input(args, images, samples)
+    if kind != "image":
+        return _run_other(args, kind, images)
     # Lock the folder first: an error about it should not come after a long download of weights.
     with RunFolder(output) as folder:
         predictor = make_predictor(args)
         folder.open(run_settings(predictor, images, __version__, formats), args.overwrite)
-        jobs = plan_jobs(images, output, folder.finished, formats)
+        jobs = plan_jobs(images, output, folder.finished, [SUFFIXES[name] for name in formats])
         files = [p for job in jobs for p in result_files(output, job.stem, formats).values()]
         folder.begin(files + [output / COCO_FILE] * ("coco" in formats))
         skipped = len(images) - len(jobs)

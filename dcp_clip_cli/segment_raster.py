@@ -5,22 +5,26 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dcp_clip import __version__
 from dcp_clip.folder_run.interruption import Interruption
 from dcp_clip.folder_run.output_folder import RunFolder, blocks_folder, writing
 from dcp_clip.folder_run.pipeline import run_settings
-from dcp_clip.folder_run.plan import find_images, plan_jobs
+from dcp_clip.folder_run.plan import plan_jobs
 from dcp_clip.geo.raster import Raster, check_range
 from dcp_clip.geo.run import RASTER_FORMATS, RasterRun, publish, raster_suffixes
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.images.files import ImageReadError
 
 
-def segment_rasters(args: argparse.Namespace, make_predictor: Callable[[], Predictor]) -> int:
-    """Segment the rasters of `--input`, and return the exit status of `segment.run`.
+def segment_rasters(
+    args: argparse.Namespace,
+    images: Mapping[Path, Path],
+    make_predictor: Callable[[], Predictor],
+) -> int:
+    """Segment the rasters that `find_images` found, and return the exit status of `segment.run`.
 
     Raises:
         ValueError: for a format that rasters do not have, or an invalid range.
@@ -33,15 +37,14 @@ def segment_rasters(args: argparse.Namespace, make_predictor: Callable[[], Predi
         raise ValueError(f"A raster has no format {others[0]}; choose from {known}.")
     if args.range is not None:
         check_range(*args.range)  # before --overwrite removes results
-    images = find_images(args.input, output)
     start, failed, done = time.perf_counter(), 0, 0
     with RunFolder(output) as folder, Interruption() as interruption:
         predictor = make_predictor()
         settings = run_settings(predictor, images, __version__, formats)
         settings |= {"bands": args.bands, "range": args.range}
         folder.open(settings, args.overwrite)
-        jobs = plan_jobs(images, output, folder.finished, formats)
         suffixes = [raster_suffixes()[name] for name in formats]
+        jobs = plan_jobs(images, output, folder.finished, suffixes)
         folder.begin(output / f"{job.stem}{suffix}" for job in jobs for suffix in suffixes)
         if len(jobs) < len(images):
             count = f"{len(images) - len(jobs)} of {len(images)}"

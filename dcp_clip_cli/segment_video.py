@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import itertools
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from dcp_clip.folder_run.output_folder import (
     writing,
 )
 from dcp_clip.folder_run.pipeline import ReadImage, Summary, run_settings, segment_files
-from dcp_clip.folder_run.plan import Job, find_images
+from dcp_clip.folder_run.plan import Job
 from dcp_clip.folder_run.records import record_key
 from dcp_clip.folder_run.result_files import result_files
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
@@ -33,8 +34,12 @@ from dcp_clip.video.overlay import changed_fraction, write_overlay_video
 from dcp_clip.video.smoothing import SmoothedModel, check_smoothing
 
 
-def segment_videos(args: argparse.Namespace, make_predictor: Callable[[], Predictor]) -> int:
-    """Segment the videos of `--input`, and return the exit status of `segment.run`.
+def segment_videos(
+    args: argparse.Namespace,
+    videos: Mapping[Path, Path],
+    make_predictor: Callable[[], Predictor],
+) -> int:
+    """Segment the videos that `find_images` found, and return the exit status of `segment.run`.
 
     Raises:
         RunFolderError: if the output folder cannot be used.
@@ -46,10 +51,15 @@ def segment_videos(args: argparse.Namespace, make_predictor: Callable[[], Predic
         check_smoothing(args.smoothing)  # before --overwrite removes results
     # The overlays of the frames become one video, which is made of the label maps.
     formats = [name for name in args.formats if name not in ("overlay", "labels")] + ["labels"]
-    videos = find_images(args.input, output)
     stems = [stem.as_posix() for stem in videos.values()]
     if len(set(stems)) < len(stems):
         raise ValueError("Two videos of --input have the same name; segment them in two runs.")
+    overlays = {path: output / f"{stem}_overlay.mp4" for path, stem in videos.items()}
+    overlays = overlays if "overlay" in args.formats else {}
+    inputs = {path.resolve() for path in videos}
+    for path in overlays.values():
+        if path.resolve() in inputs:
+            raise ValueError(f"{path} is an input and would be replaced: choose another --output.")
     with RunFolder(output) as folder, contextlib.ExitStack() as stack:
         readers = {path: stack.enter_context(VideoReader(path)) for path in videos}
         predictor = make_predictor()
@@ -58,8 +68,6 @@ def segment_videos(args: argparse.Namespace, make_predictor: Callable[[], Predic
         # Frames are resized as a whole.
         predictor.max_input_pixels = args.max_pixels or LARGE_IMAGE_PIXELS
         folder.open(settings, args.overwrite)
-        overlays = {path: output / f"{stem}_overlay.mp4" for path, stem in videos.items()}
-        overlays = overlays if "overlay" in args.formats else {}
         jobs = {
             path: [
                 Job(path, stem / f"{frame:06d}", frame)
@@ -116,8 +124,11 @@ def _segment(
     def read(job: Job) -> ReadImage:
         return _read(reader, job, predictor.max_input_pixels)
 
+    summary, memory = Summary(), 0
+    stretches: Iterable[tuple[list[Job], list[Job]]] = [([], todo)]
     if args.smoothing is not None:
         model = SmoothedModel(predictor.model, args.smoothing)
+        stretches, memory = _stretches(frames, todo), model.memory
         predictor = Predictor(
             predictor.cfg,
             predictor.vocabulary,
@@ -125,11 +136,29 @@ def _segment(
             max_input_pixels=predictor.max_input_pixels,
             unknown_below=predictor.unknown_below,
         )
-        first = frames.index(todo[0])
-        for job in frames[max(0, first - model.memory) : first]:
-            predictor(*read(job)[:2])
     lines = folder.results, folder.failures
-    return segment_files(predictor, todo, folder.folder, *lines, formats, read)
+    for before, stretch in stretches:
+        if len(before) > memory:  # the average would lack frames
+            model.forget()
+        for job in before[max(0, len(before) - memory) :]:
+            predictor(*read(job)[:2])
+        part = segment_files(predictor, stretch, folder.folder, *lines, formats, read)
+        summary.done += part.done
+        summary.failed += part.failed
+        summary.signal = part.signal
+        if part.interrupted:
+            break
+    return summary
+
+
+def _stretches(frames: list[Job], todo: list[Job]) -> Iterator[tuple[list[Job], list[Job]]]:
+    """Yield consecutive frames that have no results, after the frames before that have some."""
+    before: list[Job] = []
+    for is_missing, group in itertools.groupby(frames, set(todo).__contains__):
+        if is_missing:
+            yield before, list(group)
+        else:
+            before = list(group)
 
 
 def _read(reader: VideoReader, job: Job, max_pixels: int) -> ReadImage:

@@ -6,4 +6,7 @@ import sys
 from dcp_clip_cli.app import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before the page is open
+        sys.exit(130)

@@ -92,10 +92,9 @@ def get_parser() -> argparse.ArgumentParser:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments; arguments that do not fit together end the program."""
     args = get_parser().parse_args(argv)
-    for option in ("json", "plot", "profile"):
-        path = getattr(args, option)
-        if path and not Path(path).parent.is_dir():
-            sys.exit(f"--{option}: the folder {Path(path).parent} does not exist.")
+    from dcp_clip.utils.arguments import require_folders
+
+    require_folders({"--json": args.json, "--plot": args.plot, "--profile": args.profile})
     modes = [f"--{name}" for name in MODES if getattr(args, name) not in (None, False)]
     if len(modes) > 1:
         sys.exit(f"{' and '.join(modes)} measure different things: choose one.")

@@ -18,6 +18,7 @@ The weights are random, which does not change these figures.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML")
     add_import(parser)
-    add("--output", type=Path, metavar="DIR", help="default: output/dry_run/<name of the config>")
+    output_help = "default: output/dry_run/<folder of the config>/<name of the config>"
+    add("--output", type=Path, metavar="DIR", help=output_help)
     add("--num-gpus", type=int, metavar="N", help="default: SOLVER.REFERENCE_WORLD_SIZE, or 1")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     return parser
@@ -170,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if args.num_gpus is not None and args.num_gpus < 1:
         sys.exit("--num-gpus must be positive.")
-    args.output = args.output or Path("output/dry_run", Path(args.config_file).stem)
+    config = Path(os.path.abspath(args.config_file))
+    args.output = args.output or Path("output/dry_run", config.parent.name, config.stem)
 
     from dcp_clip.data.pairing import DatasetError
     from dcp_clip.modeling.clip.loading import CLIPWeightsError

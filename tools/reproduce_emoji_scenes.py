@@ -37,7 +37,7 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
-from dcp_clip_cli.arguments import add_import
+from dcp_clip_cli.arguments import add_import, positive
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = "configs/emoji_scenes/ablation.yaml"
@@ -253,6 +253,11 @@ def reproduce(args: argparse.Namespace) -> None:
     print(f"\n{tables}")
 
 
+def seed_list(text: str) -> list[int]:
+    """Parse "1,2,3"."""
+    return [int(seed) for seed in text.split(",")]
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -260,17 +265,14 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output", type=Path, default=ROOT / "output" / "emoji_scenes", metavar="FOLDER")
     add("--variants", metavar="A,B", help="names of rows (default: all that do not take hours)")
-    add(
-        "--seeds",
-        type=lambda text: [int(seed) for seed in text.split(",")],
-        metavar="1,2",
-        help="seeds of the trainings (default: 1,2,3)",
-    )
-    add("--iterations", type=int, metavar="N", help="of each training (default: the config's)")
+    seeds_help = "seeds of the trainings (default: 1,2,3)"
+    add("--seeds", type=seed_list, metavar="1,2", help=seeds_help)
+    add("--iterations", type=positive, metavar="N", help="of each training (default: the config's)")
     add("--clip", type=Path, metavar="FILE", help="weights of CLIP (default: the shipped ones)")
     add("--split", choices=("val", "test"), default="test", help="scenes for the evaluation")
     add("--base-split", type=int, choices=(0, 1), default=0, help="which names are base")
-    add("--jobs", type=int, default=1, metavar="N", help="processes; one thread each if above 1")
+    jobs_help = "processes; one thread each if above 1"
+    add("--jobs", type=positive, default=1, metavar="N", help=jobs_help)
     add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of all rows")
     return parser

@@ -27,14 +27,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import add_import
+from dcp_clip_cli.arguments import add_import, positive
 
 SIZES = [20, 50, 174, 611, 2000, 6000, 20000]
 
 
 def size_list(text: str) -> list[int]:
     """Convert "174,611,2000" to numbers."""
-    return [int(part) for part in text.split(",")]
+    return [positive(part) for part in text.split(",")]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DATASET",
         help="its names are the first distractors; '' for none (default: %(default)s)",
     )
-    add("--images", type=int, default=200, metavar="N", help="at most (default: 200)")
+    add("--images", type=positive, default=200, metavar="N", help="at most (default: 200)")
     add("--seed", type=int, default=0, help="of the random names of an image (default: 0)")
     add("--special", action="store_true", help="also one name, and names with a background")
     add("--json", type=Path, metavar="FILE", help="also write all figures to this file")

@@ -89,12 +89,6 @@ def _expand(given: str) -> list[str]:
     fs, path = locate(given)
     if not isinstance(fs, LocalFileSystem):
         return _expand_remote(given)
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix == _SHARD or suffix in _LISTS:
-        found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]
-        if not found or not fs.exists(found[0]):
-            raise InputError(f"no images in {given}: no such file")
-        return found
     return [_absolute(str(image)) for image in list_images([path])]
 
 
@@ -102,7 +96,7 @@ def _expand_remote(given: str) -> list[str]:
     fs, path = locate(given)
     suffix = PurePosixPath(path).suffix.lower()
     try:
-        if glob.has_magic(path):
+        if glob.has_magic(path) and not fs.exists(path):
             found = fs.glob(path)
             if suffix != _SHARD and suffix not in _LISTS:
                 found = _images(found)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import dcp_clip.bulk.stages as stages
 from dcp_clip.bulk.inputs import find_inputs, index_shard
+from dcp_clip.bulk.label_form import check_label_form
 from dcp_clip.bulk.onnx_model import RunOnnxModel
 from dcp_clip.bulk.partitions import BulkFolder, BulkFolderError
 from dcp_clip.data.augmentation import ResizeForTest
@@ -115,7 +116,9 @@ def segment_many(
         BulkFolderError: if the folder has the results of another run, or cannot be written to.
             Finished partitions are kept.
         WriteError: if the list of images cannot be written.
+        ValueError: see `check_label_form`.
     """
+    check_label_form(options.labels, len(predictor.vocabulary))
     folder = BulkFolder(output)
     settings = run_settings(predictor, (), version) | {"labels": options.labels}
     folder.open(find_inputs(inputs, _index_shards), options.partition_size, settings)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcp_clip.folder_run.output_folder import is_inside
-from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, result_files
+from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES
 from dcp_clip.utils.images.listing import list_images_by_input, search_root
 from dcp_clip.utils.images.reading import ImageReadError
 
@@ -79,7 +79,7 @@ def plan_jobs(
     images: Mapping[Path, Path],
     output: Path,
     finished: Mapping[str, Path] | None = None,
-    formats: Sequence[str] = DEFAULT_FORMATS,
+    suffixes: Sequence[str] = tuple(SUFFIXES[name] for name in DEFAULT_FORMATS),
 ) -> list[Job]:
     """Choose a different result path for each image that is not finished.
 
@@ -90,7 +90,7 @@ def plan_jobs(
         images: see `find_images`.
         output: folder for the results.
         finished: maps the absolute path of each finished image to its result path.
-        formats: the files that the run writes.
+        suffixes: what the run appends to a result path, for each file that it writes.
 
     Raises:
         ImageReadError: if a link in `output` leads out of it, so results would be outside.
@@ -99,14 +99,14 @@ def plan_jobs(
     # Some file systems ignore case.
     used = {str(path.resolve()).casefold() for path in images}
     for stem in finished.values():
-        used |= _comparable_files(output, stem, formats)
+        used |= _comparable_files(output, stem, suffixes)
     jobs = []
     for image, wanted in images.items():
         if os.path.abspath(image) in finished:
             continue
         for i in itertools.count(1):
             stem = wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}")
-            files = _comparable_files(output, stem, formats)
+            files = _comparable_files(output, stem, suffixes)
             if not files & used:
                 break
         used |= files
@@ -120,6 +120,5 @@ def plan_jobs(
     return jobs
 
 
-def _comparable_files(output: Path, stem: Path, formats: Sequence[str]) -> set[str]:
-    files = result_files(output.resolve(), stem, formats).values()
-    return {str(path).casefold() for path in files}
+def _comparable_files(output: Path, stem: Path, suffixes: Sequence[str]) -> set[str]:
+    return {f"{output.resolve() / stem}{suffix}".casefold() for suffix in suffixes}

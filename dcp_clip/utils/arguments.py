@@ -1,5 +1,6 @@
 """Helpers for the arguments and errors of programs."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def format_error(error: BaseException) -> str:
 
 
 def require_folders(files: dict[str, str | Path | None]) -> None:
-    """Exit with an error message if the folder of an output file does not exist.
+    """Exit with an error message if an output file cannot be written.
 
     A program calls this before a long computation, so that its results are not lost.
 
@@ -20,8 +21,15 @@ def require_folders(files: dict[str, str | Path | None]) -> None:
         files: the file of each option, or None.
     """
     for option, path in files.items():
-        if path and not Path(path).parent.is_dir():
-            sys.exit(f"{option}: the folder {Path(path).parent} does not exist.")
+        if not path:
+            continue
+        folder = Path(path).parent
+        if not folder.is_dir():
+            sys.exit(f"{option}: the folder {folder} does not exist.")
+        if Path(path).is_dir():
+            sys.exit(f"{option}: {path} is a folder; give the path of a file.")
+        if not os.access(folder, os.W_OK):
+            sys.exit(f"{option}: the folder {folder} cannot be written to; choose another one.")
 
 
 def escape_unprintable_output() -> None:

@@ -14,6 +14,7 @@ UNKNOWN_NAME = "unknown"
 UNKNOWN_COLOR = (120, 120, 120)
 # A palette PNG has 256 values. The last one, 255, is the ignore label of most data sets.
 MAX_PALETTE_CATEGORIES = 255
+MAX_PNG_CATEGORIES = 65536  # with 16 bits
 
 
 def category_shares(label_map: np.ndarray, num_categories: int) -> np.ndarray:
@@ -53,10 +54,10 @@ def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: V
         ValueError: if the vocabulary has more than 65,536 categories.
         OSError: if the file cannot be written.
     """
-    if len(vocabulary) > 65536:
+    if len(vocabulary) > MAX_PNG_CATEGORIES:
         raise ValueError(
-            f"{path}: a PNG can store ids of at most 65536 categories, but the vocabulary has "
-            f"{len(vocabulary)}. Save the label map as an array (numpy.save)."
+            f"{path}: a PNG can store ids of at most {MAX_PNG_CATEGORIES} categories, but the "
+            f"vocabulary has {len(vocabulary)}. Save the label map as an array (numpy.save)."
         )
     if len(vocabulary) > MAX_PALETTE_CATEGORIES:
         write_png(path, label_map.astype(np.uint16, copy=False))

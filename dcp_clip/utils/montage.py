@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from dcp_clip.utils.fonts import font_for
 from dcp_clip.utils.images.files import open_image
-from dcp_clip.utils.images.reading import ImageReadError, read_image
+from dcp_clip.utils.images.reading import ImageReadError, read_image, reduced_size
 from dcp_clip.utils.visualization import drawing_size
 
 GAP = 10  # pixels around a pair of pictures
@@ -51,12 +51,10 @@ def read_results(folder: Path) -> list[Result]:
     path = folder / "results.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        root = Path()
-        if not all(Path(line["file"]).is_absolute() for line in lines):
-            # The paths are relative to the working folder of the run.
-            settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            root = Path(settings["working folder"])
-        return [_read_result(folder, root, line) for line in lines]
+        settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return [_read_result(folder, settings, line) for line in lines]
+    except MontageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, ImageReadError) else f"{path} cannot be used: {error}"
         raise MontageError(f"{reason}; run demo/demo.py --output {folder} again.") from error
@@ -134,12 +132,20 @@ def place_names(
     return places
 
 
-def _read_result(folder: Path, root: Path, line: dict) -> Result:
-    size = drawing_size(line["width"], line["height"])
+def _read_result(folder: Path, settings: dict, line: dict) -> Result:
+    if not {"overlay", "labels"} <= line.keys():
+        raise MontageError(
+            f"{line['file']} has no overlay or no label map in {folder}; segment the image again "
+            "with --format overlay labels --overwrite."
+        )
+    # Relative paths are relative to the working folder of the run.
+    path = Path(settings["working folder"] or "", line["file"])
+    max_pixels = settings["max_input_pixels"]  # the overlay shows the reduced image
+    size = drawing_size(*reduced_size((line["width"], line["height"]), max_pixels))
     overlay = read_image(folder / line["overlay"])
     with open_image(folder / line["labels"], ["PNG"]) as file:
         labels = np.array(file)
-    image = Image.fromarray(read_image(root / line["file"])).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(read_image(path, max_pixels)).resize(size, Image.Resampling.BICUBIC)
     found = [(c["id"], c["name"], c["share"]) for c in line["categories"]]
     return Result(np.array(image), overlay[: size[1], : size[0]], labels, found)
 

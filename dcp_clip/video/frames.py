@@ -12,13 +12,10 @@ import numpy as np
 from dcp_clip.folder_run.line_file import file_state
 from dcp_clip.folder_run.pipeline import Job, ReadImage
 from dcp_clip.utils.images.files import ImageReadError
+from dcp_clip.utils.images.listing import VIDEO_EXTENSIONS
 
 __all__ = ["VideoReader", "import_av", "is_video"]
 
-_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm "
-    ".wmv".split()
-)
 # The formats of FFmpeg that hold their frames themselves; playlists can name other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg"
 
@@ -37,8 +34,8 @@ def import_av() -> Any:
 
 
 def is_video(path: str | Path) -> bool:
-    """Return whether a file has the suffix of a video."""
-    return Path(path).suffix.lower() in _SUFFIXES
+    """Return whether a path has the suffix of a video and is no folder."""
+    return Path(path).suffix.lower() in VIDEO_EXTENSIONS and not Path(path).is_dir()
 
 
 class VideoReader:

@@ -45,8 +45,7 @@ class SmoothedModel(nn.Module):
         super().__init__()
         check_smoothing(weight)
         self.model, self.weight = model, weight
-        self._average: SemSegProposals | None = None
-        self._scores: dict[int, float] = {}
+        self.forget()
 
     @property
     def temperature(self) -> float:
@@ -61,7 +60,12 @@ class SmoothedModel(nn.Module):
     def set_vocabulary(self, vocabulary) -> None:
         """Set the vocabulary of the model, and forget the frames."""
         self.model.set_vocabulary(vocabulary)
-        self._average, self._scores = None, {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the frames, so that the next one starts a new average."""
+        self._average: SemSegProposals | None = None
+        self._scores: dict[int, float] = {}
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """Segment one frame; see `OpenVocabularySegmentor.forward`.

@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import pytest
 
 pa = pytest.importorskip("pyarrow")
@@ -41,6 +42,22 @@ def test_lists(photographs, tmp_path, column, suffix, monkeypatch):
     shard = str(photographs / "shard.tar")
     whole = [str(photographs / name) for name in ("missing.png", "photos/2.png")]
     assert files(table) == [*whole, *[shard] * 3, "http://127.0.0.1/a.jpg"]
+
+
+def test_names_with_brackets(tmp_path):
+    folder = tmp_path / "lists [2024]"
+    folder.mkdir()
+    for name in ("a [1]", "a 1"):
+        (folder / f"{name}.jsonl").write_text(f'{{"file": "/photos/{name}.jpg"}}\n')
+    assert files(find_inputs([f"{folder}/a [1].jsonl"])) == ["/photos/a [1].jpg"]
+    everything = ["/photos/a 1.jpg", "/photos/a [1].jpg"]
+    assert files(find_inputs([f"{folder}/*.jsonl"])) == everything
+    remote, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}"
+    for name in ("x [1].jpg", "x 1.jpg", "photos [1]/y.jpg"):
+        remote.pipe(f"/{tmp_path.name}/{name}", b"")
+    for given, name in (("x [1].jpg", "x [1].jpg"), ("photos [1]", "photos [1]/y.jpg")):
+        (found,) = files(find_inputs([f"{url}/{given}"]))
+        assert found.endswith(f"{tmp_path.name}/{name}")
 
 
 def test_members_of_shards_are_read_by_their_position(photographs):

@@ -207,6 +207,20 @@ def test_errors(run):
         assert message in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--jobs", "0"], "--jobs: invalid positive value: '0'"),
+        (["--iterations", "-1"], "--iterations: invalid positive value: '-1'"),
+        (["--seeds", "1,a"], "--seeds: invalid seed_list value: '1,a'"),
+    ],
+)
+def test_wrong_arguments(load_program, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        load_program("tools/reproduce_emoji_scenes.py").main(arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_rows_of_the_project(load_program):
     program = load_program("tools/reproduce_emoji_scenes.py")
     rows, seeds = program.load_rows(ROOT / program.PLAN)

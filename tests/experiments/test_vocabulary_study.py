@@ -221,3 +221,10 @@ def test_program(dataset, make_cfg, tmp_path, capsys, words, monkeypatch, load_p
     monkeypatch.setattr(study, "shipped_weights", lambda *_: tmp_path / "model.pth")
     assert program.main(arguments) == 0
     assert content["environment"]["weights fingerprint"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--images", "0"], ["--sizes", "9,0"]])
+def test_wrong_arguments(load_program, capsys, arguments):
+    with pytest.raises(SystemExit):
+        load_program("tools/vocabulary_study.py").main(arguments)
+    assert f"{arguments[0]}: invalid " in capsys.readouterr().err

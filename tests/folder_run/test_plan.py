@@ -38,6 +38,14 @@ def test_results_overwrite_neither_each_other_nor_the_input():
     assert stems(["c/y.jpg", "c/y_overlay.jpg"], output="c") == ["y-2", "y_overlay"]
 
 
+def test_the_suffixes_of_the_run_decide_what_is_overwritten():
+    images = {Path(name): Path(name).with_suffix("") for name in ("y.tif", "y_labels.tif")}
+    jobs = plan_jobs(images, Path(), suffixes=["_labels.tif", "_overlay.jpg"])
+    assert [job.stem.name for job in jobs] == ["y-2", "y_labels"]
+    jobs = plan_jobs(images, Path(), suffixes=["_overlay.jpg"])
+    assert [job.stem.name for job in jobs] == ["y", "y_labels"]
+
+
 @pytest.mark.parametrize("output", ["in", "."])
 def test_input_in_the_output_folder(output):
     save("in/x.jpg")

@@ -135,5 +135,7 @@ def test_a_label_map_of_the_demos_results(tmp_path, content):
     line = {"file": str(tmp_path / "overlay.png"), "width": 4, "height": 4}
     line |= {"overlay": "overlay.png", "labels": "labels.png"}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    settings = {"working folder": None, "max_input_pixels": None}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
     with pytest.raises(MontageError, match=r"labels\.png"):
         read_results(tmp_path)

@@ -153,6 +153,7 @@ def test_baselines_are_measured_and_profiled(run, config):
         (["--opts", "MODEL.CLIP.NAME", "ViT-Z"], "'ViT-Z'"),
         (["--json", "no/such/folder/out.json"], "no/such/folder"),
         (["--plot", "no/such/plot.png"], "no/such"),
+        (["--profile", "docs"], "--profile: docs is a folder"),
         (["--train", "--plot", "plot.png"], "--plot"),
         (["--text", "--profile"], "--profile"),
         (["--demo", "no/such/photos"], "no/such/photos"),

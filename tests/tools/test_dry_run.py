@@ -71,6 +71,18 @@ def run(load_program, make_cfg, dataset, tmp_path, capsys, monkeypatch):
     return run
 
 
+def test_configs_of_one_name_have_different_folders(load_program, monkeypatch, tmp_path):
+    program = load_program("tools/dry_run.py")
+    monkeypatch.setattr(program, "load_config", lambda args: None)
+    monkeypatch.setattr(program, "report", lambda cfg, args: args.config_file)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    folders = {"camvid": "camvid/tiny.yaml", "work": "tiny.yaml", tmp_path.name: "../tiny.yaml"}
+    for folder, config in folders.items():
+        program.main(["--config-file", config])
+        assert Path("output/dry_run", folder, "tiny/report.md").read_text() == f"{config}\n"
+
+
 def test_report(run):
     text, output = run(trace=True, **{"MODEL.CLIP.TRAIN_IMAGE": "late"})
     assert "4 GPUs x 2 = 8 images per iteration, 100 iterations, 800 images: 400.0 epochs" in text

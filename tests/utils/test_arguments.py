@@ -15,10 +15,15 @@ ROOT = Path(__file__).parents[2]
 ASCII = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
 
 
-def test_folders_of_output_files_must_exist(tmp_path):
+def test_folders_of_output_files_must_exist(tmp_path, monkeypatch):
     require_folders({"--json": None, "--plot": tmp_path / "plot.png"})
     with pytest.raises(SystemExit, match=f"--plot: the folder {tmp_path / 'absent'} does not"):
         require_folders({"--json": str(tmp_path / "a.json"), "--plot": tmp_path / "absent" / "b"})
+    with pytest.raises(SystemExit, match=f"--json: {tmp_path} is a folder; give the path of"):
+        require_folders({"--json": tmp_path})
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(SystemExit, match=f"--json: the folder {tmp_path} cannot be written to"):
+        require_folders({"--json": tmp_path / "a.json"})
 
 
 def test_messages_of_errors(tmp_path):

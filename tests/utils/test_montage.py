@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcp_clip.utils.images.reading import read_image, reduced_size
 from dcp_clip.utils.images.writing import write_jpeg
 from dcp_clip.utils.label_maps import save_label_map
 from dcp_clip.utils.montage import GAP, MontageError, draw_montage, place_names, read_results
@@ -19,13 +20,14 @@ NAMES = Vocabulary(["sky", "tree", "car"], colors=[(0, 0, 250), (0, 250, 0), (25
 def write_results(tmp_path):
     """``write_results(label maps)``: an output folder of the demo with grey images."""
 
-    def write(*label_maps, name="out", vocabulary=NAMES):
+    def write(*label_maps, name="out", vocabulary=NAMES, max_pixels=None):
         folder, lines = tmp_path / name, []
         folder.mkdir()
         for i, labels in enumerate(label_maps):
             image = np.full((*labels.shape, 3), 90, np.uint8)
             Image.fromarray(image).save(tmp_path / f"{name}{i}.png")
-            overlay = draw_overlay(image, labels, vocabulary, alpha=1.0)
+            reduced = read_image(tmp_path / f"{name}{i}.png", max_pixels)
+            overlay = draw_overlay(reduced, labels, vocabulary, alpha=1.0)
             write_jpeg(folder / f"{i}_overlay.jpg", overlay)
             save_label_map(folder / f"{i}_labels.png", labels, vocabulary)
             ids, counts = np.unique(labels, return_counts=True)
@@ -38,6 +40,8 @@ def write_results(tmp_path):
             line |= {"overlay": f"{i}_overlay.jpg", "labels": f"{i}_labels.png"}
             lines.append(json.dumps(line))
         (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        settings = {"working folder": None, "max_input_pixels": max_pixels}
+        (folder / "run.json").write_text(json.dumps(settings))
         return folder
 
     return write
@@ -70,9 +74,17 @@ def test_relative_paths_are_relative_to_the_working_folder_of_the_run(write_resu
     folder = write_results(halves())
     path = folder / "results.jsonl"
     path.write_text(path.read_text().replace(f"{tmp_path}/", ""))
-    (folder / "run.json").write_text(json.dumps({"working folder": str(tmp_path)}))
+    settings = {"working folder": str(tmp_path), "max_input_pixels": None}
+    (folder / "run.json").write_text(json.dumps(settings))
     (result,) = read_results(folder)
     assert (result.image == 90).all()
+
+
+def test_the_regions_of_a_reduced_image_have_no_legend(write_results):
+    (result,) = read_results(write_results(halves(600, 700), max_pixels=260_000))
+    width, height = reduced_size((700, 600), 260_000)
+    assert result.image.shape == result.regions.shape == (height, width, 3)
+    np.testing.assert_allclose(result.regions[-5], np.tile(NAMES.colors[1], (width, 1)), atol=4)
 
 
 def test_names_are_in_their_regions_without_overlaps(write_results):
@@ -132,4 +144,7 @@ def test_error_of_the_user_is_one_sentence(program, write_results, tmp_path):
         read_results(folder / "relative")
     (tmp_path / "out0.png").unlink()
     with pytest.raises(MontageError, match=r"out0.png.* again"):
+        read_results(folder)
+    results.write_text(results.read_text().replace('"overlay"', '"confidence"'))
+    with pytest.raises(MontageError, match="out0.png .*again with --format overlay labels"):
         read_results(folder)

@@ -64,6 +64,8 @@ def lines(folder):
 
 def test_every_frame_is_read_once_in_order(clip, tmp_path):
     assert is_video(clip) and not is_video("a.png")
+    (tmp_path / "frames.mp4").mkdir()
+    assert not is_video(tmp_path / "frames.mp4")
     with VideoReader(clip) as reader:
         assert (reader.count, reader.rate) == (COUNT, 5)
         for number in (1, 2, 5):
@@ -158,6 +160,13 @@ def test_overwriting_removes_the_files_of_the_run(run, tmp_path):
     assert (out / "clip_overlay.mp4").exists()
 
 
+def test_an_overlay_replaces_no_input(clip, tmp_path):
+    given = [str(clip), str(clip.rename(tmp_path / "clip_overlay.mp4"))]
+    clip.touch()
+    with pytest.raises(SystemExit, match="clip_overlay.mp4 is an input and would be replaced"):
+        segment.main(["--input", *given, "--output", str(tmp_path), "--overwrite"])
+
+
 def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_path):
     out = tmp_path / "out"
     assert run("--smoothing", "0.3", "--only", "labels") == (0, COUNT)
@@ -169,6 +178,19 @@ def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_pat
     assert not (out / "clip_overlay.mp4").exists()
     with pytest.raises(SystemExit, match="--smoothing is 1.5"):
         run("--smoothing", "1.5", "--overwrite")
+    assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
+
+
+@pytest.mark.parametrize(("weight", "calls"), [("0", 2), ("0.02", 5), ("0.5", 6)])
+def test_each_gap_in_the_results_is_smoothed_with_the_frames_before(run, tmp_path, weight, calls):
+    """The average needs 0, 2 or all frames before the missing frames 1 and 5."""
+    out = tmp_path / "out"
+    assert run("--smoothing", weight, "--only", "labels") == (0, COUNT)
+    before = [path.read_bytes() for path in sorted((out / "clip").iterdir())]
+    text = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(text[:1] + text[2:5] + text[6:]))
+    assert run("--smoothing", weight, "--only", "labels") == (0, calls)
+    assert sorted(line["frame"] for line in lines(out)) == [*range(COUNT)]
     assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
 
 

@@ -5,12 +5,18 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from dcp_clip.utils.images.reading import ImageReadError
 
-__all__ = ["IMAGE_EXTENSIONS", "list_images", "list_images_by_input", "search_root"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "VIDEO_EXTENSIONS",
+    "list_images",
+    "list_images_by_input",
+    "search_root",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,10 @@ IMAGE_EXTENSIONS = frozenset(
         ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif "
         ".tiff .webp"
     ).split()
+)
+VIDEO_EXTENSIONS = frozenset(
+    ".3g2 .3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm "
+    ".wmv".split()
 )
 
 
@@ -84,9 +94,11 @@ def _list_input(given: str, skipped: dict[str, str]) -> list[Path]:
     if path.is_dir():
         matches = _list_folder(path, skipped)
         if not matches:
-            raise ImageReadError(
-                f"no images in {given}: the folder contains no file with an image extension"
-            )
+            reason = "the folder contains no file with an image extension"
+            if videos := _list_folder(path, skipped, VIDEO_EXTENSIONS):
+                pattern = videos[0].with_name(f"*{videos[0].suffix}")
+                reason += f", but videos: give the files or a quoted pattern such as '{pattern}'"
+            raise ImageReadError(f"no images in {given}: {reason}")
         return matches
     if path.exists():
         return [path]
@@ -143,12 +155,14 @@ def _search_error(error: OSError) -> ImageReadError:
     return ImageReadError(f"cannot search {error.filename}: {error.strerror or error}")
 
 
-def _list_folder(folder: Path, skipped: dict[str, str]) -> list[Path]:
+def _list_folder(
+    folder: Path, skipped: dict[str, str], extensions: Set[str] = IMAGE_EXTENSIONS
+) -> list[Path]:
     return [
         Path(parent, name)
         for parent, files in _walk(folder, skipped)
         for name in files
-        if Path(name).suffix.lower() in IMAGE_EXTENSIONS
+        if Path(name).suffix.lower() in extensions
     ]
 
 

@@ -63,6 +63,13 @@ def test_error_contains_the_input_without_images(tmp_path, monkeypatch, given):
         list_images([])
 
 
+def test_a_folder_of_videos_is_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch("clips/s/a.MP4", "clips/notes.txt")
+    with pytest.raises(ImageReadError, match=r"quoted pattern such as 'clips/s/\*\.MP4'"):
+        list_images(["clips"])
+
+
 def test_heic_files_are_listed(tmp_path):
     for name in ("a.heic", "b.jpg", "c.txt"):
         (tmp_path / name).touch()
