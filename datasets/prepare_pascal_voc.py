@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b, PAS-21).
+"""Prepare PASCAL VOC 2012 without background (PAS-20) and with it (PAS-20b, VOC-21).
 
     python datasets/prepare_pascal_voc.py
 

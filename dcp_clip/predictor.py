@@ -250,7 +250,7 @@ class Predictor(HubMixin):
             inputs["confidence"] = confidence
             output = self.model([inputs])[0]
         else:
-            pixels = torch.from_numpy(image).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
             output = segment_large_image(self.model, vocabulary, pixels, confidence)
         scores = dict(zip(*(output["proposals"][key].tolist() for key in ("ids", "scores"))))
         sem_seg = (

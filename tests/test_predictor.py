@@ -247,3 +247,13 @@ def test_shipped_weights_of_a_config(monkeypatch):
         Predictor.from_config_file(config, **options)
     shipped = [model_zoo.get_weights(camvid), model_zoo.get_weights(emoji)]
     assert seen == [*shipped, "mine.pth", "mine.pth", "", "", ""]
+
+
+def test_a_mirrored_view_of_a_large_array(make_cfg, make_model, monkeypatch):
+    """For example image[..., ::-1], from BGR to RGB."""
+    opts = {"INPUT.MIN_SIZE_TEST": 32, "MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 64}
+    predictor = Predictor(make_cfg(opts=opts), "sky; tree", model=make_model(opts=opts))
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)[..., ::-1]
+    monkeypatch.setattr(module, "LARGE_IMAGE_PIXELS", 1000)
+    found = predictor(image)
+    np.testing.assert_array_equal(found.label_map, predictor(image.copy()).label_map)

@@ -70,9 +70,10 @@ def test_size(cfg) -> tuple[int, int]:
 
 def train_size(cfg) -> tuple[int, int]:
     """(H, W) of the largest training image."""
+    size = _resized(max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
     if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
-        return tuple(cfg.INPUT.CROP.SIZE)
-    return _resized(max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
+        return tuple(map(min, cfg.INPUT.CROP.SIZE, size))
+    return size
 
 
 def _resized(short: int, longest: int) -> tuple[int, int]:
@@ -122,6 +123,7 @@ def report(cfg, args: argparse.Namespace) -> str:
     from dcp_clip.benchmarking import dataset_preview
     from dcp_clip.benchmarking.benchmark_model import make_vocabulary
     from dcp_clip.benchmarking.traced_step import trace_step
+    from dcp_clip.data import resolve_dataset_name
     from dcp_clip.data.vocabularies import dataset_vocabulary
     from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 
@@ -142,7 +144,8 @@ def report(cfg, args: argparse.Namespace) -> str:
     sections = [f"# Dry run of {args.config_file}\n\n{cfg.MODEL.META_ARCHITECTURE} on {clip}."]
     trains = any(p.requires_grad for p in model.parameters())
     if trains:
-        num_images = dataset_preview.count_images(names)
+        factors = [(resolve_dataset_name(x), n) for x, n in cfg.DATASETS.TRAIN_REPEAT_FACTOR]
+        num_images = dataset_preview.count_images(names, factors)
         sections += training_report(cfg, model.train(), vocabulary, num_images, args)
     else:
         sections.append("This config has no trainable parameters: it is for evaluation.")
@@ -151,7 +154,8 @@ def report(cfg, args: argparse.Namespace) -> str:
     height, width = test_size(cfg)
     sections.append(
         f"A test image of {height} x {width}: {cost.forward_flops / 1e9:,.0f} GFLOPs, "
-        f"{cost.peak_bytes / 2**20:,.0f} MiB without the weights, in {'bf16' if half else 'fp32'}."
+        f"{cost.peak_bytes / 2**20:,.0f} MiB without the weights, in {'bf16' if half else 'fp32'}"
+        f"{', without its sliding windows' if cfg.MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE else ''}."
     )
     title, count, file = "First images", 2, "first_images.png"
     if trains:

@@ -25,11 +25,12 @@ def describe_regions(prediction: Prediction) -> list[dict[str, Any]]:
         and "unknown" (whether it stands for the unknown pixels).
     """
     confidence, labels = prediction.confidence, prediction.label_map
-    count = np.bincount(labels.ravel())
-    # One row at a time: a float64 copy of a large confidence map would take 8 bytes per pixel.
-    total = np.zeros(len(count))
+    size = int(labels.max()) + 1
+    count, total = np.zeros(size, np.int64), np.zeros(size)
+    # One row at a time: copies of large maps would take 8 bytes per pixel.
     for row, values in zip(labels, confidence, strict=True):
-        total += np.bincount(row, weights=values, minlength=len(count))
+        count += np.bincount(row, minlength=size)
+        total += np.bincount(row, weights=values, minlength=size)
     regions = []
     for category in prediction.found:
         unknown = category.score is None

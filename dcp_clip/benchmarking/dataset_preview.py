@@ -29,10 +29,20 @@ def load_records(name: str) -> tuple[list[dict], str]:
         return [], " ".join(format_error(error).split())
 
 
-def count_images(names: Sequence[str]) -> int | None:
-    """Number of images of data sets; None if it is unknown."""
+def count_images(
+    names: Sequence[str], repeat_factors: Sequence[tuple[str, float]] = ()
+) -> int | None:
+    """Number of images of an epoch of data sets; None if it is unknown.
+
+    Args:
+        names: the data sets.
+        repeat_factors: how often the images of some of them are used in an epoch.
+    """
     counts = [len(load_records(name)[0]) or expected_count(name) for name in names]
-    return None if None in counts else sum(counts)
+    factors = dict(repeat_factors)
+    if None in counts:
+        return None
+    return round(sum(n * factors.get(name, 1) for n, name in zip(counts, names, strict=True)))
 
 
 def expected_count(name: str) -> int | None:

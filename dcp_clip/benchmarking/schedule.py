@@ -26,12 +26,13 @@ def describe_schedule(cfg: CfgNode, num_gpus: int, num_images: int | None) -> st
     clipping = f"{clip.CLIP_TYPE} at {clip.CLIP_VALUE:g}" if clip.ENABLED else "none"
     half = cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DCP_CLIP.BF16
     period = cfg.TEST.EVAL_PERIOD
+    evaluations = last // period if period else 1
     return (
         f"{num_gpus} GPU{'s' * (num_gpus > 1)} x {batch // num_gpus} = {batch} images per "
         f"iteration, {last:,} iterations, {batch * last:,} images: {epochs}.\n"
         f"{cfg.SOLVER.LR_SCHEDULER_NAME}, warm-up {cfg.SOLVER.WARMUP_ITERS:,} iterations; "
         f"gradient clipping: {clipping}; mixed precision: {'yes' if half else 'no'}.\n"
-        f"{last // period if period else 1} evaluations, "
+        f"{evaluations} evaluation{'s' * (evaluations != 1)}, "
         f"{-(-last // cfg.SOLVER.CHECKPOINT_PERIOD)} checkpoints."
     )
 

@@ -106,7 +106,7 @@ def register_config_folders(cfg: CfgNode) -> None:
         for key in _REQUIRED:
             if entry.get(key) in (None, "", [], ()):
                 raise ValueError(f"{where} lacks the key '{key}'.")
-        if entry["name"] in seen:
+        if isinstance(entry["name"], str) and entry["name"] in seen:
             raise ValueError(f"{where}: the name '{entry['name']}' is given twice.")
         try:
             register_sem_seg_folder(**entry)

@@ -232,6 +232,17 @@ class Trainer(DefaultTrainer):
             logger.info("Results, also in %s:\n%s", cfg.OUTPUT_DIR, report.to_markdown())
         return results[names[0]] if len(names) == 1 else results
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """As Detectron2's, with a ValueError for a batch that cannot be divided."""
+        world, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+        if world not in (0, num_workers) and batch % world:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {batch}, which cannot be divided by "
+                f"SOLVER.REFERENCE_WORLD_SIZE, {world}: change one of them."
+            )
+        return DefaultTrainer.auto_scale_workers(cfg, num_workers)
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)

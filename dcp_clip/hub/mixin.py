@@ -43,7 +43,8 @@ class HubMixin:
         """Create a predictor from a model folder, or from a repository of the Hugging Face Hub.
 
         Nothing in the folder can run code or name a file outside of it. An existing folder needs no
-        network, unless the tokenizer of its CLIP is itself on the Hub (docs/encoders.md).
+        network, unless the tokenizer of its CLIP (docs/encoders.md) or the weights of its second
+        tower (MODEL.CLIP.PROXY) are themselves on the Hub.
 
         Args:
             source: a folder of `save_pretrained`, or a repository such as "owner/name".

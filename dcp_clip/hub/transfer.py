@@ -69,7 +69,8 @@ def fetch(
 def push(folder: str | os.PathLike, repository: str, private: bool, token: str | None) -> str:
     """Upload a model folder to a repository of the Hub, and return the address of the repository.
 
-    The repository is created if it does not exist. Its other files stay.
+    The repository is created if it does not exist. Files of an earlier model are removed, and other
+    files stay.
 
     Args:
         folder: a folder of `dcp_clip.hub.folder.write_folder`.
@@ -87,7 +88,10 @@ def push(folder: str | os.PathLike, repository: str, private: bool, token: str |
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         message = "Upload a DCP-CLIP model"
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        old = [name for name in FILES if not (Path(folder) / name).exists()]
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=old
+        )
     except (OSError, ValueError) as error:
         raise _transfer_error(f"'{repository}' cannot be uploaded", error) from error
     return str(url)

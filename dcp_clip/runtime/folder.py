@@ -20,6 +20,12 @@ class RuntimeFolderError(ValueError):
     """A folder is no exported model; the message is one sentence that names the file."""
 
 
+def damaged_file(path: Path, error: Exception) -> RuntimeFolderError:
+    """Return the error for a file that a package cannot load, with its reason."""
+    reason = " ".join(str(error).split())[:200]
+    return RuntimeFolderError(f"'{path}' is damaged: copy or export it again. ({reason})")
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """The content of config.json.

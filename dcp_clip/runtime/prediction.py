@@ -48,7 +48,7 @@ class Prediction:
 
     Attributes:
         label_map: (H, W) category ids in the smallest unsigned integer type that can store C ids.
-            Unknown pixels have the value ``vocabulary.unknown_id``.
+            Unknown pixels have the value ``unknown_id``.
         vocabulary: the C categories.
         category_ids: (K,) int64, the ids of the proposed categories.
         scores: (K,) float32, the scores of the proposed categories.
@@ -64,6 +64,11 @@ class Prediction:
     found: list[FoundCategory]
     sem_seg: Segmentation = field(repr=False)
     milliseconds: float = 0.0
+
+    @property
+    def unknown_id(self) -> int:
+        """The value of unknown pixels in the label map."""
+        return self.vocabulary.unknown_id
 
     @property
     def confidence(self) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from dcp_clip.runtime.sessions import open_program
 from dcp_clip.runtime.text import TextEncoder, TextFeatures
 from dcp_clip.utils.images.arrays import check_rgb, check_size
 from dcp_clip.utils.images.reading import read_image_and_size
-from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
 __all__ = ["OnnxPredictor"]
 
@@ -105,7 +106,7 @@ class OnnxPredictor:
             VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP. The
                 current vocabulary is then unchanged.
         """
-        vocabulary = Vocabulary.parse(vocabulary)
+        vocabulary = _parsed(vocabulary)
         self._text(vocabulary)
         self.vocabulary = vocabulary
 
@@ -153,7 +154,7 @@ class OnnxPredictor:
                 two whole numbers from 1 on; if `unknown_below` is not from 0 to 1; if the model
                 computes NaN or infinite logits.
         """
-        vocabulary = self.vocabulary if vocabulary is None else Vocabulary.parse(vocabulary)
+        vocabulary = self.vocabulary if vocabulary is None else _parsed(vocabulary)
         below = self.unknown_below if unknown_below is None else checked_threshold(unknown_below)
         if isinstance(image, EncodedImage):
             start, resized, features = time.perf_counter(), image.resized, image.features
@@ -222,3 +223,12 @@ class OnnxPredictor:
             size = file_size if size is None else size
         check_rgb(image)
         return image, image.shape[:2] if size is None else check_size(size)
+
+
+def _parsed(vocabulary: VocabularySpec) -> Vocabulary:
+    if isinstance(vocabulary, str) and re.fullmatch(r"\w+_sem_seg_\w+", vocabulary.strip()):
+        raise VocabularyError(
+            f"'{vocabulary.strip()}' is the name of a data set, which an exported model does not "
+            "know: give the names, or a file of names."
+        )
+    return Vocabulary.parse(vocabulary)

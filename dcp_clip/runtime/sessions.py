@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from dcp_clip.runtime.folder import damaged_file
+
 __all__ = ["BACKENDS", "Program", "open_program"]
 
 BACKENDS = ("onnxruntime", "openvino")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an error of a backend that loads a program into a RuntimeFolderError."""
+    try:
+        yield
+    except Exception as error:  # each backend has its own types of errors
+        raise damaged_file(path, error) from error
 
 
 class Program:
@@ -41,6 +53,7 @@ def open_program(
         providers: execution providers of ONNX Runtime, such as "CUDAExecutionProvider".
 
     Raises:
+        RuntimeFolderError: if the file is damaged.
         ValueError: for an unknown backend, or a provider that this installation does not have.
         ImportError: if the package of the backend is not installed.
     """
@@ -68,9 +81,9 @@ class _OnnxRuntime(Program):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=list(providers) or ["CPUExecutionProvider"]
-        )
+        providers = list(providers) or ["CPUExecutionProvider"]
+        with _explained(path):
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def __call__(
@@ -88,7 +101,8 @@ class _OpenVino(Program):
         core = openvino.Core()
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-        self._model = core.compile_model(core.read_model(path), "CPU", options)
+        with _explained(path):
+            self._model = core.compile_model(core.read_model(path), "CPU", options)
         self.outputs = tuple(output.any_name for output in self._model.outputs)
 
     def __call__(

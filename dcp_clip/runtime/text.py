@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcp_clip.runtime.folder import ModelFolder
+from dcp_clip.runtime.folder import ModelFolder, damaged_file
 from dcp_clip.runtime.sessions import Program
 from dcp_clip.vocabulary import Vocabulary, VocabularyError, build_prompts
 
@@ -47,7 +47,11 @@ class TextEncoder:
         except ModuleNotFoundError as error:
             raise ImportError("An exported model needs: pip install tokenizers.") from error
         self._folder, self._program = folder, program
-        self._tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
+        path = folder.path / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the package has no type of its own
+            raise damaged_file(path, error) from error
         self._kept: OrderedDict[str, TextFeatures] = OrderedDict()
         self._lock = Lock()
 

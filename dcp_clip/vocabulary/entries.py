@@ -44,7 +44,16 @@ class _Loader(yaml.BaseLoader):
     """Creates no other objects than dicts, lists and strings, whatever tags a file contains.
 
     Tags such as "!!str" have no effect. A tag with a single "!" is the mark of a negative name.
+    Aliases are refused, because a short text could stand for a very long list.
     """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise VocabularyError(
+                f"line {self.peek_event().start_mark.line + 1}: a list of names cannot contain "
+                "aliases of YAML (*name); write the names."
+            )
+        return super().compose_node(parent, index)
 
     def scan_tag(self) -> yaml.Token:
         if self.peek(1) in ("!", "<"):

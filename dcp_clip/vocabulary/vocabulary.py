@@ -209,7 +209,10 @@ class Vocabulary:
             refuse_files(spec)
             return cls(spec)
         if is_list_file(spec, set(READERS)):
-            return cls.from_file(Path(spec.strip()).expanduser())
+            try:
+                return cls.from_file(Path(spec.strip()).expanduser())
+            except RuntimeError as error:  # a user that does not exist
+                raise VocabularyError(f"The file '{spec.strip()}' does not exist.") from error
         vocabulary = cls.from_string(spec)
         refuse_existing_path(spec)
         return vocabulary

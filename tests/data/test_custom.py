@@ -120,6 +120,7 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
         ({"labels": ""}, r"SEM_SEG_FOLDERS\[0\] lacks the key 'labels'"),
         ({"labels": 3}, r"\[0\]: 'labels' of the data set 'street' must be a folder, got 3"),
         ({"name": 3}, r"\[0\]: A data set needs a name, got 3"),
+        ({"name": ["x"]}, r"\[0\]: A data set needs a name, got \['x'\]"),
         ({"names": "absent.txt"}, r"\[0\]: 'names' of the data set 'street'.*absent.txt does not"),
         ({"names": ["sky", False]}, r"Category 1 .* False"),
         ({"names": "road; !tree; car"}, r"\[0\]: .*'street' has the negative name '!tree'"),

@@ -72,7 +72,9 @@ class FakeApi:
         self.calls.append((repository, private, exist_ok))
         return f"https://hub.example/{repository}"
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
+    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
+        # Files of an earlier model, such as its calibration, would not fit to the new weights.
+        assert set(delete_patterns) == set(FILES) - set(os.listdir(folder_path))
         with open(os.path.join(folder_path, "README.md"), encoding="utf-8") as file:
             self.calls.append((repo_id, set(os.listdir(folder_path)), file.read()))
 
@@ -86,6 +88,19 @@ def test_upload(predictor, monkeypatch):
     assert token == ("token", "hf_x") and created == ("owner/name", True, True)
     assert repository == "owner/name" and files == set(FILES)
     assert 'from_pretrained("owner/name")' in card and "\n# name\n" in card
+
+
+def test_an_earlier_calibration_is_removed(predictor, monkeypatch):
+    removed = []
+
+    class Api(FakeApi):
+        def upload_folder(self, delete_patterns, **arguments):
+            removed.extend(delete_patterns)
+
+    monkeypatch.setattr(transfer, "HfApi", Api)
+    monkeypatch.setattr(predictor.model, "temperature", 1.0)
+    predictor.push_to_hub("owner/name")
+    assert "model.calibration.json" in removed and "model.safetensors" not in removed
 
 
 def test_failed_upload(predictor, monkeypatch):

@@ -102,11 +102,16 @@ def test_data_sets_with_other_categories(run, dataset, write_stripes, tmp_path):
     names, folders = [f"thing {i}" for i in range(9)], ("images", "labels")
     register_sem_seg(f"{dataset}_2", *(tmp_path / "other" / kind for kind in folders), names)
     try:
-        text, _ = run(**{"DATASETS.TRAIN": (dataset, f"{dataset}_2")})
+        data = {"DATASETS.TRAIN": (dataset, f"{dataset}_2")}
+        text, _ = run(**data)
+        factors = {"DATASETS.TRAIN_REPEAT_FACTOR": [[f"{dataset}_2", 6.0]]}
+        sampler = {"DATALOADER.SAMPLER_TRAIN": "WeightedTrainingSampler"}
+        repeated, _ = run(**data, **factors, **sampler)
     finally:
         DatasetCatalog.remove(f"{dataset}_2")
         MetadataCatalog.pop(f"{dataset}_2")
     assert "; 9 categories" in text and "160.0 epochs of 5" in text
+    assert "40.0 epochs of 20" in repeated
 
 
 def test_other_numbers_of_gpus_rescale(run):
@@ -186,6 +191,11 @@ def test_sizes_are_those_of_detectron2(load_program, make_cfg, short, longest, s
     if short:
         sides = {"INPUT.MIN_SIZE_TRAIN": (32, short), "INPUT.MAX_SIZE_TRAIN": longest}
         assert program.train_size(make_cfg(opts=sides)) == size
+        # A crop is clipped to the image.
+        crop = {"INPUT.CROP.ENABLED": True, "INPUT.CROP.TYPE": "absolute"}
+        for side, expected in ((128, (128, 128)), (2000, size)):
+            opts = sides | crop | {"INPUT.CROP.SIZE": (side, side)}
+            assert program.train_size(make_cfg(opts=opts)) == expected
 
 
 @pytest.mark.parametrize(
@@ -196,6 +206,18 @@ def test_sizes_are_those_of_detectron2(load_program, make_cfg, short, longest, s
         (["--config-file", ""], "'GeneralizedRCNN'"),
         (["--config-file", TINY, "--num-gpus", "0"], "must be positive"),
         (["--config-file", TINY, "--num-gpus", "3"], "8, which cannot be divided by 3 GPUs"),
+        (
+            [
+                "--config-file",
+                TINY,
+                "--num-gpus",
+                "2",
+                "--opts",
+                "SOLVER.REFERENCE_WORLD_SIZE",
+                "3",
+            ],
+            "cannot be divided by SOLVER.REFERENCE_WORLD_SIZE, 3",
+        ),
     ],
 )
 def test_wrong_arguments_end_with_a_sentence(load_program, arguments, message, tmp_path):

@@ -218,6 +218,21 @@ def test_missing_file_is_not_read_as_a_name(spec):
         Vocabulary.parse(spec)
 
 
+def test_a_file_of_an_unknown_user():
+    with pytest.raises(VocabularyError, match="'~nosuchuser/names.txt' does not exist"):
+        Vocabulary.parse("~nosuchuser/names.txt")
+
+
+def test_aliases_of_yaml_are_refused(tmp_path):
+    """They would turn a short text into a very long list."""
+    with pytest.raises(VocabularyError, match="line 1: a list of names cannot contain aliases"):
+        Vocabulary.from_string("[&a [x, y], *a, *a]")
+    path = tmp_path / "names.yaml"
+    path.write_text("names:\n- &a sky\n- *a\n")
+    with pytest.raises(VocabularyError, match="line 3: .*aliases"):
+        Vocabulary.from_file(path)
+
+
 def test_needs_neither_torch_nor_detectron2():
     # The subprocess replaces dcp_clip/__init__.py, which imports torch, by an empty package.
     code = (

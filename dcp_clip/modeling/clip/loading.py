@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Paths of weights that ship with the package, "dcp_clip/weights/...", are relative to this folder.
+_SETTINGS = "open_clip_config.json"  # of open_clip, on the Hugging Face Hub
 _PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _SHARED: ContextVar[dict | None] = ContextVar("shared_clip", default=None)
 
@@ -72,6 +74,9 @@ def load_clip(cfg: CfgNode) -> torch.nn.Module:
     elif (path := weights_file(pretrained)) is not None:
         model = create_clip(name, force_preprocess_cfg=pixel_stats(name, path))
         _load_file(model, name, path)
+        trained = (_settings_beside(path) or {}).get("model_cfg")
+        if isinstance(trained, dict):
+            _check_activation(name, bool(trained.get("quick_gelu")), f"in '{path}'")
     else:
         model = _load_tag(name, pretrained)
     model.eval()
@@ -105,15 +110,15 @@ def pixel_stats(name: str, path: Path | None) -> dict[str, tuple[float, ...]]:
     Raises:
         CLIPWeightsError: for a file of another format.
     """
-    config = None if path is None else path.with_name("open_clip_config.json")
-    if config is not None and config.is_file():
+    settings = None if path is None else _settings_beside(path)
+    if settings is not None:
         try:
-            stats = json.loads(config.read_text(encoding="utf-8"))["preprocess_cfg"]
+            stats = settings["preprocess_cfg"]
             return {key: tuple(float(x) for x in stats[key]) for key in ("mean", "std")}
         except (ValueError, KeyError, TypeError) as error:
             raise CLIPWeightsError(
-                f"'{config}' has no 'mean' and 'std' below 'preprocess_cfg', as open_clip writes "
-                f"it; correct or remove it. ({_in_one_line(error)})"
+                f"'{path.with_name(_SETTINGS)}' has no 'mean' and 'std' below 'preprocess_cfg', as "
+                f"open_clip writes it; correct or remove it. ({_in_one_line(error)})"
             ) from error
     tags = [
         open_clip.get_pretrained_cfg(name, tag)
@@ -131,6 +136,19 @@ def pixel_stats(name: str, path: Path | None) -> dict[str, tuple[float, ...]]:
             path,
         )
     return {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+
+
+def _settings_beside(path: Path) -> Any:
+    """The content of ``open_clip_config.json`` beside a file of weights; None without it."""
+    file = path.with_name(_SETTINGS)
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CLIPWeightsError(
+            f"'{file}' is no JSON; correct or remove it. ({_in_one_line(error)})"
+        ) from error
 
 
 def create_clip(name: str, **kwargs) -> torch.nn.Module:
@@ -172,15 +190,7 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
             f"{', '.join(known) or 'none'}; use one of them or the path of a local file."
         )
     source = open_clip.get_pretrained_cfg(name, tag)
-    trained_quick = bool(source.get("quick_gelu", False))
-    config_quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    if trained_quick != config_quick:
-        # open_clip issue 771: loading succeeds, but every feature is wrong.
-        other = f"{name}-quickgelu" if trained_quick else name.removesuffix("-quickgelu")
-        raise CLIPWeightsError(
-            f"The weights '{tag}' were trained with {'QuickGELU' if trained_quick else 'GELU'}, "
-            f"but MODEL.CLIP.NAME '{name}' builds the other activation; set it to '{other}'."
-        )
+    _check_activation(name, bool(source.get("quick_gelu", False)), f"'{tag}'")
     try:
         return create_clip(name, pretrained=tag)
     except Exception as error:  # the Hugging Face client raises many types of errors
@@ -191,6 +201,19 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
             "set MODEL.CLIP.PRETRAINED to the path of the file (or to '' if MODEL.WEIGHTS is a "
             f"trained model, which contains CLIP's weights). ({_in_one_line(error)})"
         ) from error
+
+
+def _check_activation(name: str, trained_quick: bool, which: str) -> None:
+    """Raise CLIPWeightsError if weights were trained with another activation than `name` builds.
+
+    Loading would succeed, but every feature would be wrong (open_clip issue 771).
+    """
+    if trained_quick != bool(open_clip.get_model_config(name).get("quick_gelu", False)):
+        other = f"{name}-quickgelu" if trained_quick else name.removesuffix("-quickgelu")
+        raise CLIPWeightsError(
+            f"The weights {which} were trained with {'QuickGELU' if trained_quick else 'GELU'}, "
+            f"but MODEL.CLIP.NAME '{name}' builds the other activation; set it to '{other}'."
+        )
 
 
 def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:

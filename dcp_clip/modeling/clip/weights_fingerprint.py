@@ -11,7 +11,10 @@ __all__ = ["WeightsFingerprint"]
 
 
 class WeightsFingerprint:
-    """Computes the hash of a module's weights. Several threads can use it."""
+    """Computes the hash of a module's weights. Several threads can use it.
+
+    Call `clear` after you have changed weights through ``.data``, which PyTorch does not count.
+    """
 
     def __init__(self) -> None:
         # The dictionaries of the modules that hold the tensors; None if not collected yet.
@@ -19,7 +22,7 @@ class WeightsFingerprint:
         self._known: tuple[list[tuple[int, int]], str] | None = None
 
     def clear(self) -> None:
-        """Forget the module. Call this only after you have replaced a module inside it."""
+        """Forget the module. Call this after you have replaced a module inside it."""
         self._tensors = self._known = None
 
     def __reduce__(self) -> tuple:

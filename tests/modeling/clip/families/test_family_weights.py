@@ -44,6 +44,21 @@ def test_pixels_are_those_that_the_file_beside_the_weights_says(make_cfg, family
     assert mean == pytest.approx([255 * x for x in open_clip.OPENAI_DATASET_MEAN])
 
 
+def test_the_activation_is_the_one_that_the_file_beside_the_weights_says(
+    make_cfg, family_clip, tmp_path
+):
+    path = tmp_path / "weights.pt"
+    torch.save(family_clip("sigmoid-loss").state_dict(), path)
+    cfg = make_cfg("small-sigmoid-loss", {"MODEL.CLIP.PRETRAINED": str(path)})
+    settings = {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}, "model_cfg": {}}
+    config = tmp_path / "open_clip_config.json"
+    config.write_text(json.dumps(settings))
+    load_clip(cfg)
+    config.write_text(json.dumps(settings | {"model_cfg": {"quick_gelu": True}}))
+    with pytest.raises(CLIPWeightsError, match="trained with QuickGELU, but .*other activation"):
+        load_clip(cfg)
+
+
 def test_without_that_file_pixels_are_those_of_the_known_weights(
     make_cfg, family_clip, tmp_path, monkeypatch, caplog
 ):
