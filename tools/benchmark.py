@@ -100,6 +100,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sys.exit(f"{' and '.join(modes)} measure different things: choose one.")
     if args.profile is not None and modes not in ([], ["--train"]):
         sys.exit(f"--profile shows a forward pass or a training step: leave out {modes[0]}.")
+    if args.output_size and args.backends:
+        sys.exit("--backends compares outputs of the size of the image: leave out --output-size.")
     if args.plot and modes:
         sys.exit(f"--plot draws the cost of the forward pass: leave out {modes[0]}.")
     return args

@@ -54,13 +54,7 @@ def load_config(args: argparse.Namespace):
     fixed += ["MODEL.CLIP.PROXY.PRETRAINED", "", "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR", ""]
     cfg = setup_cfg(args.config_file, args.opts + fixed, imports=args.imports)
     args.num_gpus = args.num_gpus or max(cfg.SOLVER.REFERENCE_WORLD_SIZE, 1)
-    cfg = Trainer.auto_scale_workers(cfg, args.num_gpus)
-    if cfg.SOLVER.IMS_PER_BATCH % args.num_gpus:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which cannot be divided by "
-            f"{args.num_gpus} GPUs."
-        )
-    return cfg
+    return Trainer.auto_scale_workers(cfg, args.num_gpus)
 
 
 def test_size(cfg) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     try:
         pretrain(args)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, KeyError, OSError, RuntimeError, ValueError) as error:
         from dcp_clip.utils.arguments import format_error
 
         if type(error) is RuntimeError:  # a bug; user errors are subclasses with a clear message

@@ -32,6 +32,7 @@ from dcp_clip.evaluation.unknown_detection import (
     removed_names,
     unknown_signals,
 )
+from dcp_clip.modeling.large_image import gives_logits
 from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
@@ -64,8 +65,8 @@ class CalibrationStudy:
             write: check that :meth:`write` is possible.
 
         Raises:
-            ValueError: if there are no weights, or images are segmented in windows, or the weights
-                are no file but `write` is set.
+            ValueError: if there are no weights or logits, or images are segmented in windows, or
+                the weights are no file but `write` is set.
             WeightsError: if the weights cannot be read.
         """
         self.cfg = setup_cfg(config_file, opts, imports=imports)
@@ -86,6 +87,11 @@ class CalibrationStudy:
         if not torch.cuda.is_available():
             self.cfg.MODEL.DEVICE = "cpu"
         self.model = build_model(self.cfg).eval()
+        if not gives_logits(self.model):
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE '{self.cfg.MODEL.META_ARCHITECTURE}' gives labels "
+                "without logits, so its confidence cannot be calibrated: choose another model."
+            )
         self._pixels = pixels
         load_weights(self.model, self.cfg.MODEL.WEIGHTS, calibrated=not refit)
         self.results: dict[str, Any] = {

@@ -26,14 +26,15 @@ def describe_schedule(cfg: CfgNode, num_gpus: int, num_images: int | None) -> st
     clipping = f"{clip.CLIP_TYPE} at {clip.CLIP_VALUE:g}" if clip.ENABLED else "none"
     half = cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DCP_CLIP.BF16
     period = cfg.TEST.EVAL_PERIOD
-    evaluations = last // period if period else 1
+    evaluations = -(-last // period) if period else 1
+    checkpoints = -(-last // cfg.SOLVER.CHECKPOINT_PERIOD)
     return (
         f"{num_gpus} GPU{'s' * (num_gpus > 1)} x {batch // num_gpus} = {batch} images per "
         f"iteration, {last:,} iterations, {batch * last:,} images: {epochs}.\n"
         f"{cfg.SOLVER.LR_SCHEDULER_NAME}, warm-up {cfg.SOLVER.WARMUP_ITERS:,} iterations; "
         f"gradient clipping: {clipping}; mixed precision: {'yes' if half else 'no'}.\n"
         f"{evaluations} evaluation{'s' * (evaluations != 1)}, "
-        f"{-(-last // cfg.SOLVER.CHECKPOINT_PERIOD)} checkpoints."
+        f"{checkpoints} checkpoint{'s' * (checkpoints != 1)}."
     )
 
 
@@ -43,10 +44,12 @@ def relative_rates(scheduler: LRScheduler, iterations: Sequence[int]) -> list[fl
     Detectron2's schedulers compute the rate from the iteration alone.
     """
     before, rates = scheduler.last_epoch, []
-    highest = scheduler.optimizer.param_groups[0]["initial_lr"]
+    initial = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+    highest = max(initial)
+    index = initial.index(highest)  # another group may have the rate 0
     for iteration in iterations:
         scheduler.last_epoch = iteration
-        rates.append(scheduler.get_lr()[0] / highest)
+        rates.append(scheduler.get_lr()[index] / highest)
     scheduler.last_epoch = before
     return rates
 
@@ -64,6 +67,7 @@ def draw_schedule(scheduler: LRScheduler, last: int, rates: dict[str, float], pa
     relative = relative_rates(scheduler, iterations)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    rates = {part: rate for part, rate in rates.items() if rate}  # the axis is logarithmic
     for rate in sorted(set(rates.values()), reverse=True):
         label = ", ".join(part for part in rates if rates[part] == rate)
         axes.plot(iterations, [rate * r for r in relative], label=label)

@@ -127,8 +127,8 @@ def _read_list(url: str) -> list[str]:
                 table = parquet.read(columns=known[:1])
             else:
                 table = pyarrow.json.read_json(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # each file system has its own types of errors
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read the list {url}: {reason}") from error
     known = [name for name in _LIST_COLUMNS if name in table.column_names]
     if not known:
@@ -156,7 +156,7 @@ def index_shard(url: str) -> pa.Table:
                     rows.append((url, member.name, member.offset_data, member.size))
     except FileNotFoundError as error:
         raise InputError(f"no images in {url}: no such file") from error
-    except (OSError, tarfile.TarError) as error:
+    except Exception as error:  # each file system has its own types of errors
         raise InputError(f"cannot read {url} as a tar file: {error}") from error
     columns = list(zip(*rows)) if rows else [[]] * len(SCHEMA)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA)], schema=SCHEMA)

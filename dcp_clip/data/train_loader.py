@@ -56,7 +56,8 @@ class ResumableLoader:
         self._used = 0  # images that were taken from the stream
 
     def __iter__(self) -> Iterator[list[dict]]:
-        batches = iter(self._loader)
+        with preserve_random_state():  # without groups, it draws a seed for the workers
+            batches = iter(self._loader)
         while True:
             with preserve_random_state():
                 batch = next(batches)

@@ -241,7 +241,13 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH is {batch}, which cannot be divided by "
                 f"SOLVER.REFERENCE_WORLD_SIZE, {world}: change one of them."
             )
-        return DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if cfg.SOLVER.IMS_PER_BATCH % num_workers:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which cannot be divided by "
+                f"{num_workers} GPUs."
+            )
+        return cfg
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-from dcp_clip.data.label_maps import read_labels
+from dcp_clip.evaluation.mean_iou import read_checked_labels
 
 __all__ = [
     "CalibrationEvaluator",
@@ -89,9 +89,18 @@ class CalibrationEvaluator(DatasetEvaluator):
                 vocabulary of the data set.
             pixels: number of random pixels of an image.
             temperature: temperature of the confidence.
+
+        Raises:
+            ValueError: if several categories of the data set are its background.
         """
         records = DatasetCatalog.get(dataset_name)
         meta = MetadataCatalog.get(dataset_name)
+        if meta.get("num_foreground") is not None:
+            raise ValueError(
+                f"'{dataset_name}' has several names for its background, whose confidence is not "
+                "defined: choose another data set."
+            )
+        self._dataset, self._num_categories = dataset_name, len(meta.stuff_classes)
         self._labels = {r["file_name"]: r["sem_seg_file_name"] for r in records}
         self._numbers = {r["file_name"]: i for i, r in enumerate(records)}
         self._ids = np.arange(len(meta.stuff_classes)) if ids is None else ids
@@ -106,7 +115,9 @@ class CalibrationEvaluator(DatasetEvaluator):
         for x, output in zip(inputs, outputs, strict=True):
             sem_seg, proposals = output["sem_seg"], output["proposals"]
             number = self._numbers[x["file_name"]]
-            labels = read_labels(self._labels[x["file_name"]]).astype(np.int64)
+            name, size = x["file_name"], tuple(sem_seg.shape[-2:])
+            data = self._dataset, self._num_categories, self._ignore
+            labels = read_checked_labels(self._labels[name], name, size, *data)
             rows, columns = np.nonzero(labels != self._ignore)
             rng = np.random.default_rng(number)
             chosen = rng.permutation(len(rows))[: self._pixels]

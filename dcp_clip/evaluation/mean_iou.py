@@ -22,7 +22,7 @@ from dcp_clip.evaluation.groups import category_groups
 from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.tensor_files import write_tensors
 
-__all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator"]
+__all__ = ["BackgroundMeanIoUEvaluator", "MeanIoUEvaluator", "read_checked_labels"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,23 +99,9 @@ class MeanIoUEvaluator(SemSegEvaluator):
     def _read_labels(self, file_name: str, size: tuple[int, int]) -> np.ndarray:
         """Read (H, W) int64 ids; C where ignored."""
         path = self.input_file_to_gt_file[file_name]
-        # Early builds of Detectron2 have no loader to replace.
-        labels = read_labels(path).astype(np.int64)
-        if labels.shape != size:
-            raise ValueError(
-                f"The label map {path} has shape {labels.shape}, but the prediction for "
-                f"{file_name} has {size}: one of the two files is rotated, resized or of another "
-                "image."
-            )
-        ignored = labels == self._ignore_label
-        unknown = labels[~ignored & ((labels < 0) | (labels >= self._num_classes))]
-        if unknown.size:
-            raise ValueError(
-                f"The label map {path} contains the value {unknown[0]}, but "
-                f"'{self._dataset_name}' has the categories 0 to {self._num_classes - 1} and "
-                f"ignores {self._ignore_label}: prepare the data set again."
-            )
-        return np.where(ignored, self._num_classes, labels)
+        categories = self._num_classes, self._ignore_label
+        labels = read_checked_labels(path, file_name, size, self._dataset_name, *categories)
+        return np.where(labels == self._ignore_label, self._num_classes, labels)
 
     def evaluate(self) -> OrderedDict | None:
         """Compute the scores in percent.
@@ -192,3 +178,36 @@ class BackgroundMeanIoUEvaluator(MeanIoUEvaluator):
 
     def _to_evaluated_ids(self, prediction: np.ndarray) -> np.ndarray:
         return np.minimum(prediction, self._num_classes - 1)
+
+
+def read_checked_labels(
+    path: str, file_name: str, size: tuple[int, int], dataset: str, num_categories: int, ignore: int
+) -> np.ndarray:
+    """Read the (H, W) int64 label map of an image of an evaluation.
+
+    Args:
+        path: the label map.
+        file_name: the image, for messages.
+        size: (H, W) of the prediction.
+        dataset: name of the data set, for messages.
+        num_categories: number of its categories.
+        ignore: its ignored label.
+
+    Raises:
+        ValueError: if the size differs, or a value is neither a category nor the ignored label.
+    """
+    # Early builds of Detectron2 have no loader to replace.
+    labels = read_labels(path).astype(np.int64)
+    if labels.shape != size:
+        raise ValueError(
+            f"The label map {path} has shape {labels.shape}, but the prediction for {file_name} "
+            f"has {size}: one of the two files is rotated, resized or of another image."
+        )
+    unknown = labels[(labels != ignore) & ((labels < 0) | (labels >= num_categories))]
+    if unknown.size:
+        raise ValueError(
+            f"The label map {path} contains the value {unknown[0]}, but '{dataset}' has the "
+            f"categories 0 to {num_categories - 1} and ignores {ignore}: prepare the data set "
+            "again."
+        )
+    return labels

@@ -215,8 +215,9 @@ def test_new_loader_continues_with_the_same_batches(make_config, grouping, worke
     assert_same_batches(start + batches(second, 3), expected)
 
 
-def test_loading_does_not_use_the_global_random_numbers(make_config):
-    loader = build_train_loader(make_config("a"))
+@pytest.mark.parametrize("grouping", [True, False])
+def test_loading_does_not_use_the_global_random_numbers(make_config, grouping):
+    loader = build_train_loader(make_config("a", **{"DATALOADER.ASPECT_RATIO_GROUPING": grouping}))
     torch.manual_seed(5)
     np.random.seed(5)
     batches(loader, 3)

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from scipy.special import softmax
 
+from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.engine.checkpoints.calibration import (
     calibration_file,
     read_temperature,
@@ -14,6 +16,7 @@ from dcp_clip.engine.checkpoints.calibration import (
 )
 from dcp_clip.engine.checkpoints.loading import WeightsError, load_weights
 from dcp_clip.evaluation.calibration import (
+    CalibrationEvaluator,
     PixelSamples,
     fit_temperature,
     label_confidence,
@@ -24,6 +27,7 @@ from dcp_clip.evaluation.unknown_detection import (
     removed_names,
     unknown_signals,
 )
+from dcp_clip.structures import SemSegProposals
 
 
 def test_error_of_known_answers():
@@ -91,3 +95,35 @@ def test_the_calibration_belongs_to_the_weights(make_model, tmp_path):
         file.write_text(text)
         with pytest.raises(WeightsError, match="model.calibration.json cannot be read"):
             load_weights(model, str(path))
+
+
+@pytest.fixture
+def street(tmp_path, write_stripes):
+    """Three images of 40 x 48 pixels with three categories."""
+    write_stripes(tmp_path, 3)
+    name = "test_calibration_sem_seg"
+    register_sem_seg(name, tmp_path / "images", tmp_path / "labels", ["sky", "tree", "car"])
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name)
+
+
+def _process(name, size):
+    record = DatasetCatalog.get(name)[0]
+    sem_seg = SemSegProposals(torch.randn(3, *size), torch.arange(3), 3)
+    proposals = {"ids": torch.arange(3), "scores": torch.ones(3)}
+    evaluator = CalibrationEvaluator(name)
+    evaluator.process([record], [{"sem_seg": sem_seg, "proposals": proposals}])
+    return evaluator.evaluate()
+
+
+def test_label_maps_of_another_size_are_refused(street):
+    assert _process(street, (40, 48))["calibration"]["ECE"] >= 0
+    with pytest.raises(ValueError, match="has shape .40, 48., but the prediction .* .48, 40."):
+        _process(street, (48, 40))
+
+
+def test_several_names_of_the_background_are_refused(street):
+    MetadataCatalog.get(street).num_foreground = 2
+    with pytest.raises(ValueError, match=f"'{street}' has several names for its background"):
+        CalibrationEvaluator(street)

@@ -144,7 +144,7 @@ register_sem_seg("test_gpu_sem_seg", "images", "labels", ["sky", "tree", "car"])
 
 
 def test_one_process_of_nccl(dataset):
-    """torchrun starts one process, which trains with DistributedDataParallel."""
+    """torchrun starts one process with NCCL. Detectron2 wraps the model for several only."""
     (dataset / "program.py").write_text(PROGRAM + (ROOT / "train_net.py").read_text())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

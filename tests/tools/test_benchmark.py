@@ -159,6 +159,7 @@ def test_baselines_are_measured_and_profiled(run, config):
         (["--demo", "no/such/photos"], "no/such/photos"),
         (["--bf16", "no/such/photos"], "no/such/photos"),
         (["--bf16", "--plot", "plot.png"], "leave out --bf16"),
+        (["--backends", "torch", "--output-size", "8", "8"], "leave out --output-size"),
         (["--bf16", "--train"], "--train and --bf16"),
         (["--config-file", TRAINING_FREE, "--train", "--size", "64", "64"], "no trainable"),
         (["--demo", "docs/images", "--opts", "MODEL.WEIGHTS", "no.pth"], "'no.pth'"),

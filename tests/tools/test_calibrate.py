@@ -106,5 +106,8 @@ def test_errors(program, arguments, capsys):
     windows = ["--opts", "MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE", "64"]
     with pytest.raises(SystemExit, match="whole images"):
         program.main([*arguments, "--test", NAME, *windows])
+    labels = ["--opts", "MODEL.META_ARCHITECTURE", "SimilaritySegmentor"]
+    with pytest.raises(SystemExit, match="labels without logits"):
+        program.main([*arguments, "--test", NAME, *labels])
     with pytest.raises(SystemExit, match="too few for --unknown 3"):
         program.main([*arguments, "--test", NAME, "--unknown", "3"])
