@@ -58,6 +58,7 @@ def read_features(
         The features; None if the file does not exist. None, with a warning, if the file cannot be
         read or does not contain the features of this vocabulary.
     """
+    before = _state(path)
     try:
         if path.stat().st_size > MAX_FOLDER_BYTES:
             raise ValueError("it is larger than the whole cache may be")
@@ -70,7 +71,8 @@ def read_features(
     except FileNotFoundError:
         return None
     except Exception as error:  # the content can be anything
-        if not os.path.exists(path):  # another process has just removed it
+        # Another process has just removed it, and may have written it again.
+        if _state(path) != before:
             return None
         logger.warning(
             "The names are encoded again, because the text cache %s cannot be used (%s).",
@@ -81,6 +83,15 @@ def read_features(
     with suppress(OSError):  # a folder that this process may only read
         os.utime(path)
     return TextFeatures(features.embeddings.to(device), features.category_rows.to(device))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None if there is no file, or it cannot be found."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def write_features(path: Path, features: TextFeatures) -> None:

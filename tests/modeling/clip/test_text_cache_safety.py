@@ -228,6 +228,27 @@ print(read)
 """
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_file_that_is_removed_while_it_is_read(tmp_path, caplog, monkeypatch, comes_back):
+    """Another process removes it between the first look and the reading, and may write it again."""
+    path, features = tmp_path / "a.pt", random_features(4, 64)
+    write_features(path, features)
+    read = text_cache.read_tensors
+
+    def remove_and_read(path):
+        path.unlink()
+        try:
+            return read(path)
+        finally:
+            if comes_back:
+                write_features(path, features)
+                os.utime(path, (1, 1))  # another time, also if it gets the same place on the disk
+
+    monkeypatch.setattr(text_cache, "read_tensors", remove_and_read)
+    found = text_cache.read_features(path, features.category_rows, 64, torch.device("cpu"))
+    assert found is None and not caplog.records
+
+
 def test_two_processes_share_a_folder(tmp_path):
     processes = [
         subprocess.Popen(
