@@ -72,7 +72,7 @@ def read_features(
         return None
     except Exception as error:  # the content can be anything
         # Another process has just removed it, and may have written it again.
-        if _state(path) != before:
+        if before is None or _state(path) != before:
             return None
         logger.warning(
             "The names are encoded again, because the text cache %s cannot be used (%s).",
