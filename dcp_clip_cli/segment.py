@@ -154,17 +154,18 @@ def _kind_of_input(args: argparse.Namespace, images: Iterable[Path], samples: li
     from dcp_clip.video.frames import is_video
 
     others = IMAGE_EXTENSIONS - {".tif", ".tiff"}  # a folder can have many, which are not opened
+
+    def kind_of(path: Path) -> str:
+        if path in samples:
+            return "image"
+        if is_video(path):
+            return "video"
+        may_be_raster = path.suffix.lower() not in others
+        return "raster" if args.bands or (may_be_raster and is_geotiff(path)) else "image"
+
     first: dict[str, Path] = {}  # by kind
     for path in images:
-        if path in samples:
-            kind = "image"
-        elif is_video(path):
-            kind = "video"
-        elif args.bands or (path.suffix.lower() not in others and is_geotiff(path)):
-            kind = "raster"
-        else:
-            kind = "image"
-        first.setdefault(kind, path)
+        first.setdefault(kind_of(path), path)
     if len(first) > 1:
         files = " and ".join(
             f"{path} is {'an' if kind == 'image' else 'a'} {kind}"

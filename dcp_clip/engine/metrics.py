@@ -83,10 +83,11 @@ class MetricsHook(HookBase):
     def after_step(self) -> None:
         # A line for each evaluation; otherwise a later line would contain its result.
         step, period = self.trainer.iter + 1, self._evaluation._period
-        if self._writer is not None and period and step % period == 0:
-            if step % self._writer._period and step < self.trainer.max_iter:
-                for writer in self._writer._writers:
-                    writer.write()
+        if self._writer is None or not period or step % period:
+            return
+        if step % self._writer._period and step < self.trainer.max_iter:
+            for writer in self._writer._writers:
+                writer.write()
 
     def _remove_repeated_lines(self) -> int:
         """Remove lines of iterations that come again; return the iteration of the last line."""

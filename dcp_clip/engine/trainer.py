@@ -105,13 +105,10 @@ class Trainer(DefaultTrainer):
             groups = self._trainer.optimizer.param_groups
             chosen = [{key: group[key] for key in _CHOSEN} for group in groups]
             super().resume_or_load(resume=True)
-            for group, values in zip(self._trainer.optimizer.param_groups, chosen, strict=True):
-                group.update(values)
             self.scheduler.base_lrs = [values["initial_lr"] for values in chosen]
-            for group, lr in zip(
-                self._trainer.optimizer.param_groups, self.scheduler.get_lr(), strict=True
-            ):
-                group["lr"] = lr
+            groups, rates = self._trainer.optimizer.param_groups, self.scheduler.get_lr()
+            for group, values, rate in zip(groups, chosen, rates, strict=True):
+                group.update(values, lr=rate)
             loader = self._trainer.data_loader
             if isinstance(loader, ResumableLoader) and not self._resume_hook.has_loaded:
                 # A checkpoint of an earlier version, without the state of the loader.

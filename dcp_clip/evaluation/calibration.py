@@ -114,12 +114,11 @@ class CalibrationEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for x, output in zip(inputs, outputs, strict=True):
             sem_seg, proposals = output["sem_seg"], output["proposals"]
-            number = self._numbers[x["file_name"]]
             name, size = x["file_name"], tuple(sem_seg.shape[-2:])
             data = self._dataset, self._num_categories, self._ignore
             labels = read_checked_labels(self._labels[name], name, size, *data)
             rows, columns = np.nonzero(labels != self._ignore)
-            rng = np.random.default_rng(number)
+            rng = np.random.default_rng(self._numbers[name])
             chosen = rng.permutation(len(rows))[: self._pixels]
             rows, columns = rows[chosen], columns[chosen]
             logits = sem_seg.logits[:, rows, columns].T.float().cpu().numpy()

@@ -35,10 +35,8 @@ def with_regions_in_parts(decoder: nn.Module) -> nn.Module:
     regions = getattr(decoder, "regions", None)
     if regions is None:
         return decoder
-    exportable = ExportableRegionPooling(
-        regions.image.in_channels, regions.stride, regions.key_stride
-    )
-    exportable._modules, exportable._parameters = regions._modules, regions._parameters
+    exportable = copy.copy(regions)
+    exportable.__class__ = ExportableRegionPooling
     decoder = copy.copy(decoder)
-    decoder._modules = {**decoder._modules, "regions": exportable.eval()}
+    decoder._modules = {**decoder._modules, "regions": exportable}
     return decoder

@@ -81,11 +81,12 @@ def _projected(
         edges[last], steps[last] = 0, 0
         long = np.hypot(*edges.T) * crs.linear_units_factor[1] / _LENGTH
         counts = np.ceil(np.maximum(long, abs(steps) / _STEP)).astype(int).clip(1)
-        start = np.repeat(np.arange(len(points)), counts)
-        position = np.arange(len(start)) - (np.cumsum(counts) - counts)[start]
-        points = points[start] + edges[start] * (position / counts[start])[:, None]
-        lengths = np.add.reduceat(counts, last - lengths + 1)
-        x, y = map(np.array, transform(crs, _EQUAL_AREA, *points.T))
+        if counts.max() > 1:  # most polygons have short edges only
+            start = np.repeat(np.arange(len(points)), counts)
+            position = np.arange(len(start)) - (np.cumsum(counts) - counts)[start]
+            points = points[start] + edges[start] * (position / counts[start])[:, None]
+            lengths = np.add.reduceat(counts, last - lengths + 1)
+            x, y = map(np.array, transform(crs, _EQUAL_AREA, *points.T))
     ends = np.cumsum(lengths)[:-1]
     return np.split(x, ends), np.split(y, ends)
 

@@ -210,9 +210,10 @@ class Vocabulary:
             return cls(spec)
         if is_list_file(spec, set(READERS)):
             try:
-                return cls.from_file(Path(spec.strip()).expanduser())
+                path = Path(spec.strip()).expanduser()
             except RuntimeError as error:  # a user that does not exist
                 raise VocabularyError(f"The file '{spec.strip()}' does not exist.") from error
+            return cls.from_file(path)
         vocabulary = cls.from_string(spec)
         refuse_existing_path(spec)
         return vocabulary

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import uuid
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +21,7 @@ __all__ = ["CopyError", "RemoteCopy"]
 logger = logging.getLogger(__name__)
 
 _KEY = "SOLVER.CHECKPOINT_COPY"
-_FINAL = "model_final"  # Detectron2's name of the last checkpoint
+_FINAL_FILE = "model_final.pth"  # Detectron2's name of the last checkpoint
 
 
 class CopyError(OSError):
@@ -108,7 +107,7 @@ class RemoteCopy:
         try:
             self.put(path)
         except CopyError as error:
-            if path.stem == _FINAL:
+            if path.name == _FINAL_FILE:
                 raise CopyError(f"{error} Continue with --resume, which copies it.") from error
             logger.warning("%s The training continues.", error)
 
@@ -176,44 +175,49 @@ class RemoteCopy:
         """
         remote, (local, _) = self.last(), find_checkpoint(folder)
         own = Path(local).name if local else ""
-        is_copied = own == remote
-        if remote and not (is_copied and _is_there(remote, folder)):
-            own_iteration = _iteration(folder / own) if own else -1
-            with tempfile.TemporaryDirectory(prefix=".copy", dir=_made(folder)) as temporary:
-                path = folder / remote
-                if not _is_there(remote, folder):
-                    path = Path(temporary) / remote
-                    self._fetch(remote, path)
-                iteration = _iteration(path)
-                if iteration > own_iteration:
-                    os.replace(path, folder / remote)
-                    _tag(remote, folder)
-                    return remote
-            is_copied = is_copied and iteration == own_iteration
+        # A longer training writes another final checkpoint; a number stands for one checkpoint.
+        is_copied = own == remote != _FINAL_FILE
+        if remote and not is_copied:
+            newer = self._newer(remote, folder, _iteration(folder / own) if own else -1)
+            if newer > 0:
+                return remote
+            is_copied = own == remote and newer == 0
         if own and not is_copied:
             self.put(folder / own)
         return own
+
+    def _newer(self, name: str, folder: Path, iteration: int) -> int:
+        """Return by how much a checkpoint of the copy is newer; if it is, make it the local last.
+
+        Until then, it has the name of an unfinished file, which the next start removes.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        is_there = _is_there(name, folder)
+        path = folder / (name if is_there else f".{uuid.uuid4().hex}.part")
+        try:
+            if not is_there:
+                self._fetch(name, path)
+            newer = _iteration(path) - iteration
+            if newer > 0:
+                os.replace(path, folder / name)
+                _tag(name, folder)
+            return newer
+        finally:
+            if not is_there:
+                path.unlink(missing_ok=True)
 
     def _temporary(self) -> str:
         return f"{self.url}/.{uuid.uuid4().hex}.part"
 
 
 def _is_there(name: str, folder: Path) -> bool:
-    """Whether a local file is the checkpoint of this name in the copy.
-
-    A longer training writes another ``model_final.pth``. A number stands for one checkpoint.
-    """
-    return name != f"{_FINAL}.pth" and not damage(folder / name)
+    """Whether a local file is certainly the checkpoint of this name in the copy."""
+    return name != _FINAL_FILE and not damage(folder / name)
 
 
 def _tag(name: str, folder: Path) -> None:
     with atomic_write(folder / LAST, "w") as file:
         file.write(name)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _iteration(path: Path) -> int:

@@ -21,8 +21,8 @@ from dcp_clip.utils.tensor_files import TensorFileError, explain, require_tensor
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# Paths of weights that ship with the package, "dcp_clip/weights/...", are relative to this folder.
 _SETTINGS = "open_clip_config.json"  # of open_clip, on the Hugging Face Hub
+# Paths of weights that ship with the package, "dcp_clip/weights/...", are relative to this folder.
 _PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _SHARED: ContextVar[dict | None] = ContextVar("shared_clip", default=None)
 
