@@ -72,8 +72,8 @@ def setup_cfg(
         KeyError: for keys that do not exist; the message names similar keys, and the new name of a
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
-            that must be positive is not, INPUT.FORMAT is not "RGB", an entry of
-            DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
+            that must be positive is not, INPUT.FORMAT is not "RGB", TEST.AUG.ENABLED is True, an
+            entry of DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
             MODEL.IMPORTS names a module that is not in `imports`.
     """
     cfg = get_cfg() if cfg is None else cfg
@@ -131,6 +131,11 @@ def _check_values(cfg: CfgNode) -> None:
         raise ValueError(
             f"OUTPUT_DIR is '{cfg.OUTPUT_DIR}', but must be a folder of this machine: give the URL "
             "in SOLVER.CHECKPOINT_COPY, which gets a copy of each checkpoint."
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED is True, but there is no test-time augmentation: set it to False. "
+            "MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE segments large images in windows."
         )
     if cfg.INPUT.FORMAT != "RGB":
         raise ValueError(

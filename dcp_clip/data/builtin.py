@@ -181,9 +181,9 @@ def register_benchmarks(root: str | Path | None = None) -> None:
                 label_ext=benchmark.label_ext,
                 num_foreground=benchmark.num_foreground,
                 advice=(
-                    f"Run `python datasets/{benchmark.script} --root {root}` with the official "
-                    "download (see datasets/README.md), or set DETECTRON2_DATASETS to the folder "
-                    f"that holds {benchmark.folder}/."
+                    f"Run `python datasets/{benchmark.script} --input FOLDER --root {root}` with "
+                    "the folder of the official download (see datasets/README.md), or set "
+                    f"DETECTRON2_DATASETS to the folder that holds {benchmark.folder}/."
                 ),
                 replace=True,
             )

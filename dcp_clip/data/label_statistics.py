@@ -165,7 +165,8 @@ def check_palettes(
         palettes: the palette of each file, (N, 3) uint8.
         vocabulary: the categories with their colours. If the colours of the indices of a file are
             colours of categories, each must be that of its own category.
-        read: reads the indices of a label map. Most files are not read.
+        read: reads the indices of a label map. If all palettes agree, only as many files are read
+            as are needed to find two indices.
 
     Raises:
         DatasetError: naming the file.
@@ -181,8 +182,13 @@ def check_palettes(
     longest = max(distinct, key=len)
     # Files may store only the first colours of a common palette.
     consistent = all(longest.startswith(palette) for palette in distinct)
+    if consistent:
+        if vocabulary is not None:
+            common = np.frombuffer(longest, np.uint8).reshape(-1, 3)
+            _compare_common_palette([file for file, _ in with_palette], common, vocabulary, read)
+        return
     seen: dict[int, tuple[bytes, Path]] = {}
-    for file, palette in with_palette[:1] if consistent else with_palette:
+    for file, palette in with_palette:
         used = np.unique(read(file))
         used = used[used < len(palette)].tolist()
         for index in used:
@@ -195,6 +201,22 @@ def check_palettes(
                 )
         if vocabulary is not None:
             _compare_with_vocabulary(file, palette, used, vocabulary)
+
+
+def _compare_common_palette(
+    files: Sequence[Path],
+    palette: np.ndarray,
+    vocabulary: Vocabulary,
+    read: Callable[[Path], np.ndarray],
+) -> None:
+    """Compare the palette of all files with the vocabulary, by the first two indices in use."""
+    used: set[int] = set()
+    for file in files:
+        used.update(np.unique(read(file)).tolist())
+        used = {index for index in used if index < min(len(palette), len(vocabulary))}
+        if len(used) > 1:
+            _compare_with_vocabulary(file, palette, sorted(used), vocabulary)
+            return
 
 
 def _compare_with_vocabulary(

@@ -5,6 +5,7 @@ conversion, it would train and evaluate on fewer images with only a warning. Her
 error.
 """
 
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -114,7 +115,9 @@ def _files_by_stem(folder: Path, ext: str | Sequence[str], advice: str) -> dict[
         # Hidden files are unfinished writes, or "._x.png" from archives made on macOS.
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
-        if path.stem in files:
-            raise DatasetError(f"{files[path.stem]} and {path.name} have the same stem.", advice)
-        files[path.stem] = path
+        # macOS decomposes the letters of file names that have an accent.
+        stem = unicodedata.normalize("NFC", path.stem)
+        if stem in files:
+            raise DatasetError(f"{files[stem]} and {path.name} have the same stem.", advice)
+        files[stem] = path
     return files

@@ -42,10 +42,14 @@ def parse_vocabulary(spec: Vocabulary | str | Path | Sequence) -> Vocabulary:
     Raises:
         VocabularyError: if the names cannot be read.
     """
-    if isinstance(spec, str) and re.fullmatch(r"[\w-]+", text := spec.strip()):
-        if re.search(r"_sem_seg(_|$)", text) or resolve_dataset_name(text) in DatasetCatalog:
+    if isinstance(spec, str):
+        text = spec.strip()
+        if resolve_dataset_name(text) in DatasetCatalog:
             return dataset_vocabulary(text)
-        if "_" in text:
+        word = re.fullmatch(r"[\w-]+", text)
+        if word and re.search(r"_sem_seg(_|$)", text):
+            return dataset_vocabulary(text)
+        if word and "_" in text:
             logger.warning(
                 "'%s' is not a registered data set, so it is read as the name of a category.%s",
                 text,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dcp_clip.data.pairing import DatasetError
-from dcp_clip.data.preparation.convert import run_parallel
+from dcp_clip.data.preparation.convert import run_parallel, visible_files
 from dcp_clip.emoji_scenes.art import (
     ART,
     SEEN_ART,
@@ -230,14 +230,14 @@ def _prepare_subset(settings: Settings, source: SceneSource, count: int, workers
     for directory in (image_dir, label_dir):
         directory.mkdir(parents=True, exist_ok=True)
         remove_unfinished(directory)
-        strange = sorted({path.name for path in directory.iterdir()} - files)
+        strange = sorted(visible_files(directory) - files)
         if strange:
             raise DatasetError(
                 f"{directory} has the file {strange[0]}, which is not one of the {count} scenes: "
                 "remove the folder, or prepare more scenes."
             )
     path = scene_list(folder, name)
-    complete = all(len(list(d.iterdir())) == count for d in (image_dir, label_dir))
+    complete = all(visible_files(d) == files for d in (image_dir, label_dir))
     if complete and path.exists():
         logger.info("%s: all %d scenes exist.", name, count)
         return

@@ -24,7 +24,7 @@ from dcp_clip.modeling.clip.loading import pixel_stats, weights_file
 from dcp_clip.utils.atomic_files import atomic_folder, atomic_write
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import read_categories
-from dcp_clip.vocabulary.prompts import load_templates
+from dcp_clip.vocabulary.prompts import is_template_set, load_templates
 
 __all__ = ["FILES", "check_folder", "read_config", "read_names", "write_folder"]
 
@@ -132,17 +132,13 @@ def _write_config(folder: Path, cfg: CfgNode) -> None:
     for key in _LOCAL_KEYS:
         node, _, last = key.rpartition(".")
         _find(cfg, node)[last] = _find(default, key)
-    if _is_file(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES):
+    if not is_template_set(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES):
         templates = load_templates(cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES)
         cfg.MODEL.DCP_CLIP.VOCABULARY.TEMPLATES = TEMPLATES
         with atomic_write(folder / TEMPLATES, "w") as file:
             file.write("\n".join(templates) + "\n")
     with atomic_write(folder / CONFIG, "w") as file:
         file.write(cfg.dump())
-
-
-def _is_file(templates: str) -> bool:
-    return bool(set("./\\") & set(templates))  # the names of the sets have none of these
 
 
 def _find(node: Any, key: str) -> Any:
@@ -248,7 +244,7 @@ def check_folder(folder: Path) -> dict:
         if (value := _find(content, key)) is not None and value not in (_find(default, key), []):
             wrong.append(key)
     templates = _find(content, _TEMPLATES_KEY)
-    if isinstance(templates, str) and templates != TEMPLATES and _is_file(templates):
+    if isinstance(templates, str) and templates != TEMPLATES and not is_template_set(templates):
         wrong.append(_TEMPLATES_KEY)
     if weights_file(str(_find(content, _PROXY_KEY) or "")) is not None:
         wrong.append(_PROXY_KEY)

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 
 from dcp_clip.vocabulary.category import Category, VocabularyError, shortened
 from dcp_clip.vocabulary.entries import categories_of, numbered, parse_color
@@ -11,8 +12,12 @@ from dcp_clip.vocabulary.strings import FULL_WIDTH, has_file_suffix
 
 # A line of CVAT's labelmap.txt: label:color_rgb:parts:actions.
 _CVAT_LINE = re.compile(r"([^:]+):\s*((?:\d{1,3}\s*,\s*){2}\d{1,3})?\s*:[^:]*:[^:]*")
-_NUMBERED_LINE = re.compile(r"([0-9]{1,9})(\s*[:\t,;]\s*|\s+)(\S.*)")
+_NUMBERED_LINE = re.compile(r"([0-9]{1,9})(\s*[:\t,;]\s*|[.)]\s+|\s+)(\S.*)")
 _NUMBER = re.compile(r"[-+]?[0-9]+([.,][0-9]*)?|#[0-9a-fA-F]{6}")
+# A row of a table that is a comment. A row can also begin with a colour.
+_COMMENT = re.compile(r"\s*#(?![0-9a-fA-F]{6}\s*([,;\t]|$))")
+# Comments of a label map, and its tokens: strings, braces and words.
+_TOKEN = re.compile(r"#[^\n]*|(\"[^\"\n]*\"|'[^'\n]*'|[{}]|[^\s{}:;,#\"']+)")
 # Titles of columns, without spaces and underscores.
 _NAME = "name label class category classname labelname categoryname displayname".split()
 _NAME += ["names", "labels", "classes", "categories"]
@@ -30,6 +35,9 @@ def parse_lines(text: str, file: str) -> tuple[Category, ...]:
         VocabularyError: if a line contains an empty name or a path, or if it is not clear whether
             the names of the only line are categories or synonyms.
     """
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    if "\t" in header and _has_name(_titles(header.split("\t"))):
+        return parse_table(text, file)
     lines = []  # number and content
     for number, line in enumerate(text.translate(FULL_WIDTH).splitlines(), start=1):
         if line := re.sub(r"(^|\s)#.*", "", line).strip():
@@ -83,18 +91,21 @@ def parse_table(text: str, file: str) -> tuple[Category, ...]:
     Raises:
         VocabularyError: if the table is damaged, or it is not clear which column has the names.
     """
-    lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith("#")]
+    lines = [x for x in text.splitlines() if x.strip() and not _COMMENT.match(x)]
     if not lines:
         return ()
     delimiter = max(",;\t", key=lambda c: (lines[0].count(c), text.count(c)))
     try:
-        rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, strict=True))
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as e:
         raise VocabularyError(f"{file} is not a valid table: {e}.") from e
-    rows = [[cell.strip() for cell in row] for row in rows]
-    titles = [re.sub(r"[\s_]", "", cell.casefold()) for cell in rows[0]]
-    if any(title in _NAME for title in titles):
-        return _rows_with_titles(titles, rows[1:], file)
+    rows = [[cell.strip() for cell in row] for row in rows if row and not _COMMENT.match(row[0])]
+    rows = [row for row in rows if len(row) > 1 or row[0]]
+    if not rows:
+        return ()
+    titles = _titles(rows[0])
+    if _has_name(titles):
+        return _rows_with_titles(titles, rows[1:], file, delimiter)
     for i, row in enumerate(rows, start=1):
         if cell := next((c for c in row if _NUMBER.fullmatch(c) or ";" in c), ""):
             raise VocabularyError(
@@ -105,12 +116,25 @@ def parse_table(text: str, file: str) -> tuple[Category, ...]:
     return categories_of(entries, file)
 
 
-def _rows_with_titles(titles: list[str], rows: list[list[str]], file: str) -> tuple:
+def _titles(cells: list[str]) -> list[str]:
+    return [re.sub(r"[\s_]", "", cell.casefold()) for cell in cells]
+
+
+def _has_name(titles: list[str]) -> bool:
+    return any(title in _NAME for title in titles)
+
+
+def _rows_with_titles(
+    titles: list[str], rows: list[list[str]], file: str, delimiter: str
+) -> tuple[Category, ...]:
     def column(known: list[str]) -> int | None:
         return next((titles.index(title) for title in known if title in titles), None)
 
     name, number, others, color = map(column, (_NAME, _ID, _SYNONYMS, _COLOR))
     channels = [column(known) for known in _CHANNELS]
+    # The name can be followed by synonyms, as in the tables of ADE20K. With commas between the
+    # cells, a comma within a name was written on purpose, unless the title is in the plural.
+    separators = ";" if delimiter == "," and titles[name] != "names" else ",;"
     entries = []
     for i, row in enumerate(rows, start=1):
         extra = row[len(titles) :]
@@ -121,7 +145,9 @@ def _rows_with_titles(titles: list[str], rows: list[list[str]], file: str) -> tu
             )
         row = row + [""] * (len(titles) - len(row))
         synonyms = [*re.split("[,;|]", row[others]), *extra] if others is not None else []
-        entry: dict = {"name": row[name], "synonyms": [s for s in map(str.strip, synonyms) if s]}
+        first, *more = re.split(f"[{separators}]", row[name])
+        synonyms = [s for s in map(str.strip, [*more, *synonyms]) if s]
+        entry: dict = {"name": first.strip(), "synonyms": synonyms}
         if number is not None:
             entry["id"] = row[number]
         if color is not None:
@@ -162,6 +188,8 @@ def _xml_color(value: str | None, file: str) -> list[int] | None:
     """Read a colour of HTML; its names, such as "red", are not read."""
     if not value or value.strip().isalpha():
         return None
+    if short := re.fullmatch(r"\s*#([0-9a-fA-F]{3})\s*", value):
+        value = "#" + "".join(2 * digit for digit in short[1])
     return list(parse_color(value, file) or ()) or None
 
 
@@ -171,14 +199,32 @@ def parse_label_map(text: str, file: str) -> tuple[Category, ...]:
     Raises:
         VocabularyError: if an item has no id or no name.
     """
-    text = re.sub(r"(^|\s)#.*", "", text)
     entries = []
-    for item in re.findall(r"item\s*:?\s*\{([^{}]*)\}", text):
-        fields = dict(re.findall(r"(\w+)\s*:\s*(\"[^\"\n]*\"|'[^'\n]*'|-?\d+)", item))
+    for fields in _items(text, file):
         name = fields.get("display_name", fields.get("name"))
         if name is None or "id" not in fields:
-            raise VocabularyError(
-                f"{file}: the item {shortened(' '.join(item.split()))!r} needs an id and a name."
-            )
+            shown = shortened(" ".join(f"{key}: {value}" for key, value in fields.items()))
+            raise VocabularyError(f"{file}: the item {shown!r} needs an id and a name.")
         entries.append({"name": name.strip("\"'"), "id": fields["id"]})
     return categories_of(entries, file) if entries else ()
+
+
+def _items(text: str, file: str) -> Iterator[dict[str, str]]:
+    """Yield the fields of each item of a label map; messages within an item are left out."""
+    depth, key, fields = 0, "", {}
+    for token in filter(None, _TOKEN.findall(text)):
+        if token == "{":
+            depth, key = depth + 1, ""
+        elif token == "}":
+            depth, key = depth - 1, ""
+            if depth == 0:
+                yield fields
+                fields = {}
+        elif depth == 1 and not key:
+            key = token
+        elif depth == 1:
+            fields[key], key = token, ""
+        if depth < 0:
+            break
+    if depth:
+        raise VocabularyError(f"{file} is not a valid label map: its braces do not match.")

@@ -10,7 +10,7 @@ _TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 def is_template_set(spec: str) -> bool:
     """Return whether prompt templates are one of the sets of :func:`load_templates`, not a file."""
-    return (_TEMPLATES_DIR / f"{spec}.txt").is_file()
+    return str(spec) in {path.stem for path in _TEMPLATES_DIR.glob("*.txt")}
 
 
 def load_templates(spec: str | Path) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def load_templates(spec: str | Path) -> tuple[str, ...]:
         VocabularyError: if there is no such set or file, or a line does not contain exactly one
             ``{}``; the message contains the line number.
     """
-    path = _TEMPLATES_DIR / f"{spec}.txt" if is_template_set(spec) else Path(spec)
+    path = _TEMPLATES_DIR / f"{spec}.txt" if is_template_set(spec) else Path(spec).expanduser()
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as e:

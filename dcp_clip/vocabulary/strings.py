@@ -172,8 +172,11 @@ def _refuse_path(name: str) -> None:
             f".txt, .csv, .json or .yaml file alone, or write names such as {_EXAMPLE}."
         )
     if "/" in name or "\\" in name or re.match(r"~|[A-Za-z]:", name):
-        names = ", ".join(part.strip() for part in re.split(r"[/\\]", name) if part.strip())
+        parts = [part.strip() for part in re.split(r"[/\\]", name) if part.strip()]
+        synonyms = ""
+        if len(parts) > 1:
+            synonyms = f" If these are synonyms, write '{shortened(', '.join(parts))};'."
         raise VocabularyError(
-            f"'{shortened(name)}' looks like a path. If these are synonyms, write "
-            f"'{shortened(names)};'. If it is one name, write a list: [\"{shortened(name)}\"]."
+            f"'{shortened(name)}' looks like a path.{synonyms} If it is one name, write a list: "
+            f'["{shortened(name)}"].'
         )

@@ -119,7 +119,7 @@ def test_missing_folder_names_the_prepare_command(name, root):
     with pytest.raises(DatasetError) as error:
         DatasetCatalog.get(name)
     assert str(root / folder / "images" / split) in str(error.value)
-    assert f"python datasets/prepare_{script}.py --root {root}" in str(error.value)
+    assert f"python datasets/prepare_{script}.py --input FOLDER --root {root}" in str(error.value)
 
 
 def test_incomplete_folder_names_the_prepare_command(root):

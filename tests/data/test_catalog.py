@@ -87,6 +87,13 @@ def test_ambiguous_stem(folders):
     assert len(load_sem_seg(images, labels, image_ext=".jpg")) == 3
 
 
+def test_accents_are_written_in_two_ways(folders):
+    images, labels = folders
+    (images / "a.jpg").rename(images / "Mu\u0308ll.jpg")  # as macOS does
+    (labels / "a.png").rename(labels / "M\u00fcll.png")
+    assert len(load_sem_seg(images, labels)) == 3
+
+
 def test_colours_are_no_labels(folders):
     images, labels = folders
     Image.new("RGB", (6, 4)).save(labels / "a.png")

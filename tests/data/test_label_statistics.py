@@ -54,6 +54,14 @@ def test_a_palette_in_another_order_than_the_names(tmp_path):
     )
 
 
+def test_palettes_are_compared_although_the_first_file_has_one_category(tmp_path):
+    vocabulary = Vocabulary(NAMES, colors=COLORS)
+    files = [write(tmp_path / f"{i}.png", [[i, i, 255]], COLORS[::-1]) for i in (0, 0, 2)]
+    with pytest.raises(DatasetError, match=r"2.png .*index 0 \('sky'\) .*category 2 \('car'\)"):
+        check(tmp_path / "0.png", *files, vocabulary=vocabulary)
+    check(*files[:2], vocabulary=vocabulary)
+
+
 def test_counts(tmp_path):
     path = write(tmp_path / "a.png", [[0, 2, 2, 255]])
     assert count_labels(path, 3, 255).tolist() == [1, 0, 2, 1]

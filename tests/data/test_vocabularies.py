@@ -14,6 +14,17 @@ def test_parse_accepts_data_sets_and_everything_else():
     assert parse_vocabulary("sky; tree").display_names == ("sky", "tree")
 
 
+@pytest.mark.parametrize("name", ["street.train", "my street", "street:v1", "street/val"])
+def test_any_name_of_a_data_set_is_accepted(name):
+    DatasetCatalog.register(name, list)
+    try:
+        MetadataCatalog.get(name).set(stuff_classes=["road", "tree"])
+        assert parse_vocabulary(f" {name}").display_names == ("road", "tree")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
 def test_misspelt_data_set_is_not_read_as_a_name():
     with pytest.raises(VocabularyError, match="camvid_sem_seg_vall"):
         parse_vocabulary("camvid_sem_seg_vall")

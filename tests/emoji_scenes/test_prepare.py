@@ -72,6 +72,17 @@ def test_scenes_can_be_added_but_not_removed(settings):
         prepare_emoji_scenes(settings, ["base_val"], scenes=2)
 
 
+def test_files_of_file_managers_are_ignored(settings):
+    prepare_emoji_scenes(settings, ["base_val"], scenes=2)
+    before = contents(settings.folder)
+    for name in (".DS_Store", "Thumbs.db"):
+        (settings.folder / "images" / "base_val" / name).touch()
+    (settings.folder / "images" / "base_val" / "000001.png").unlink()
+    prepare_emoji_scenes(settings, ["base_val"], scenes=2)
+    after = contents(settings.folder)
+    assert {name: after[name] for name in before} == before
+
+
 def test_other_settings_are_refused(settings):
     prepare_emoji_scenes(settings, ["base_val"], scenes=1)
     with pytest.raises(DatasetError, match=r"was made with .*'seed': 0.*not .*'seed': 7"):

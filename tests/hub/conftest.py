@@ -29,7 +29,7 @@ def no_network(monkeypatch):
 @pytest.fixture(scope="session")
 def predictor(make_cfg, make_model, tmp_path_factory) -> Predictor:
     """A calibrated model with random weights, its own prompt templates and DATASETS of a user."""
-    templates = tmp_path_factory.mktemp("templates") / "mine.txt"
+    templates = tmp_path_factory.mktemp("templates") / "mine"  # a file needs no suffix
     templates.write_text("a photo of {}.\n# comment\nthe {}!\n")
     options = {
         "INPUT.MIN_SIZE_TEST": 64,

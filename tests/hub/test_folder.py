@@ -235,6 +235,10 @@ HOSTILE = {
         )
         for key in ("MODEL", "SOLVER", "VERSION")
     },
+    "templates without a suffix": (
+        lambda f: change_config(f, "MODEL.DCP_CLIP.VOCABULARY.TEMPLATES", "mytemplates"),
+        "MODEL.DCP_CLIP.VOCABULARY.TEMPLATES names files outside of the folder",
+    ),
     "truncated names": (lambda f: truncate(f, "names.json"), "names.json is not valid JSON"),
     **{
         f"link {name}": (lambda f, name=name: link(f, name), f"{name}' is a link to a file outside")

@@ -75,6 +75,16 @@ FILES = {
     "excel.csv": '\ufeff"Class name";"Color"\r\n"person";"#c06060"\r\n"car";""\r\n'
     '"traffic light";""\r\n',
     "tabs.tsv": "name\tid\nperson\t0\ncar\t1\ntraffic light\t2\n",
+    "numbered.txt": "1. person\n2. car\n3. traffic light\n",
+    "brackets.txt": "1) person\n2) car\n3) traffic light\n",
+    "objectInfo.txt": "Idx\tRatio\tTrain\tVal\tName\n1\t0.2\t5\t6\tperson\n2\t0.1\t7\t8\tcar\n"
+    "3\t0.1\t9\t9\ttraffic light\n",
+    "colors_first.csv": "# note\ncolor,name\n#c06060,person\n# note\n,car\n#00ff00,traffic light\n",
+    "keypoints.pbtxt": 'item { id: 1 name: "person" keypoints { id: 3 label: "nose" } }\n'
+    'item { name: "n2" display_name: "car" id: 2 keypoints { id: 4 } }\n'
+    'item { id: 3 name: "traffic light" }  # {\n',
+    "short_color.xml": '<View><Label value="person" background="#fff"/>'
+    '<Label value="car"/><Label value="traffic light"/></View>',
     "comments.csv": "# street\n\nperson\n\n  \ncar\n# more\ntraffic light\n",
 }
 
@@ -89,7 +99,7 @@ def test_lists_of_other_programs(tmp_path, name, encoding):
     vocabulary = Vocabulary.parse(str(path))
     assert list(vocabulary.display_names) == SAME
     assert Vocabulary.parse(path) == vocabulary
-    colored = ("cvat", "label_studio.xml", "labelmap.txt", "colors.csv", "excel.csv")
+    colored = ("cvat", "label_studio.xml", "labelmap.txt", "colors", "excel.csv")
     if name.startswith(colored):
         assert vocabulary.colors[0] == (192, 96, 96)
 
@@ -104,6 +114,9 @@ def test_lists_of_other_programs(tmp_path, name, encoding):
         ("a.csv", "name,synonyms\nsky\ncar,automobile,motor car\n"),
         ("a.csv", "id,name,synonyms\n5,car,automobile|motor car\n2,sky,\n"),
         ("a.txt", "sky\ncar，automobile；motor car"),
+        ("objectInfo.csv", "Idx,Ratio,Name\n1,0.2,sky\n2,0.1,car;automobile;motor car\n"),
+        ("objectInfo.txt", "Idx\tRatio\tName\n1\t0.2\tsky\n2\t0.1\tcar, automobile, motor car\n"),
+        ("names.csv", 'id,names\n0,sky\n1,"car, automobile, motor car"\n'),
         ("a.yaml", "- sky\n- [car, automobile, motor car]"),
         ("a.yaml", "categories:\n- name: sky\n- {name: car, synonyms: [automobile, motor car]}\n"),
     ],
@@ -113,6 +126,21 @@ def test_synonyms(tmp_path, name, content):
     path.write_text(content, encoding="utf-8")
     vocabulary = Vocabulary.from_file(path)
     assert vocabulary.synonyms == (("sky",), ("car", "automobile", "motor car"))
+
+
+def test_strings_in_a_label_map_may_contain_signs(tmp_path):
+    path = tmp_path / "a.pbtxt"
+    path.write_text('item { id: 1 name: "n1" display_name: "dog #1 {x}" }\n')
+    assert Vocabulary.from_file(path).display_names == ("dog #1 {x}",)
+    path.write_text('item { id: 1 name: "dog" ')
+    with pytest.raises(VocabularyError, match="a.pbtxt .*braces do not match"):
+        Vocabulary.from_file(path)
+
+
+def test_a_cell_of_a_table_may_contain_a_line_break(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('name,note\ncar,"first\n# second"\nsky,\n')
+    assert Vocabulary.from_file(path).display_names == ("car", "sky")
 
 
 def test_ids_order_the_categories_and_are_explained(tmp_path, caplog):

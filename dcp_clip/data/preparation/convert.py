@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +34,9 @@ from dcp_clip.utils.images.writing import write_image, write_png
 
 # An image file, and a label map: a file, or any other object that the encoding decodes.
 Pair = tuple[Path, Any]
+_MAX_WORKERS = 61 if sys.platform == "win32" else 1024  # Windows can wait for no more processes
+# Files that file managers add to folders.
+_FOREIGN_FILES = {"Thumbs.db", "desktop.ini"}
 
 
 def prepare_split(
@@ -83,8 +87,7 @@ def prepare_split(
     ):
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        unexpected = sorted(found - names)
+        unexpected = sorted(visible_files(folder) - names)
         if unexpected:
             raise DatasetError(
                 f"{folder / unexpected[0]} is not made from this input ({len(unexpected)} such "
@@ -97,6 +100,12 @@ def prepare_split(
         )
         check_palettes(labels, palettes, read=read_indices)
     return sum(run_parallel(convert, pairs, workers=workers, description=description))
+
+
+def visible_files(folder: Path) -> set[str]:
+    """Return the names in a folder, except hidden ones and those that file managers add."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return names - _FOREIGN_FILES
 
 
 def run_parallel(
@@ -115,6 +124,7 @@ def run_parallel(
     if workers <= 1 or len(items) <= 1:
         outcomes = list(progress(map(task, items)))
     else:
+        workers = min(workers, len(items), _MAX_WORKERS)
         chunk = max(1, min(16, len(items) // (4 * workers)))
         with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
             try:

@@ -68,7 +68,8 @@ def read_ids(path: str | Path, *, expected_count: int | None = None, advice: str
     """
     if not Path(path).is_file():
         raise DatasetError(f"{path} does not exist.", advice)
-    ids = [line.split()[0] for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+    lines = Path(path).read_text("utf-8-sig").splitlines()
+    ids = [line.split()[0] for line in lines if line.strip()]
     if len(set(ids)) != len(ids):
         repeated = len(ids) - len(set(ids))
         raise DatasetError(f"{path} names {repeated} images more than once.", advice)

@@ -36,15 +36,14 @@ def run_program(
         prepare: the function that prepares a data set.
         root: folder of all data sets; None for ``datasets_root()``.
         workers: number of processes; None for all processors.
-        options: further arguments.
+        options: further arguments. As in `root`, a ``~`` at the start of a path is the home folder,
+            because shells do not replace it in ``--root=~/data``.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options |= {"root": Path(datasets_root()) if root is None else root}
+    paths = {key: value.expanduser() for key, value in options.items() if isinstance(value, Path)}
     try:
-        prepare(
-            root=datasets_root() if root is None else root,
-            workers=available_cpus() if workers is None else workers,
-            **options,
-        )
+        prepare(workers=available_cpus() if workers is None else workers, **options | paths)
     except (DatasetError, OSError) as e:
         logger.error("error: %s", e)
         return 1

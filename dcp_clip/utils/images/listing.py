@@ -109,8 +109,9 @@ def _list_input(given: str, skipped: dict[str, str]) -> list[Path]:
     matches = []
     for match in _expand(Path(), path.parts, skipped):
         if match.is_dir():
-            # '**' also matches the files in this folder.
-            matches += [] if "**" in path.parts else _list_folder(match, skipped)
+            # '**/*' also matches the files in this folder.
+            covered = path.parts[-2:] == ("**", "*")
+            matches += [] if covered else _list_folder(match, skipped)
         elif any_file or match.suffix.lower() in IMAGE_EXTENSIONS:
             matches.append(match)
     if not matches:

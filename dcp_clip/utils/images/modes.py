@@ -24,7 +24,10 @@ _notice_lock = threading.Lock()
 
 
 def load_rgb(
-    image: Image.Image, path: Path, size: tuple[int, int] | None = None
+    image: Image.Image,
+    path: Path,
+    size: tuple[int, int] | None = None,
+    content: bytes | None = None,
 ) -> tuple[Image.Image, int, bool]:
     """Decode an opened image and convert it to RGB.
 
@@ -33,6 +36,7 @@ def load_rgb(
         path: its file.
         size: (width, height) that the result should have at least. JPEG files are decoded at a
             fraction of their size if that is sufficient.
+        content: the bytes of the file, if they are in memory; `path` is then only its name.
 
     Returns:
         tuple: the RGB image; the EXIF orientation of the file; whether the image is already
@@ -49,14 +53,16 @@ def load_rgb(
     image.load()
     if not is_tiff:
         orientation = orientation_of(image)  # in PNG files, it can follow the pixels
-    return _convert(image, raw_mode, path), orientation, is_tiff
+    return _convert(image, raw_mode, path, content), orientation, is_tiff
 
 
-def _convert(image: Image.Image, raw_mode: str, path: Path) -> Image.Image:
+def _convert(
+    image: Image.Image, raw_mode: str, path: Path, content: bytes | None
+) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _grey_to_8_bits(image, raw_mode, path).convert("RGB")
     if ";16" in raw_mode:
-        image = _colour_to_8_bits(image, path)
+        image = _colour_to_8_bits(image, path, content)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
@@ -150,7 +156,7 @@ def _stretch(values: np.ndarray, black: float, white: float) -> np.ndarray:
     return grey
 
 
-def _colour_to_8_bits(image: Image.Image, path: Path) -> Image.Image:
+def _colour_to_8_bits(image: Image.Image, path: Path, content: bytes | None) -> Image.Image:
     """Check an image of which Pillow has kept the upper 8 of 16 bits; decode it again if needed.
 
     Cameras with 12 bits often store them in 16, where the upper 8 bits are almost black.
@@ -170,7 +176,8 @@ def _colour_to_8_bits(image: Image.Image, path: Path) -> Image.Image:
             "An image with 12 bits of each colour needs OpenCV: pip install opencv-python-headless."
         ) from error
     # Like Pillow, OpenCV rotates TIFF files but no others.
-    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    stored = np.fromfile(path, np.uint8) if content is None else np.frombuffer(content, np.uint8)
+    values = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.shape[:2] != image.size[::-1]:
         return image
     if values.ndim == 2:

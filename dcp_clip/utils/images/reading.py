@@ -96,7 +96,8 @@ def _read(
     with open_image(path, content=content) as file:
         width, height = file.size
         target = reduced_size(file.size, max_pixels)
-        image, orientation, upright = load_rgb(file, path, (2 * target[0], 2 * target[1]))
+        enough = (2 * target[0], 2 * target[1])
+        image, orientation, upright = load_rgb(file, path, enough, content)
         if max_pixels is not None and image.width * image.height > max_pixels:
             image = shrink(image, target)
         if not upright and orientation in _UPRIGHT:

@@ -50,6 +50,8 @@ def test_list_images(tmp_path, monkeypatch):
     assert list_images(["b/*.jpg"]) == [inside[1]]
     assert list_images(["b/*.txt"]) == [Path("b/notes.txt")]
     assert list_images(["**/*.png"]) == [inside[2]]
+    assert list_images(["**/c*"]) == list_images(["**/c"]) == [inside[2]]
+    assert list_images(["**/*"]) == list_images(["**"]) == inside
 
 
 @pytest.mark.parametrize("given", ["absent.jpg", "absent/*.png", "empty"])

@@ -128,6 +128,11 @@ def test_twelve_bits_in_sixteen_with_colours(tmp_path, notices, suffix, channels
     second = [2, 128, 255] if channels == 3 else [255, 255, 255]
     assert read_image(path).tolist() == [[[255, 1, 0], second]]
     assert "12 bits" in notices()[0]
+    # The bytes of the file, without the file.
+    content = path.read_bytes()
+    path.unlink()
+    image, _ = read_image_and_size(path, content=content)
+    assert image.tolist() == [[[255, 1, 0], second]]
 
 
 def test_a_black_image_of_sixteen_bits_needs_no_notice(tmp_path, notices):
