@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import itertools
+import json
 import shutil
 import sys
 import time
@@ -17,7 +18,6 @@ from dcp_clip.folder_run.coco_file import write_coco_file
 from dcp_clip.folder_run.output_folder import (
     COCO_FILE,
     RunFolder,
-    RunFolderError,
     unfinished_folder,
     writing,
 )
@@ -43,7 +43,7 @@ def segment_videos(
 
     Raises:
         RunFolderError: if the output folder cannot be used.
-        ImageReadError: if a video cannot be read.
+        ImageReadError: if no video can be read.
         ValueError: if the smoothing is invalid.
     """
     output = Path(args.output)
@@ -51,29 +51,28 @@ def segment_videos(
         check_smoothing(args.smoothing)  # before --overwrite removes results
     # The overlays of the frames become one video, which is made of the label maps.
     formats = [name for name in args.formats if name not in ("overlay", "labels")] + ["labels"]
-    stems = [stem.as_posix() for stem in videos.values()]
-    if len(set(stems)) < len(stems):
-        raise ValueError("Two videos of --input have the same name; segment them in two runs.")
-    overlays = {path: output / f"{stem}_overlay.mp4" for path, stem in videos.items()}
-    overlays = overlays if "overlay" in args.formats else {}
+    has_overlays = "overlay" in args.formats
     inputs = {path.resolve() for path in videos}
-    for path in overlays.values():
+    for stem in videos.values() if has_overlays else ():
+        path = _overlay(output, stem)
         if path.resolve() in inputs:
             raise ValueError(f"{path} is an input and would be replaced: choose another --output.")
     with RunFolder(output) as folder, contextlib.ExitStack() as stack:
-        readers = {path: stack.enter_context(VideoReader(path)) for path in videos}
+        readers, failures = _open_videos(videos, stack)
         predictor = make_predictor()
         settings = run_settings(predictor, videos, __version__, formats)
         settings |= {"every": args.every, "smoothing": args.smoothing}
         # Frames are resized as a whole.
         predictor.max_input_pixels = args.max_pixels or LARGE_IMAGE_PIXELS
         folder.open(settings, args.overwrite)
+        stems = _choose_stems({path: videos[path] for path in readers}, output, folder.finished)
+        overlays = {path: _overlay(output, stem) for path, stem in stems.items() if has_overlays}
         jobs = {
             path: [
                 Job(path, stem / f"{frame:06d}", frame)
                 for frame in range(0, readers[path].count, args.every)
             ]
-            for path, stem in videos.items()
+            for path, stem in stems.items()
         }
         files = (
             file
@@ -82,11 +81,15 @@ def segment_videos(
             for file in result_files(output, job.stem, formats).values()
         )
         folder.begin([*overlays.values(), *files, *[output / COCO_FILE] * ("coco" in formats)])
+        for path, error in failures.items():
+            _report_failure(folder, path, error)
         for path, frames in jobs.items():
             todo = [job for job in frames if record_key(path, job.frame) not in folder.finished]
             if len(todo) < len(frames):
                 done = len(frames) - len(todo)
                 print(f"Skipping {done} of {len(frames)} frames of {path}, which have results.")
+            if todo and path in overlays:
+                overlays[path].unlink(missing_ok=True)  # a killed run leaves no outdated one
             start = time.perf_counter()
             summary = _segment(args, predictor, readers[path], frames, todo, folder, formats)
             seconds = time.perf_counter() - start
@@ -99,13 +102,76 @@ def segment_videos(
             _report(path, labels)
             if path in overlays and (todo or not overlays[path].exists()):
                 folder.record_video(overlays[path])
-                _write_overlay(overlays[path], readers[path], labels, predictor, args.every)
+                try:
+                    _write_overlay(overlays[path], readers[path], labels, predictor, args.every)
+                except ImageReadError as error:
+                    _report_failure(folder, path, error)
             if summary.failed:
                 print(f"{len(summary.failed)} frames of {path} failed", file=sys.stderr)
         if "coco" in formats:
             write_coco_file(folder, predictor.vocabulary)
     print(f"results in {output}")
     return int(folder.failures.path.exists())
+
+
+def _overlay(output: Path, stem: Path) -> Path:
+    return output / f"{stem}_overlay.mp4"
+
+
+def _open_videos(
+    videos: Iterable[Path], stack: contextlib.ExitStack
+) -> tuple[dict[Path, VideoReader], dict[Path, ImageReadError]]:
+    """Return the readers of the videos, and the error of each video that cannot be read.
+
+    Raises:
+        ImageReadError: if no video can be read.
+    """
+    readers, failures = {}, {}
+    for path in videos:
+        try:
+            readers[path] = stack.enter_context(VideoReader(path))
+        except ImageReadError as error:
+            failures[path] = error
+    if not readers:
+        raise next(iter(failures.values()))
+    return readers, failures
+
+
+def _report_failure(folder: RunFolder, path: Path, error: ImageReadError) -> None:
+    print(error, file=sys.stderr)
+    with writing(folder.failures.path):
+        folder.failures.write(json.dumps({"file": str(path), "error": str(error)}) + "\n")
+
+
+def _choose_stems(
+    videos: Mapping[Path, Path], output: Path, finished: Mapping[str, Path]
+) -> dict[Path, Path]:
+    """Choose a different folder for the frames of each video.
+
+    If several videos have the same name, the later ones get a number. A video keeps its folder when
+    a run is resumed.
+
+    Args:
+        videos: see `find_images`.
+        output: folder for the results.
+        finished: the results of the finished frames, see `RunFolder.finished`.
+    """
+    kept = {key.rpartition("#")[0]: stem.parent for key, stem in finished.items()}
+    used = {str(stem).casefold() for stem in kept.values()}  # some file systems ignore case
+    inputs = {str(path.resolve()).casefold() for path in videos}
+    chosen = {}
+    for path, wanted in videos.items():
+        stem = kept.get(record_key(path))
+        for i in itertools.count(1):
+            if stem is not None:
+                break
+            name = wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}")
+            overlay = str(_overlay(output.resolve(), name)).casefold()
+            if str(name).casefold() not in used and overlay not in inputs:
+                stem = name
+        used.add(str(stem).casefold())
+        chosen[path] = stem
+    return chosen
 
 
 def _segment(
@@ -194,7 +260,5 @@ def _write_overlay(
             aside.mkdir(exist_ok=True)
             part = aside / "overlay.mp4"
             write_overlay_video(path, part, reader, labels, predictor.vocabulary, every)
-    except ImageReadError as error:
-        raise RunFolderError(f"cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

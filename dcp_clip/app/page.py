@@ -169,12 +169,12 @@ def _add_endpoint(segmenter: Segmenter, cache: str) -> None:
     """Add the endpoint /segment; docs/app.md describes it."""
 
     def segment(
-        image: str | None, names: str, model: str, unknown_below: float, file_format: str
+        image: str | None, names: str | None, model: str, unknown_below: float, file_format: str
     ) -> tuple[dict[str, Any], str]:
         with errors_as_messages():
             if image is None:
                 raise ValueError("Give an image.")
-            request = Request(image, names, model, unknown_below)
+            request = Request(image, names or "", model, unknown_below)
             encoded, prediction = segmenter(request)
             height, width = encoded.size
             result = {

@@ -40,6 +40,18 @@ class PageOnly:
             await send({"type": "http.response.body", "body": body})
             return None
 
+        from starlette.exceptions import HTTPException
+
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_UPLOAD_BYTES + 100_000:  # a request in chunks states no length
+                raise HTTPException(413, "The upload is too large.")
+            return message
+
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 policy = (b"content-security-policy", _POLICY.encode())
@@ -47,7 +59,7 @@ class PageOnly:
                 message["headers"] = [*message.get("headers", []), policy, private]
             await send(message)
 
-        return await self._app(scope, receive, send_with_policy)
+        return await self._app(scope, receive_within_limit, send_with_policy)
 
 
 def serve(models: Models, host: str = "127.0.0.1", port: int | None = None) -> Any:

@@ -81,15 +81,16 @@ def write_result(
 
 def _labelme(prediction: Prediction, image_file: Path, final: Path) -> dict[str, Any]:
     try:
-        image_path = os.path.relpath(image_file, final.parent)
+        # Without links: ".." after a link leads to the parent of its target.
+        image_path = os.path.relpath(image_file.resolve(), final.parent.resolve())
     except ValueError:  # on another drive of Windows
         image_path = os.path.abspath(image_file)
     return prediction.to_labelme(Path(image_path).as_posix())
 
 
 def _label_studio(prediction: Prediction, image_file: Path, final: Path) -> list[dict[str, Any]]:
-    # How Label Studio names files of its local storage, relative to its document root.
-    address = quote(os.fsencode(image_file.as_posix()))  # a name need not be valid Unicode
+    # How Label Studio names files of its local storage, below its document root, by default "/".
+    address = quote(os.fsencode(image_file.absolute().as_posix()))  # it need not be valid Unicode
     return [prediction.to_label_studio(f"/data/local-files/?d={address}")]
 
 

@@ -35,7 +35,7 @@ def to_label_studio(
 
     Args:
         label_map, vocabulary, confidence: see `dcp_clip.formats`.
-        image: address of the image, for example "/data/local-files/?d=photos/a.jpg".
+        image: address of the image, for example "/data/local-files/?d=/photos/a.jpg".
         model_version: name of the model in Label Studio.
     """
     height, width = label_map.shape

@@ -70,7 +70,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Make a folder that gets its name only when it is complete.
 
     Args:
-        folder: a folder that does not exist or is empty. Its parents are created.
+        folder: a folder that does not exist or is empty, or a link to one; not the working folder.
+            Its parents are created.
 
     Yields:
         the folder to write to, beside `folder`. If the block ends without an error, it gets the
@@ -79,6 +80,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         WriteError: naming `folder`, if it is not empty or cannot be written.
     """
+    folder = Path(os.path.realpath(folder))
+    if folder == Path.cwd():
+        raise WriteError(16, "it is the working folder; choose another name", folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WriteError(17, "it exists and is not an empty folder; choose another name", folder)
     try:

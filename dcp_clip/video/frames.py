@@ -63,12 +63,14 @@ class VideoReader:
         with self._open() as container:
             stream = container.streams.video[0]
             self.rate = Fraction(stream.average_rate or 25)
-            # The headers of many files have a wrong number, or none. Packets are not decoded.
-            self.count = sum(1 for packet in container.demux(stream) if packet.size)
+            # The headers of many files have a wrong number, or none. Packets are not decoded. Those
+            # before the start of a clip that was cut without encoding are discarded.
+            packets = container.demux(stream)
+            self.count = sum(1 for packet in packets if packet.size and not packet.is_discard)
         if not self.count:
             raise ImageReadError(f"cannot read {path}: the video has no frames")
+        self._damaged = 0  # parts that could not be decoded
         self._frames = self.frames()
-        self._next = 0
 
     def __enter__(self) -> VideoReader:
         return self
@@ -87,22 +89,28 @@ class VideoReader:
             if number == job.frame:
                 size = image.shape[:2]
                 return image, size, {**state, "frame": number, "seconds": round(seconds, 4)}
-        raise ImageReadError(f"cannot read frame {job.frame} of {self.path}: the video ends before")
+        skipped = f" (damaged packets that were skipped: {self._damaged})" if self._damaged else ""
+        raise ImageReadError(
+            f"cannot read frame {job.frame} of {self.path}: the video ends before{skipped}"
+        )
 
     def frames(self, wanted: range | None = None) -> Iterator[tuple[int, float, np.ndarray]]:
         """Yield the number, the time in seconds and the pixels (H, W, 3) uint8 RGB of frames.
+
+        Damaged parts of the video are skipped, and the frames that can be decoded are numbered.
 
         Args:
             wanted: the numbers of the frames; default: all of them.
 
         Raises:
-            ImageReadError: if the video is damaged.
+            ImageReadError: if the container is damaged, or no frame can be decoded.
         """
+        self._damaged = 0
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             try:
-                for number, frame in enumerate(container.decode(stream)):
+                for number, frame in enumerate(self._decode(container, stream)):
                     if wanted is not None and number not in wanted:
                         continue
                     seconds = number / self.rate if frame.time is None else frame.time
@@ -112,6 +120,20 @@ class VideoReader:
                     yield number, float(seconds), image
             except self._av.FFmpegError as error:
                 raise self._error(error) from error
+
+    def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Yield the frames; a packet that cannot be decoded is skipped, as players do."""
+        found, error = False, None
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except self._av.FFmpegError as reason:
+                self._damaged, error = self._damaged + 1, reason
+                continue
+            found = found or bool(frames)
+            yield from frames
+        if error is not None and not found:
+            raise error
 
     def _open(self) -> Any:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from dcp_clip.video.frames import VideoReader, import_av
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["changed_fraction", "mean_shares", "write_overlay_video"]
+
+
+_TICK = Fraction(1, 90000)  # of the times of frames, in seconds
 
 
 def changed_fraction(label_maps: Iterable[Path]) -> float:
@@ -67,7 +71,7 @@ def write_overlay_video(
         reader: the video.
         label_maps: files by number of the frame.
         vocabulary: names and colours.
-        every: the video has every n-th frame, so it has an n-th of the rate.
+        every: the overlay has every n-th frame, at its time in the video.
 
     Raises:
         ImageReadError: if the video cannot be read.
@@ -78,7 +82,7 @@ def write_overlay_video(
     bar = tqdm(total=len(label_maps), desc=path.name, unit=" frames")
     with bar, av.open(str(unfinished), "w", format="mp4") as container:
         stream = None
-        for number, _, image in reader.frames(range(0, reader.count, every)):
+        for number, seconds, image in reader.frames(range(0, reader.count, every)):
             if number not in label_maps:
                 continue
             labels = _read(label_maps[number])
@@ -91,7 +95,13 @@ def write_overlay_video(
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.options = {"crf": "20", "preset": "veryfast"}
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                stream.time_base = stream.codec_context.time_base = _TICK
+                start, before = seconds, -1
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            # The times of the video, because telephones record with a varying rate.
+            before = max(before + 1, round((seconds - start) / _TICK))
+            frame.pts, frame.time_base = before, _TICK
+            for packet in stream.encode(frame):
                 container.mux(packet)
             bar.update()
         if stream is not None:

@@ -1,5 +1,6 @@
 """The endpoint /segment, through gradio_client, and the headers of the server."""
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -13,7 +14,7 @@ pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[a
 import gradio
 import gradio_client
 
-from dcp_clip.app.server import MAX_UPLOAD_BYTES
+from dcp_clip.app.server import MAX_UPLOAD_BYTES, PageOnly
 
 STREETS, DRAWINGS = "Streets (CamVid)", "Drawings (EmojiScenes)"
 
@@ -69,6 +70,8 @@ def test_errors_are_sentences(segment, client, bad_files):
             segment(names)
     with pytest.raises(gradio_client.exceptions.AppError, match="Give an image"):
         client.predict(image=None, names="sky", api_name="/segment")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Type one or more names"):
+        segment(names=None)
 
 
 def test_errors_of_the_program_show_no_details(segment, models, monkeypatch, caplog):
@@ -123,3 +126,21 @@ def test_large_requests_are_refused(page, path):
     with pytest.raises(urllib.error.HTTPError, match="413") as raised:
         urllib.request.urlopen(request)
     assert "too large" in raised.value.read().decode()
+
+
+def test_large_requests_without_a_length_are_refused():
+    """A request in chunks; the application would read all of it."""
+    from starlette.exceptions import HTTPException
+
+    read = []
+
+    async def application(scope, receive, send):
+        while (await receive())["more_body"]:
+            read.append(1)
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(1_000_000), "more_body": len(read) < 99}
+
+    with pytest.raises(HTTPException, match="413: The upload is too large"):
+        asyncio.run(PageOnly(application)({"type": "http", "headers": []}, receive, None))
+    assert len(read) == MAX_UPLOAD_BYTES // 1_000_000

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_all_formats(demo, fake_model, read_results, files_in, capsys):
     content = json.loads(labelme.read_text())
     assert (labelme.parent / content["imagePath"]).resolve() == Path("in/sub/b.png").resolve()
     (task,) = json.loads(Path("out", records[1]["label_studio"]).read_text())
-    assert task["data"]["image"] == "/data/local-files/?d=in/sub/b.png"
+    assert task["data"]["image"] == f"/data/local-files/?d={quote(os.getcwd())}/in/sub/b.png"
 
 
 @pytest.mark.parametrize("name", ["a #1 & b+c?.png", "100%41 ü.png", os.fsdecode(b"\xff.png")])
@@ -81,7 +81,17 @@ def test_the_address_for_label_studio_names_the_file(demo, fake_model, read_resu
     (task,) = json.loads(Path("out", record["label_studio"]).read_text())
     address = urlsplit(task["data"]["image"])
     assert address.path == "/data/local-files/"
-    assert parse_qs(address.query, errors="surrogateescape") == {"d": [f"in/{name}"]}
+    assert parse_qs(address.query, errors="surrogateescape") == {"d": [f"{os.getcwd()}/in/{name}"]}
+
+
+def test_the_image_of_labelme_if_the_output_is_a_link(demo, fake_model, read_results):
+    stripes("in/a.png", "#ff0000")
+    os.makedirs("disk/results")
+    os.symlink("disk/results", "out")
+    args = ["--input", "in", "--output", "out", *NAMES, "--only", "labelme"]
+    assert demo.main(args) == 0
+    labelme = Path("out", read_results("out")[0]["labelme"])
+    assert (labelme.parent / json.loads(labelme.read_text())["imagePath"]).samefile("in/a.png")
 
 
 def test_a_run_with_coco_is_resumed(demo, fake_model, read_results, capsys):

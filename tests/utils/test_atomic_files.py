@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.atomic_files import WriteError, atomic_folder, atomic_write
 
 
 def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
@@ -16,3 +16,16 @@ def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text("utf-8") == "älter"
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_atomic_folder_follows_a_link_and_is_not_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    with atomic_folder(tmp_path / "link") as part:
+        (part / "a").touch()
+    assert (tmp_path / "disk" / "a").exists() and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(WriteError, match="it is the working folder"), atomic_folder("."):
+        pytest.fail("the work began")
+    assert sorted(os.listdir(tmp_path)) == ["disk", "here", "link"]

@@ -21,21 +21,27 @@ av = pytest.importorskip("av")
 COUNT = 7
 
 
-@pytest.fixture
-def clip(tmp_path):
-    """A clip of 7 frames, whose grey rises by 30 from frame to frame."""
-    path = tmp_path / "clip.mp4"
+def write_clip(path, size=(48, 64), codec="libx264", times=range(COUNT), **options):
+    """Write frames whose grey rises by 30 from frame to frame, at times in fifths of a second."""
+    path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=5)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        for i in range(COUNT):
-            frame = np.full((48, 64, 3), 30 * i, np.uint8)
-            frame[:, 32:] = 255 - 30 * i
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+        stream = container.add_stream(codec, rate=5, options=options)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for i, time in enumerate(times):
+            image = np.full((*size, 3), 30 * i % 256, np.uint8)
+            image[:, 32:] = 255 - 30 * i % 256
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = time
+            for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
     return path
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return write_clip(tmp_path / "clip.mp4")
 
 
 @pytest.fixture
@@ -165,6 +171,97 @@ def test_an_overlay_replaces_no_input(clip, tmp_path):
     clip.touch()
     with pytest.raises(SystemExit, match="clip_overlay.mp4 is an input and would be replaced"):
         segment.main(["--input", *given, "--output", str(tmp_path), "--overwrite"])
+
+
+def test_videos_with_the_same_name_have_their_own_results(run, clip, tmp_path):
+    other = write_clip(tmp_path / "b" / "clip.mp4", size=(80, 96))
+    third = write_clip(tmp_path / "c" / "Clip.mkv", size=(32, 32))
+    out = tmp_path / "out"
+    assert run("--every", "3") == (0, 3)
+    # In a later run alone, and together: a video keeps its folder.
+    for given, calls in (([other], 3), ([third, clip, other], 3), ([clip, other, third], 0)):
+        given = ["--input", *map(str, given)]
+        assert run("--every", "3", *given) == (0, calls)
+    sizes = {"clip": (64, 48), "clip-2": (96, 80), "Clip-3": (32, 32)}
+    for name, size in sizes.items():
+        assert Image.open(out / name / "000003_labels.png").size == size
+    assert len(lines(out)) == len({line["labels"] for line in lines(out)}) == 9
+    overlays = {path.name for path in out.glob("*.mp4")}
+    assert overlays == {f"{name}_overlay.mp4" for name in sizes}
+
+
+def test_a_video_that_cannot_be_read_does_not_stop_the_others(run, clip, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    broken = str(tmp_path / "a.mp4")
+    assert run("--input", broken, str(clip), "--format", "labels") == (1, COUNT)
+    (failure,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    assert json.loads(failure)["file"] == broken and "a.mp4" in json.loads(failure)["error"]
+    assert "cannot read" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"cannot read .*a\.mp4"):
+        run("--input", broken)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_damaged_part_does_not_end_a_video(run, tmp_path, codec):
+    path = write_clip(tmp_path / "damaged.mp4", (48, 64), codec, range(20), g="5", bf="0")
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    assert content.count(packets[7]) == 1
+    path.write_bytes(content.replace(packets[7], b"\xff" * len(packets[7])))
+    status, calls = run("--input", str(path))
+    out = tmp_path / "out"
+    assert (status, calls) == (1, 19) or (status, calls) == (0, 20)  # FFmpeg may conceal it
+    assert [line["frame"] for line in lines(out)] == list(range(calls))
+    assert (out / "damaged_overlay.mp4").exists()
+    if status:
+        (failure,) = (out / "failures.jsonl").read_text().splitlines()
+        assert "cannot read frame 19" in failure and "packets that were skipped: 1)" in failure
+
+
+def test_a_clip_cut_without_encoding_is_complete(run, tmp_path):
+    source = write_clip(tmp_path / "source.mp4", times=range(20), g="10", bf="0")
+    path = tmp_path / "cut.mp4"
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with av.open(str(source)) as before, av.open(str(path), "w", options=options) as after:
+        stream = before.streams.video[0]
+        copy = after.add_stream_from_template(stream)
+        for packet in before.demux(stream):
+            if packet.size:
+                seconds = int(1 / packet.time_base)
+                packet.pts, packet.dts = packet.pts - seconds, packet.dts - seconds
+                packet.stream = copy
+                after.mux(packet)
+    with VideoReader(path) as reader:
+        assert reader.count == 15
+    assert run("--input", str(path), "--format", "labels") == (0, 15)
+
+
+def test_the_overlay_has_the_times_of_the_video(run, tmp_path):
+    times = [0, 1, 2, 9, 10, 14]
+    path = write_clip(tmp_path / "phone.mp4", times=times)
+    assert run("--input", str(path))[0] == 0
+    with av.open(str(tmp_path / "out" / "phone_overlay.mp4")) as container:
+        found = [frame.time for frame in container.decode(video=0)]
+    assert found == pytest.approx([time / 5 for time in times], abs=1e-3)
+
+
+def test_a_killed_run_leaves_no_outdated_overlay(run, clip, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert run() == (0, COUNT)
+    write_clip(clip, size=(80, 96))
+
+    def kill(*_):
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dcp_clip_cli.segment_video._write_overlay", kill)
+        with pytest.raises(SystemExit):
+            run()
+    assert run() == (0, 0)
+    with av.open(str(out / "clip_overlay.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert len(lines(out)) == COUNT and frame.height > frame.width * 80 / 96
 
 
 def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_path):
