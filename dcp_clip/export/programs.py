@@ -40,7 +40,7 @@ class ImageProgram(nn.Module):
     def __init__(self, model: DCPCLIP):
         """
         Args:
-            model: a trained or training-free model; it is not changed.
+            model: a trained or training-free model; it is set to evaluation mode.
         """
         super().__init__()
         self.model = copy.copy(model).eval()

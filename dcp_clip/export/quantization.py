@@ -12,7 +12,10 @@ import numpy as np
 
 from dcp_clip.export.support import ExportError
 from dcp_clip.runtime import OnnxPredictor
+from dcp_clip.runtime.folder import read_folder
 from dcp_clip.utils.images.reading import read_image
+from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary.categories import load_names
 
 __all__ = ["quantize_convolutions"]
 
@@ -30,10 +33,11 @@ def quantize_convolutions(
     Args:
         folder: an exported model.
         photographs: image files like those to segment; at most 32 are used, evenly spaced.
-        vocabulary: names for these photographs; default: those of the model.
+        vocabulary: names for these photographs; default: those of the model, or, if it has none,
+            those of COCO-Stuff.
 
     Raises:
-        ExportError: if there is no photograph, no vocabulary, or no ONNX Runtime.
+        ExportError: if there is no photograph, or no ONNX Runtime.
         ImageReadError: if a photograph cannot be read.
     """
     try:
@@ -43,6 +47,8 @@ def quantize_convolutions(
         raise ExportError("int8 needs ONNX Runtime: pip install onnx onnxruntime.") from error
     if not photographs:
         raise ExportError("int8 needs photographs, but the folder of --int8 has none.")
+    if vocabulary is None and read_folder(folder).vocabulary is None:
+        vocabulary = Vocabulary.from_categories(load_names("coco_stuff_171"))
     predictor = OnnxPredictor(folder, vocabulary)
     step = -(-len(photographs) // _MAX_PHOTOGRAPHS)
     for name in ("encoder", "head"):

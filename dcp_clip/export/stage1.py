@@ -25,12 +25,14 @@ class ExportableProposal(CategoryProposal):
         """Make one with the values and the weights of `proposal`."""
         exportable = cls(
             num_proposals=proposal.num_proposals,
-            pooled_weight=proposal.pooled_weight,
-            dense_weight=proposal.dense_weight,
+            pooled_weight=1.0,  # AllCategories can have none
+            dense_weight=1.0,
             lse_sharpness=proposal.lse_sharpness,
             grouping=proposal.grouping,
             num_tokens=proposal.num_tokens,
         )
+        exportable.pooled_weight = proposal.pooled_weight
+        exportable.dense_weight = proposal.dense_weight
         exportable.ranks = proposal.ranks
         return exportable.eval()
 

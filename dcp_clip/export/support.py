@@ -54,6 +54,12 @@ def check_exportable(cfg: CfgNode, model: nn.Module) -> None:
             "MODEL.CLIP.PROXY.NAME is set, but an exported program has one image encoder; export "
             "with MODEL.CLIP.PROXY.NAME ''."
         )
+    if cfg.MODEL.CLIP.DENSE == "scclip":
+        raise ExportError(
+            "MODEL.CLIP.DENSE is 'scclip', whose number of outliers follows from the size of the "
+            "image, which an exported program cannot express; export with another value, such as "
+            "MODEL.CLIP.DENSE naclip."
+        )
     if not isinstance(model.text_encoder.tokenizer, SimpleTokenizer):
         raise ExportError(
             f"'{model.text_encoder.model_name}' (MODEL.CLIP.NAME) has a tokenizer of the Hugging "

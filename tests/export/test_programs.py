@@ -12,6 +12,7 @@ from dcp_clip.export import stage1
 from dcp_clip.export.conversion import _adaptive_average, _export
 from dcp_clip.export.folder import export_model
 from dcp_clip.export.support import ExportError
+from dcp_clip.modeling.stages.stage1_proposal import AllCategories
 from dcp_clip.modeling.stages.stage1_token_grouping import merge_tokens
 from dcp_clip.structures import TextFeatures
 from dcp_clip.vocabulary import Vocabulary
@@ -111,6 +112,7 @@ def test_a_program_of_torch_export_can_be_loaded(folder, onnx):
             "MODEL.CLIP.ENCODER_WINDOW",
         ),
         ({"INPUT.RESIZE_TEST": "opencv"}, "INPUT.RESIZE_TEST is 'opencv'"),
+        ({"MODEL.CLIP.NAME": "test-vit-16", "MODEL.CLIP.DENSE": "scclip"}, "DENSE is 'scclip'"),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(can_export, make_cfg, tmp_path, options, key):
@@ -118,6 +120,12 @@ def test_what_cannot_be_exported_is_one_sentence(can_export, make_cfg, tmp_path,
     with pytest.raises(ExportError, match=key):
         export_model(cfg, build_model(cfg).eval(), tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_all_categories_without_evidence_can_be_exported():
+    proposal = AllCategories(num_proposals=1, pooled_weight=0.0, dense_weight=0.0)
+    exportable = stage1.ExportableProposal.of(proposal)
+    assert (exportable.pooled_weight, exportable.dense_weight) == (0.0, 0.0)
 
 
 class _OneSize(torch.nn.Module):

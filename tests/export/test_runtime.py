@@ -190,7 +190,7 @@ def test_convolutions_in_int8(folder, onnx, make_image, tmp_path, names):
         Image.fromarray(image).save(path)
     with pytest.raises(ExportError, match="has none"):
         quantize_convolutions(copy, [], names)
-    quantize_convolutions(copy, photographs, names)
+    quantize_convolutions(copy, photographs)  # with the names of COCO-Stuff
     quantized = OnnxPredictor(copy, names, threads=1)
     first = [quantized(image) for image in images]
     expected = [onnx(image) for image in images]

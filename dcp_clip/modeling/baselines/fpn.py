@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dcp_clip.modeling.clip.freezing import freeze_tower
 from dcp_clip.modeling.inputs import train_vocabularies
-from dcp_clip.modeling.layers import to_channels_last
+from dcp_clip.modeling.layers import to_channels_last, valid_positions
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.structures import Proposals
 from dcp_clip.vocabulary import Vocabulary
@@ -69,6 +69,8 @@ class FPNSegmentor(OpenVocabularySegmentor):
         freeze_tower(cfg, "TRAIN_IMAGE", bottom_up)
         fpn = FPN(bottom_up, _LEVELS, dim, norm="BN")
         fpn.pixel_mean, fpn.pixel_std = bottom_up.pixel_mean, bottom_up.pixel_std
+        # Detectron2's is the largest stride of the pyramid; the tower can need more.
+        fpn._size_divisibility = bottom_up.size_divisibility
         shape = {
             k: ShapeSpec(channels=dim, stride=2 ** int(k[1])) for k in ("p2", "p3", "p4", "p5")
         }
@@ -80,7 +82,8 @@ class FPNSegmentor(OpenVocabularySegmentor):
             norm="BN",
         )
         # The projection to CLIP's joint embedding space is not used.
-        nn.Module.requires_grad_(bottom_up.visual.head, False)
+        visual = bottom_up.visual
+        visual.get_submodule("head" if hasattr(visual, "head") else "attnpool").requires_grad_(False)
         return {
             "fpn": fpn,
             "head": head,
@@ -88,17 +91,19 @@ class FPNSegmentor(OpenVocabularySegmentor):
             **common,
         }
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
         """See :meth:`OpenVocabularySegmentor.set_vocabulary`.
 
         Raises:
             ValueError: for another vocabulary than that of DATASETS.TRAIN.
         """
-        self._check(vocabulary)
+        if vocabulary is not None:
+            self._check(vocabulary)
         super().set_vocabulary(vocabulary)
 
     def _check(self, vocabulary: Vocabulary) -> None:
-        if vocabulary != self._train_vocabulary:
+        # Colours and display names may differ.
+        if vocabulary.fingerprint() != self._train_vocabulary.fingerprint():
             raise ValueError("FPNSegmentor can segment the categories of DATASETS.TRAIN only.")
 
     def segment(
@@ -118,4 +123,6 @@ class FPNSegmentor(OpenVocabularySegmentor):
         """
         self._check(vocabulary)
         logits = self.head.layers(features or self.backbone(images))
-        return {"fine": logits}, Proposals.all_categories(logits), None
+        size = logits.shape[-2:]
+        pixel_valid = valid_positions(image_sizes, images.shape[-2:], size, images.device)
+        return {"fine": logits}, Proposals.all_categories(logits, pixel_valid), None

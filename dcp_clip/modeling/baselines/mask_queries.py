@@ -58,7 +58,7 @@ class MaskQuerySegmentor(HeadSegmentor):
         self.exponents = (seen_exponent, unseen_exponent)
         self.clip_scale = clip_scale
         self._seen_names = frozenset(
-            name for vocabulary in seen for names in vocabulary.synonyms for name in names
+            name.lower() for vocabulary in seen for names in vocabulary.synonyms for name in names
         )
 
     @classmethod
@@ -102,7 +102,9 @@ class MaskQuerySegmentor(HeadSegmentor):
         )
         if self.training:
             return {}, Proposals.all_categories(masks[:, :0], pixel_valid), predictions
-        seen = [not self._seen_names.isdisjoint(names) for names in vocabulary.synonyms]
+        # CLIP's tokenizers ignore case.
+        names = ([name.lower() for name in names] for names in vocabulary.synonyms)
+        seen = [not self._seen_names.isdisjoint(synonyms) for synonyms in names]
         exponent = torch.where(torch.tensor(seen, device=masks.device), *self.exponents)
         logits, dense = predictions.class_logits[-1].float(), features["dense"].float()
         with torch.autocast(self.device.type, enabled=False):

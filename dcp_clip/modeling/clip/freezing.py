@@ -9,6 +9,8 @@ from torch import nn
 
 __all__ = ["POLICIES", "freeze_tower"]
 
+_BLOCK = re.compile(r"(?:resblocks|trunk\.blocks)\.(\d+)\.")
+
 # Patterns of parameter names. A parameter is trained if a pattern of the policy matches its name.
 POLICIES = {
     "none": (),
@@ -28,9 +30,9 @@ POLICIES = {
         r"visual\.layer4\.|attnpool",  # CLIP's ResNets
         r"trunk\.head",
         r"^visual\.head",
-        r"(resblocks|trunk\.blocks)\.(8|9|\d\d)\.",  # transformers
         r"attn_pool\.",
-        r"proj$",
+        r"proj$|text_projection",
+        # and the last third of the blocks of a transformer, see below
     ),
 }
 
@@ -49,9 +51,13 @@ def freeze_tower(cfg: CfgNode, key: str, tower: nn.Module) -> None:
     policy = cfg.MODEL.CLIP[key]
     if policy not in POLICIES:
         raise ValueError(f"MODEL.CLIP.{key} is '{policy}'; known are {', '.join(POLICIES)}.")
-    matched = False
+    matched, depth = False, 0
+    for name, _ in tower.named_parameters():
+        depth = max(depth, int(block[1]) + 1 if (block := _BLOCK.search(name)) else 0)
     for name, parameter in tower.named_parameters():
         trains = any(re.search(pattern, name) for pattern in POLICIES[policy])
+        if policy == "late" and (block := _BLOCK.search(name)):
+            trains = int(block[1]) >= depth - max(1, depth // 3)
         parameter.requires_grad_(trains)
         matched |= trains
     if policy != "none" and not matched:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -25,6 +26,7 @@ _SETTINGS = "open_clip_config.json"  # of open_clip, on the Hugging Face Hub
 # Paths of weights that ship with the package, "dcp_clip/weights/...", are relative to this folder.
 _PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _SHARED: ContextVar[dict | None] = ContextVar("shared_clip", default=None)
+_ROOT_LOGGER = threading.Lock()  # held while the root logger is disabled
 
 
 class CLIPWeightsError(RuntimeError):
@@ -162,12 +164,11 @@ def create_clip(name: str, **kwargs) -> torch.nn.Module:
         CLIPWeightsError: if the text tower is one of the Hugging Face Hub and cannot be built.
     """
     # open_clip logs a warning about random weights, but MODEL.WEIGHTS may replace them later.
-    root = logging.getLogger()
-    before, root.disabled = root.disabled, True
     try:
-        return open_clip.create_model(
-            name, force_custom_text=True, pretrained_text=False, output_dict=False, **kwargs
-        )
+        with _without_root_logger():
+            return open_clip.create_model(
+                name, force_custom_text=True, pretrained_text=False, output_dict=False, **kwargs
+            )
     except (RuntimeError, OSError) as error:
         text = open_clip.get_model_config(name)["text_cfg"].get("hf_model_name")
         if text is None:
@@ -178,8 +179,17 @@ def create_clip(name: str, **kwargs) -> torch.nn.Module:
             "another machine (`hf download`) and copy the cache (HF_HOME). "
             f"({_in_one_line(error)})"
         ) from error
-    finally:
-        root.disabled = before
+
+
+@contextlib.contextmanager
+def _without_root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    with _ROOT_LOGGER:
+        before, root.disabled = root.disabled, True
+        try:
+            yield
+        finally:
+            root.disabled = before
 
 
 def _load_tag(name: str, tag: str) -> torch.nn.Module:
@@ -195,11 +205,13 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
         return create_clip(name, pretrained=tag)
     except Exception as error:  # the Hugging Face client raises many types of errors
         where = source.get("hf_hub") or source.get("url") or f"{name}/{tag}"
+        without = ""
+        if pixel_stats(name, None) == {key: tuple(source[key]) for key in ("mean", "std")}:
+            without = " (or to '' if MODEL.WEIGHTS is a trained model, which contains CLIP's weights)"
         raise CLIPWeightsError(
             f"The weights '{tag}' of '{name}' are not cached and cannot be downloaded; fetch "
             f"'{where.rstrip('/')}' (open_clip_model.safetensors) on a machine with internet and "
-            "set MODEL.CLIP.PRETRAINED to the path of the file (or to '' if MODEL.WEIGHTS is a "
-            f"trained model, which contains CLIP's weights). ({_in_one_line(error)})"
+            f"set MODEL.CLIP.PRETRAINED to the path of the file{without}. ({_in_one_line(error)})"
         ) from error
 
 
@@ -208,8 +220,9 @@ def _check_activation(name: str, trained_quick: bool, which: str) -> None:
 
     Loading would succeed, but every feature would be wrong (open_clip issue 771).
     """
-    if trained_quick != bool(open_clip.get_model_config(name).get("quick_gelu", False)):
-        other = f"{name}-quickgelu" if trained_quick else name.removesuffix("-quickgelu")
+    quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    other = f"{name}-quickgelu" if trained_quick else name.removesuffix("-quickgelu")
+    if trained_quick != quick and other != name:  # open_clip may have the model in one form only
         raise CLIPWeightsError(
             f"The weights {which} were trained with {'QuickGELU' if trained_quick else 'GELU'}, "
             f"but MODEL.CLIP.NAME '{name}' builds the other activation; set it to '{other}'."

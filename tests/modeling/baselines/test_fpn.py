@@ -6,6 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from dcp_clip.evaluation import evaluation_environment
+from dcp_clip.modeling.clip.image_encoder import CLIPBackbone
 from dcp_clip.vocabulary import Vocabulary
 
 NAMES = Vocabulary(["sky", ["tree", "shrub"], "car", "road"])
@@ -51,8 +52,31 @@ def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image
         model([{"image": make_image(32, 32), "vocabulary": Vocabulary(["other"])}])
     with pytest.raises(ValueError, match="DATASETS.TRAIN only"):
         model.set_vocabulary(Vocabulary(["unicorn", "ufo"]))
+    # The same names with other colours.
+    model.set_vocabulary(None)
+    same = Vocabulary(NAMES.synonyms, colors=[(i, 0, 0) for i in range(len(NAMES))])
+    model.set_vocabulary(same)
+    with torch.no_grad():
+        other = model([{"image": batch[0]["image"]}])[0]["sem_seg"]
+    assert torch.equal(other.maps, output.maps)
     with pytest.raises(ValueError, match="set DATASETS.TRAIN"):
         build_model(make_cfg("dcp-tiny-cnn", {**opts, "DATASETS.TRAIN": ()}))
+
+
+@torch.no_grad()
+def test_padding_is_no_evidence(make_cfg, make_image, named_data_set):
+    opts = {"MODEL.META_ARCHITECTURE": "FPNSegmentor", "DATASETS.TRAIN": (named_data_set,)}
+    model = build_model(make_cfg("dcp-tiny-cnn", opts)).eval()
+    result = model([{"image": make_image(64, 33)}])[0]
+    best = result["sem_seg"].maps[:, :16, :9].flatten(1).amax(1)  # without the padded cells
+    torch.testing.assert_close(result["proposals"]["scores"], best)
+
+
+def test_towers_of_other_strides(make_cfg, named_data_set, monkeypatch):
+    """MobileCLIP2-S3 needs multiples of 64 pixels."""
+    opts = {"MODEL.META_ARCHITECTURE": "FPNSegmentor", "DATASETS.TRAIN": (named_data_set,)}
+    monkeypatch.setattr(CLIPBackbone, "size_divisibility", 64)
+    assert build_model(make_cfg("dcp-tiny-cnn", opts)).backbone.size_divisibility == 64
 
 
 def test_the_config_decides_whether_its_tower_trains(make_cfg, named_data_set):

@@ -128,6 +128,7 @@ def test_the_exponents_of_seen_and_unseen_categories(make_head, make_image, trai
     # A category is seen if one of its synonyms is, and the other exponent has no effect on it.
     assert torch.equal(maps(trained, 0.0, 1.0), maps(trained, 0.0, 0.5))
     assert torch.equal(maps(others, 0.0, 1.0), maps(others, 0.5, 1.0))
+    assert torch.equal(maps(["Sky", "MOTOR car"], 0.0, 1.0), maps(trained, 0.0, 1.0))
     # With exponent 0 the pooled CLIP features have no effect.
     torch.testing.assert_close(maps(others, 0.0, 0.0), maps(others, 0.0, 0.0, clip_scale=5.0))
     assert not torch.allclose(maps(others, 0.0, 0.8), maps(others, 0.0, 0.8, clip_scale=5.0))

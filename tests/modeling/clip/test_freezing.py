@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch import nn
 
-from dcp_clip.modeling.clip.freezing import POLICIES
+from dcp_clip.modeling.clip.freezing import POLICIES, freeze_tower
 
 IMAGE, TEXT = "MODEL.CLIP.TRAIN_IMAGE", "MODEL.CLIP.TRAIN_TEXT"
 
@@ -49,6 +51,22 @@ def test_late_is_the_last_stage_and_the_projection(build, clip):
     names = trained(build(clip, {IMAGE: "late"}), "backbone")
     assert all("stages.3." in n or ".head." in n for n in names)
     assert any("stages.3." in n for n in names) and any(n.startswith("visual.head") for n in names)
+
+
+def test_late_is_the_last_third_of_the_blocks_and_the_projection():
+    for depth, first in ((24, 16), (12, 8), (3, 2), (1, 0)):
+        tower = nn.ModuleDict(
+            {
+                "resblocks": nn.ModuleList(nn.Linear(1, 1) for _ in range(depth)),
+                "ln_final": nn.LayerNorm(1),
+            }
+        )
+        tower.text_projection = nn.Parameter(torch.ones(1))
+        freeze_tower(CfgNode({"MODEL": {"CLIP": {"TRAIN_TEXT": "late"}}}), "TRAIN_TEXT", tower)
+        names = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
+        blocks = {int(name.split(".")[1]) for name in names if name.startswith("resblocks")}
+        assert blocks == set(range(first, depth))
+        assert "text_projection" in names and "ln_final.weight" not in names
 
 
 @pytest.mark.parametrize(

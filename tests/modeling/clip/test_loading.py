@@ -1,7 +1,10 @@
 """CLIP's weights: files of every format, and one clear sentence if loading fails."""
 
+import logging
 import pickle
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import open_clip
@@ -10,7 +13,7 @@ import safetensors.torch
 import torch
 
 from dcp_clip.modeling import CLIPBackbone, TextEncoder
-from dcp_clip.modeling.clip.loading import CLIPWeightsError, load_clip, share_clip
+from dcp_clip.modeling.clip.loading import CLIPWeightsError, create_clip, load_clip, share_clip
 
 CLIP = "test-vit-16"
 
@@ -176,6 +179,47 @@ def test_quickgelu_models_with_weights_of_gelu_are_refused(load, monkeypatch):
         load("laion2b_s34b_b88k", clip="ViT-B-16-quickgelu")
 
 
+def test_a_model_that_open_clip_has_in_one_form_only_is_not_refused(load, monkeypatch):
+    monkeypatch.setattr(open_clip, "create_model", lambda name, **_: torch.nn.Identity())
+    load("laion2b_s12b_b32k", clip="roberta-ViT-B-32")
+
+
+def test_the_advice_for_weights_with_other_means_of_the_pixels(load, monkeypatch):
+    """Without weights, the means of the pixels would be those of another tag."""
+
+    def offline(name, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    for tag, advised in (("laion2b_s32b_b82k", False), ("laion400m_e32", True)):
+        with pytest.raises(CLIPWeightsError, match="cannot be downloaded") as error:
+            load(tag, clip="ViT-L-14")
+        assert ("or to ''" in str(error.value)) == advised
+
+
+def test_the_root_logger_works_after_models_are_built_in_threads(monkeypatch):
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+
+    def create_model(name, **_):
+        if name == "first":
+            first_is_in.set()
+            second_is_in.wait(1)  # in vain, because the second waits for the first
+        else:
+            second_is_in.set()
+            first_is_out.wait(1)
+
+    def build(name):
+        if name == "second":
+            first_is_in.wait()
+        create_clip(name)
+        first_is_out.set()
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(build, ("first", "second")))
+    assert not logging.getLogger().disabled
+
+
 @pytest.mark.parametrize(
     "clip, tag",
     [
@@ -207,9 +251,8 @@ def test_open_clip_offline(load, monkeypatch, tmp_path, make_cfg):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setitem(
-        open_clip.pretrained._PRETRAINED, "test-convnext", {"tag": {"hf_hub": "someone/clip/"}}
-    )
+    tag = {"hf_hub": "someone/clip/", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "test-convnext", {"tag": tag})
     with pytest.raises(CLIPWeightsError, match="'tag' of 'test-convnext'.*someone/clip") as error:
         load("tag", clip="test-convnext")
     assert_one_sentence(error)

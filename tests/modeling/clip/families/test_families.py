@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from open_clip.timm_model import TimmModel
 
 from dcp_clip.modeling import CLIPBackbone
@@ -56,3 +58,19 @@ def test_a_family_has_no_weights_of_its_own(make_backbone, clip):
     backbone = make_backbone(clip)
     assert not isinstance(backbone._tower, torch.nn.Module)
     assert all(name.startswith("visual.") for name in backbone.state_dict())
+
+
+def test_the_fpn_baseline_accepts_a_resnet(make_cfg, make_image):
+    """CLIP's ResNets have no head, and strides 4 to 32."""
+    name = "test_fpn_resnet"
+    DatasetCatalog.register(name, list)
+    try:
+        MetadataCatalog.get(name).set(stuff_classes=["sky", "tree"])
+        opts = {"MODEL.META_ARCHITECTURE": "FPNSegmentor", "DATASETS.TRAIN": (name,)}
+        model = build_model(make_cfg("small-resnet", opts)).eval()
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    assert not any(p.requires_grad for p in model.backbone.bottom_up.visual.attnpool.parameters())
+    with torch.no_grad():
+        assert model([{"image": make_image(40, 70)}])[0]["sem_seg"].image_size == (40, 70)
