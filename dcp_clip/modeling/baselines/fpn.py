@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcp_clip.modeling.clip.freezing import freeze_tower
 from dcp_clip.modeling.inputs import train_vocabularies
@@ -83,7 +83,9 @@ class FPNSegmentor(OpenVocabularySegmentor):
         )
         # The projection to CLIP's joint embedding space is not used.
         visual = bottom_up.visual
-        visual.get_submodule("head" if hasattr(visual, "head") else "attnpool").requires_grad_(False)
+        visual.get_submodule("head" if hasattr(visual, "head") else "attnpool").requires_grad_(
+            False
+        )
         return {
             "fpn": fpn,
             "head": head,

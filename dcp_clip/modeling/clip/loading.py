@@ -207,7 +207,9 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
         where = source.get("hf_hub") or source.get("url") or f"{name}/{tag}"
         without = ""
         if pixel_stats(name, None) == {key: tuple(source[key]) for key in ("mean", "std")}:
-            without = " (or to '' if MODEL.WEIGHTS is a trained model, which contains CLIP's weights)"
+            without = (
+                " (or to '' if MODEL.WEIGHTS is a trained model, which contains CLIP's weights)"
+            )
         raise CLIPWeightsError(
             f"The weights '{tag}' of '{name}' are not cached and cannot be downloaded; fetch "
             f"'{where.rstrip('/')}' (open_clip_model.safetensors) on a machine with internet and "

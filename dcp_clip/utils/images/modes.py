@@ -56,9 +56,7 @@ def load_rgb(
     return _convert(image, raw_mode, path, content), orientation, is_tiff
 
 
-def _convert(
-    image: Image.Image, raw_mode: str, path: Path, content: bytes | None
-) -> Image.Image:
+def _convert(image: Image.Image, raw_mode: str, path: Path, content: bytes | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _grey_to_8_bits(image, raw_mode, path).convert("RGB")
     if ";16" in raw_mode:
