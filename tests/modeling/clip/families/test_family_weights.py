@@ -102,9 +102,17 @@ def test_text_towers_of_the_hub_without_their_package_or_file(make_cfg):
 @pytest.mark.parametrize(
     "name, attention, late",
     [
-        ("sigmoid-loss", {"attn.qkv", "pos_embed"}, {"attn_pool"}),
-        ("eva02", {"attn.q_proj", "attn.k_proj", "attn.v_proj", "pos_embed"}, {"trunk.head"}),
-        ("eva02-e", {"attn.qkv", "attn.q_bias", "attn.v_bias", "pos_embed"}, {"trunk.head"}),
+        ("sigmoid-loss", {"attn.qkv", "pos_embed"}, {"attn_pool", "blocks.2."}),
+        (
+            "eva02",
+            {"attn.q_proj", "attn.k_proj", "attn.v_proj", "pos_embed"},
+            {"trunk.head", "blocks.2."},
+        ),
+        (
+            "eva02-e",
+            {"attn.qkv", "attn.q_bias", "attn.v_bias", "pos_embed"},
+            {"trunk.head", "blocks.2."},
+        ),
         (
             "resnet",
             {"attnpool.q_proj", "attnpool.k_proj", "attnpool.v_proj", "positional_embedding"},
@@ -112,7 +120,11 @@ def test_text_towers_of_the_hub_without_their_package_or_file(make_cfg):
         ),
         ("fastvit", None, {"stages.3", "final_conv", "trunk.head"}),
         ("swin", None, {"layers.3", "visual.head"}),
-        ("coca", {"attn.in_proj", "positional_embedding"}, {"attn_pool", "visual.proj"}),
+        (
+            "coca",
+            {"attn.in_proj", "positional_embedding"},
+            {"attn_pool", "visual.proj", "resblocks.2."},
+        ),
     ],
 )
 def test_policies_select_their_weights(make_cfg, family_backbone, name, attention, late):
