@@ -22,7 +22,7 @@ from dcp_clip.folder_run.output_folder import (
     writing,
 )
 from dcp_clip.folder_run.pipeline import ReadImage, Summary, run_settings, segment_files
-from dcp_clip.folder_run.plan import Job
+from dcp_clip.folder_run.plan import Job, numbered_stems
 from dcp_clip.folder_run.records import record_key
 from dcp_clip.folder_run.result_files import result_files
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
@@ -159,16 +159,14 @@ def _choose_stems(
     kept = {key.rpartition("#")[0]: stem.parent for key, stem in finished.items()}
     used = {str(stem).casefold() for stem in kept.values()}  # some file systems ignore case
     inputs = {str(path.resolve()).casefold() for path in videos}
+
+    def is_free(stem: Path) -> bool:
+        overlay = _overlay(output.resolve(), stem)
+        return str(stem).casefold() not in used and str(overlay).casefold() not in inputs
+
     chosen = {}
     for path, wanted in videos.items():
-        stem = kept.get(record_key(path))
-        for i in itertools.count(1):
-            if stem is not None:
-                break
-            name = wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}")
-            overlay = str(_overlay(output.resolve(), name)).casefold()
-            if str(name).casefold() not in used and overlay not in inputs:
-                stem = name
+        stem = kept.get(record_key(path)) or next(filter(is_free, numbered_stems(wanted)))
         used.add(str(stem).casefold())
         chosen[path] = stem
     return chosen

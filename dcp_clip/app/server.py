@@ -12,6 +12,8 @@ from dcp_clip.app.segmenter import Segmenter
 __all__ = ["MAX_UPLOAD_BYTES", "PageOnly", "serve"]
 
 MAX_UPLOAD_BYTES = 50_000_000
+# A file in a form is a little larger than the file.
+_MAX_REQUEST_BYTES = MAX_UPLOAD_BYTES + 100_000
 # The browser loads from this server only and sends to this server only. Gradio's page contains
 # scripts and styles inside the HTML.
 _POLICY = (
@@ -32,8 +34,7 @@ class PageOnly:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        # A file in a form is a little larger than the file.
-        if not length.isdigit() or int(length) > MAX_UPLOAD_BYTES + 100_000:
+        if not length.isdigit() or int(length) > _MAX_REQUEST_BYTES:
             body = b'{"error": "The upload is too large."}'
             headers = [(b"content-type", b"application/json")]
             await send({"type": "http.response.start", "status": 413, "headers": headers})
@@ -48,7 +49,7 @@ class PageOnly:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_UPLOAD_BYTES + 100_000:  # a request in chunks states no length
+            if received > _MAX_REQUEST_BYTES:  # a request in chunks states no length
                 raise HTTPException(413, "The upload is too large.")
             return message
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,17 +25,8 @@ class ExportableProposal(CategoryProposal):
     @classmethod
     def of(cls, proposal: CategoryProposal) -> ExportableProposal:
         """Make one with the values and the weights of `proposal`."""
-        exportable = cls(
-            num_proposals=proposal.num_proposals,
-            pooled_weight=1.0,  # AllCategories can have none
-            dense_weight=1.0,
-            lse_sharpness=proposal.lse_sharpness,
-            grouping=proposal.grouping,
-            num_tokens=proposal.num_tokens,
-        )
-        exportable.pooled_weight = proposal.pooled_weight
-        exportable.dense_weight = proposal.dense_weight
-        exportable.ranks = proposal.ranks
+        exportable = copy.copy(proposal)
+        exportable.__class__, exportable.ranks = cls, proposal.ranks
         return exportable.eval()
 
     def _rank(self, evidence, text_features, category_rows, present) -> Tensor:

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES
 from dcp_clip.utils.images.listing import list_images_by_input, search_root
 from dcp_clip.utils.images.reading import ImageReadError
 
-__all__ = ["Job", "find_images", "plan_jobs"]
+__all__ = ["Job", "find_images", "numbered_stems", "plan_jobs"]
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def plan_jobs(
     for image, wanted in images.items():
         if os.path.abspath(image) in finished:
             continue
-        for i in itertools.count(1):
-            stem = wanted if i == 1 else wanted.with_name(f"{wanted.name}-{i}")
+        for stem in numbered_stems(wanted):
             files = _comparable_files(output, stem, suffixes)
             if not files & used:
                 break
@@ -118,6 +117,13 @@ def plan_jobs(
                 "or choose another --output"
             )
     return jobs
+
+
+def numbered_stems(wanted: Path) -> Iterator[Path]:
+    """Yield the result paths to try in turn: x, x-2, x-3, ..."""
+    yield wanted
+    for i in itertools.count(2):
+        yield wanted.with_name(f"{wanted.name}-{i}")
 
 
 def _comparable_files(output: Path, stem: Path, suffixes: Sequence[str]) -> set[str]:

@@ -1,67 +1,20 @@
-"""Videos: every frame once, the overlay video, resuming, and averages over time."""
+"""Videos: every frame once, the overlay video, and resuming."""
 
 import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 
 from dcp_clip.folder_run.plan import Job
 from dcp_clip.predictor import Predictor
-from dcp_clip.structures import SemSegProposals
 from dcp_clip.utils.images.files import ImageReadError
 from dcp_clip.video.frames import VideoReader, is_video
 from dcp_clip.video.overlay import changed_fraction
-from dcp_clip.video.smoothing import SmoothedModel
 from dcp_clip_cli import segment
 
 av = pytest.importorskip("av")
 COUNT = 7
-
-
-def write_clip(path, size=(48, 64), codec="libx264", times=range(COUNT), **options):
-    """Write frames whose grey rises by 30 from frame to frame, at times in fifths of a second."""
-    path.parent.mkdir(exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=5, options=options)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        for i, time in enumerate(times):
-            image = np.full((*size, 3), 30 * i % 256, np.uint8)
-            image[:, 32:] = 255 - 30 * i % 256
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts = time
-            for packet in stream.encode(frame):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
-
-
-@pytest.fixture
-def clip(tmp_path):
-    return write_clip(tmp_path / "clip.mp4")
-
-
-@pytest.fixture
-def run(make_cfg, make_model, monkeypatch, clip, tmp_path):
-    """``run(*arguments)``: segment the clip with a small model; the exit status."""
-    cfg, model = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 32}), make_model()
-    calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-
-    def from_config_file(config_file, weights, opts, vocabulary, imports=()):
-        return Predictor(cfg, "sky; tree; car; road", model=model)
-
-    monkeypatch.setattr(Predictor, "from_config_file", from_config_file)
-
-    def start(*arguments):
-        calls.clear()
-        output = str(tmp_path / "out")
-        return segment.main(["--input", str(clip), "--output", output, *arguments]), len(calls)
-
-    return start
 
 
 def lines(folder):
@@ -173,7 +126,7 @@ def test_an_overlay_replaces_no_input(clip, tmp_path):
         segment.main(["--input", *given, "--output", str(tmp_path), "--overwrite"])
 
 
-def test_videos_with_the_same_name_have_their_own_results(run, clip, tmp_path):
+def test_videos_with_the_same_name_have_their_own_results(run, write_clip, clip, tmp_path):
     other = write_clip(tmp_path / "b" / "clip.mp4", size=(80, 96))
     third = write_clip(tmp_path / "c" / "Clip.mkv", size=(32, 32))
     out = tmp_path / "out"
@@ -202,7 +155,7 @@ def test_a_video_that_cannot_be_read_does_not_stop_the_others(run, clip, tmp_pat
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_a_damaged_part_does_not_end_a_video(run, tmp_path, codec):
+def test_a_damaged_part_does_not_end_a_video(run, write_clip, tmp_path, codec):
     path = write_clip(tmp_path / "damaged.mp4", (48, 64), codec, range(20), g="5", bf="0")
     with av.open(str(path)) as container:
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
@@ -219,7 +172,7 @@ def test_a_damaged_part_does_not_end_a_video(run, tmp_path, codec):
         assert "cannot read frame 19" in failure and "packets that were skipped: 1)" in failure
 
 
-def test_a_clip_cut_without_encoding_is_complete(run, tmp_path):
+def test_a_clip_cut_without_encoding_is_complete(run, write_clip, tmp_path):
     source = write_clip(tmp_path / "source.mp4", times=range(20), g="10", bf="0")
     path = tmp_path / "cut.mp4"
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
@@ -237,7 +190,7 @@ def test_a_clip_cut_without_encoding_is_complete(run, tmp_path):
     assert run("--input", str(path), "--format", "labels") == (0, 15)
 
 
-def test_the_overlay_has_the_times_of_the_video(run, tmp_path):
+def test_the_overlay_has_the_times_of_the_video(run, write_clip, tmp_path):
     times = [0, 1, 2, 9, 10, 14]
     path = write_clip(tmp_path / "phone.mp4", times=times)
     assert run("--input", str(path))[0] == 0
@@ -246,7 +199,7 @@ def test_the_overlay_has_the_times_of_the_video(run, tmp_path):
     assert found == pytest.approx([time / 5 for time in times], abs=1e-3)
 
 
-def test_a_killed_run_leaves_no_outdated_overlay(run, clip, tmp_path, monkeypatch):
+def test_a_killed_run_leaves_no_outdated_overlay(run, write_clip, clip, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert run() == (0, COUNT)
     write_clip(clip, size=(80, 96))
@@ -262,60 +215,6 @@ def test_a_killed_run_leaves_no_outdated_overlay(run, clip, tmp_path, monkeypatc
     with av.open(str(out / "clip_overlay.mp4")) as container:
         frame = next(container.decode(video=0))
     assert len(lines(out)) == COUNT and frame.height > frame.width * 80 / 96
-
-
-def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_path):
-    out = tmp_path / "out"
-    assert run("--smoothing", "0.3", "--only", "labels") == (0, COUNT)
-    before = [path.read_bytes() for path in sorted((out / "clip").iterdir())]
-    text = (out / "results.jsonl").read_text().splitlines(keepends=True)
-    (out / "results.jsonl").write_text("".join(text[:5]))
-    assert run("--smoothing", "0.3", "--only", "labels") == (0, COUNT)  # five again, then two
-    assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
-    assert not (out / "clip_overlay.mp4").exists()
-    with pytest.raises(SystemExit, match="--smoothing is 1.5"):
-        run("--smoothing", "1.5", "--overwrite")
-    assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
-
-
-@pytest.mark.parametrize(("weight", "calls"), [("0", 2), ("0.02", 5), ("0.5", 6)])
-def test_each_gap_in_the_results_is_smoothed_with_the_frames_before(run, tmp_path, weight, calls):
-    """The average needs 0, 2 or all frames before the missing frames 1 and 5."""
-    out = tmp_path / "out"
-    assert run("--smoothing", weight, "--only", "labels") == (0, COUNT)
-    before = [path.read_bytes() for path in sorted((out / "clip").iterdir())]
-    text = (out / "results.jsonl").read_text().splitlines(keepends=True)
-    (out / "results.jsonl").write_text("".join(text[:1] + text[2:5] + text[6:]))
-    assert run("--smoothing", weight, "--only", "labels") == (0, calls)
-    assert sorted(line["frame"] for line in lines(out)) == [*range(COUNT)]
-    assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
-
-
-class Frames(nn.Module):
-    """Gives the logits of prepared frames: maps (K, 1, 1) by category."""
-
-    def __init__(self, *frames):
-        super().__init__()
-        self.frames = iter(frames)
-
-    def forward(self, inputs):
-        frame = next(self.frames)
-        ids, maps = torch.tensor([*frame]), torch.tensor([*frame.values()]).view(-1, 1, 1)
-        proposals = {"ids": ids, "scores": ids / 10}
-        return [{"sem_seg": SemSegProposals(maps, ids, 9), "proposals": proposals}]
-
-
-def test_the_average_is_of_each_category():
-    frames = {3: 4.0, 5: 2.0}, {5: 6.0, 7: 1.0}, {1: 0.0, 2: 1.0}
-    model = SmoothedModel(Frames(*frames), 0.5)
-    (first,), (second,), (third,) = (model([{}]) for _ in frames)
-    assert first["sem_seg"].category_ids.tolist() == [3, 5]
-    # 3 is missing in the second frame (lowest: 1), and 7 in the first (lowest: 2).
-    means = dict(zip(second["sem_seg"].category_ids.tolist(), second["sem_seg"].maps.flatten()))
-    assert means == {5: 4.0, 7: 1.5, 3: 2.5}
-    assert second["proposals"]["scores"].tolist() == pytest.approx([0.5, 0.7, 0.3])
-    assert third["sem_seg"].category_ids.tolist() == [1, 2, 5, 7]  # at most twice K
-    assert SmoothedModel(Frames(), 0.6).memory == 14 and SmoothedModel(Frames(), 0).memory == 0
 
 
 def test_the_changed_fraction_counts_pixels(tmp_path):
