@@ -5,12 +5,15 @@ other part of the shard.
 """
 
 import glob
+import io
+import json
+import os
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.json
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -54,17 +57,16 @@ def find_inputs(
     """
     files: list[str] = []
     shards: list[str] = []
-    for given in inputs:
-        for url in _expand(given):
-            suffix = PurePosixPath(url).suffix.lower()
-            if suffix == _SHARD:
-                shards.append(url)
-            elif suffix in _LISTS:
-                for listed in _read_list(url):
-                    is_shard = PurePosixPath(listed).suffix.lower() == _SHARD
-                    (shards if is_shard else files).append(_absolute(listed))
-            else:
-                files.append(url)
+    for url in _expand(inputs):
+        suffix = PurePosixPath(url).suffix.lower()
+        if suffix == _SHARD:
+            shards.append(url)
+        elif suffix in _LISTS:
+            for listed in _read_list(url):
+                is_shard = PurePosixPath(listed).suffix.lower() == _SHARD
+                (shards if is_shard else files).append(_absolute(listed))
+        else:
+            files.append(url)
     tables = [_table(sorted(set(files))), *index_shards(sorted(set(shards)))]
     table = pa.concat_tables(tables).combine_chunks()
     if not len(table):
@@ -73,23 +75,38 @@ def find_inputs(
 
 
 def _table(files: list[str]) -> pa.Table:
+    for file in files:
+        _check_name(file, f"the name of the image {ascii(file)}")
     nothing = pa.nulls(len(files))
     columns = [pa.array(files, pa.string()), pa.array([""] * len(files), pa.string())]
     return pa.table([*columns, *(nothing.cast(pa.int64()) for _ in range(2))], schema=SCHEMA)
 
 
+def _check_name(name: str, what: str) -> None:
+    """Check that a name can be stored in a table."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is not valid UTF-8: rename it") from error
+
+
 def _absolute(url: str) -> str:
     """Return a local path as an absolute path, and a URL as it is."""
     fs, path = locate(url)
-    return path if isinstance(fs, LocalFileSystem) else url
+    return os.path.abspath(path) if isinstance(fs, LocalFileSystem) else url
 
 
-def _expand(given: str) -> list[str]:
-    """Return the files of one input: images, lists and shards."""
-    fs, path = locate(given)
-    if not isinstance(fs, LocalFileSystem):
-        return _expand_remote(given)
-    return [_absolute(str(image)) for image in list_images([path])]
+def _expand(inputs: Sequence[str]) -> Iterator[str]:
+    """Yield the files of all inputs: images, lists and shards."""
+    local = []
+    for given in inputs:
+        fs, path = locate(given)
+        if isinstance(fs, LocalFileSystem):
+            local.append(path)
+        else:
+            yield from _expand_remote(given)
+    if local:
+        yield from (os.path.abspath(image) for image in list_images(local))
 
 
 def _expand_remote(given: str) -> list[str]:
@@ -99,11 +116,14 @@ def _expand_remote(given: str) -> list[str]:
         if glob.has_magic(path) and not fs.exists(path):
             found = fs.glob(path)
             if suffix != _SHARD and suffix not in _LISTS:
-                found = _images(found)
+                found = [name for name in found if _is_image(name)]
+            if not _is_hidden(path):
+                found = [name for name in found if not _is_hidden(name)]
         elif suffix == _SHARD or suffix in _LISTS or suffix in IMAGE_EXTENSIONS:
             return [given]
         else:
-            found = _images(fs.find(path))
+            found = [name for name in fs.find(path) if _is_image(name)]
+            found = [name for name in found if not _is_hidden(name[len(path) :])]
     except Exception as error:  # each file system has its own types of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise StorageError(f"cannot list {given}: {reason}") from error
@@ -112,51 +132,76 @@ def _expand_remote(given: str) -> list[str]:
     return sorted(fs.unstrip_protocol(name) for name in found)
 
 
-def _images(paths: Iterable[str]) -> list[str]:
-    return [path for path in paths if PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS]
+def _is_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a part of a path is hidden, such as "._a.jpg", which macOS adds to archives."""
+    return any(part.startswith(".") and part != ".." for part in PurePosixPath(path).parts)
 
 
 def _read_list(url: str) -> list[str]:
     fs, path = locate(url)
+    read = _parquet_paths if path.lower().endswith(".parquet") else _json_paths
     try:
         with fs.open(path, "rb") as file:
-            if path.lower().endswith(".parquet"):
-                parquet = pq.ParquetFile(file)
-                names = parquet.schema_arrow.names
-                known = [name for name in _LIST_COLUMNS if name in names]
-                table = parquet.read(columns=known[:1])
-            else:
-                table = pyarrow.json.read_json(file)
+            paths = list(read(file))
     except Exception as error:  # each file system has its own types of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read the list {url}: {reason}") from error
-    known = [name for name in _LIST_COLUMNS if name in table.column_names]
-    if not known:
+    if all(listed is None for listed in paths):
         raise InputError(f"the list {url} has no column 'file' or 'path'")
-    column = table[known[0]]
-    if column.null_count or not pa.types.is_string(column.type):
-        if not pa.types.is_large_string(column.type) or column.null_count:
-            raise InputError(f"the column '{known[0]}' of the list {url} has values without a path")
-    return column.to_pylist()
+    if not all(isinstance(listed, str) and listed for listed in paths):
+        raise InputError(f"the list {url} has rows without a path")
+    return paths
+
+
+def _parquet_paths(file: io.IOBase) -> list[Any]:
+    parquet = pq.ParquetFile(file)
+    known = [name for name in _LIST_COLUMNS if name in parquet.schema_arrow.names]
+    return parquet.read(columns=known[:1])[known[0]].to_pylist() if known else []
+
+
+def _json_paths(file: io.IOBase) -> Iterator[Any]:
+    for line in filter(bytes.strip, file):
+        row = json.loads(line)
+        yield next((row[name] for name in _LIST_COLUMNS if name in row), None)
 
 
 def index_shard(url: str) -> pa.Table:
     """Return the images of a WebDataset shard with their positions, without reading them.
 
     Raises:
-        InputError: if the file is no tar file, or is compressed or truncated.
+        InputError: if the file is no tar file, or is compressed, damaged or truncated.
     """
     fs, path = locate(url)
     rows = []
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                suffix = PurePosixPath(member.name).suffix.lower()
-                if member.isfile() and suffix in IMAGE_EXTENSIONS:
+                if member.isfile() and _is_image(member.name) and not _is_hidden(member.name):
+                    _check_name(member.name, f"the name {ascii(member.name)} in {url}")
                     rows.append((url, member.name, member.offset_data, member.size))
+            _check_end(file, tar.offset)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"no images in {url}: no such file") from error
     except Exception as error:  # each file system has its own types of errors
         raise InputError(f"cannot read {url} as a tar file: {error}") from error
     columns = list(zip(*rows)) if rows else [[]] * len(SCHEMA)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA)], schema=SCHEMA)
+
+
+def _check_end(file: io.IOBase, offset: int) -> None:
+    """Check that a tar file ends where `tarfile` stopped.
+
+    For `tarfile`, a damaged or truncated header is the end of the file.
+    """
+    file.seek(offset)
+    end = file.read(tarfile.BLOCKSIZE + 2 * tarfile.RECORDSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end[: tarfile.BLOCKSIZE]):
+        raise tarfile.ReadError(f"it is damaged or truncated at byte {offset}")
+    if any(end):
+        raise tarfile.ReadError(f"more data follows its end at byte {offset}")

@@ -14,7 +14,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +124,31 @@ class BulkFolder:
         return {int(match[1]) for match in matches if match}
 
     def with_errors(self, partitions: set[int]) -> set[int]:
-        """Return those of some finished partitions that have rows with an error."""
-        files = self._rows(partitions).get_fragments()
-        names = [file.path.rpartition("/")[2] for file in files if file.count_rows(_HAS_ERROR)]
+        """Return those of some finished partitions that have rows with an error.
+
+        Raises:
+            BulkFolderError: if a file is damaged.
+        """
+        with self._reading():
+            files = self._rows(partitions).get_fragments()
+            names = [file.path.rpartition("/")[2] for file in files if file.count_rows(_HAS_ERROR)]
         return {int(_PART.fullmatch(name)[1]) for name in names}
 
     def _rows(self, partitions: Iterable[int]) -> pyarrow.dataset.Dataset:
         root = self.folder.path.rstrip("/")
         files = [f"{root}/part-{number:07}.parquet" for number in partitions]
         return pyarrow.dataset.dataset(files, filesystem=self.folder.fs, format="parquet")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            name = re.search(_PART.pattern, str(error))
+            raise BulkFolderError(
+                f"{self.folder.url}/{name[0] if name else 'part-*.parquet'} is damaged: delete it, "
+                f"and start the run again ({' '.join(str(error).split())})"
+            ) from error
 
     def write_partition(self, partition: int, rows: pa.Table) -> None:
         """Write the results of a partition.
@@ -153,16 +170,16 @@ class BulkFolder:
             "images", "errors" and "partitions".
 
         Raises:
-            BulkFolderError: if rows are missing or there are too many.
+            BulkFolderError: if rows are missing, there are too many, or a file is damaged.
         """
-        rows = self._rows(range(self.partitions))
-        count = rows.count_rows()
+        with self._reading():
+            rows = self._rows(range(self.partitions))
+            count, errors = rows.count_rows(), rows.count_rows(filter=_HAS_ERROR)
         if count != self.images:
             raise BulkFolderError(
                 f"{self.folder.url} has {count} rows for {self.images} images; a program other "
                 "than this one has changed its files, so choose another output folder"
             )
-        errors = rows.count_rows(filter=_HAS_ERROR)
         summary = {"images": count, "errors": errors, "partitions": self.partitions}
         self.folder.write(_SUMMARY, json.dumps(summary, indent=1).encode() + b"\n")
         return summary

@@ -184,11 +184,11 @@ class RunModel:
         try:
             with torch.no_grad():
                 outputs = self.predictor.model(inputs)
+                return [outcome_of(self._prediction(output)) for output in outputs]
         except (NonFiniteError, torch.OutOfMemoryError) as error:
             if len(inputs) == 1:
                 return [{"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}]
             return [outcome for one in inputs for outcome in self._segment([one])]
-        return [outcome_of(self._prediction(output)) for output in outputs]
 
     def _prediction(self, output: dict[str, Any]) -> Prediction:
         ids, scores = (output["proposals"][key].tolist() for key in ("ids", "scores"))

@@ -1,11 +1,13 @@
 """Files on this machine or on any file system that fsspec knows, such as s3:// and gs://."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from dcp_clip.utils.atomic_files import WriteError, atomic_write
@@ -23,6 +25,8 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         StorageError: if no installed package knows the protocol.
     """
+    if "://" not in url:  # fsspec would take the "::" of a name for a chain of URLs
+        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(url))
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # ValueError: an unknown protocol
@@ -51,7 +55,7 @@ class Folder:
     """A folder of files that are complete or absent.
 
     On this machine a file gets its name when it is complete (`atomic_write`). Object stores show an
-    object when its upload is complete.
+    object when its upload is complete. For other file systems, fsspec moves a complete file.
 
     Args:
         url: path or URL of the folder.
@@ -95,12 +99,20 @@ class Folder:
         """
         with self._writing(name):
             if not self.is_local:
-                self.fs.pipe_file(self._at(name), content)
+                self._upload(self._at(name), content)
                 return
             path = Path(self._at(name))
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
                 file.write(content)
+
+    def _upload(self, path: str, content: bytes) -> None:
+        # An object store ignores the transaction: its objects are complete or absent. Other file
+        # systems write a temporary file, and move it at the end of the transaction.
+        if not isinstance(self.fs, AsyncFileSystem):
+            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with self.fs.transaction:
+            self.fs.pipe_file(path, content)
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file; None if there is none.

@@ -77,6 +77,31 @@ def test_a_stopped_start_is_repeated(tmp_path):
     assert folder.read_list(0) == images(2)
 
 
+def test_a_file_of_a_server_is_complete_or_absent(tmp_path, monkeypatch):
+    """A file system that is neither this machine's nor an object store, such as SFTP."""
+    monkeypatch.setattr("dcp_clip.bulk.storage.Folder.is_local", False)
+    folder = BulkFolder(str(tmp_path / "out"))
+    folder.open(images(2), 3, {})
+    with monkeypatch.context() as patch:
+        patch.setattr("fsspec.implementations.local.LocalFileOpener.commit", lambda *_: 1 / 0)
+        with pytest.raises(WriteError, match="part-0000000.parquet' cannot be written"):
+            folder.write_partition(0, results(folder, 0))
+    assert folder.finished() == set()
+    folder.write_partition(0, results(folder, 0))
+    assert folder.finish() == {"images": 2, "errors": 0, "partitions": 1}
+
+
+def test_a_damaged_partition_is_named(url):
+    folder = BulkFolder(url)
+    folder.open(images(5), 3, {})
+    for number in range(2):
+        folder.write_partition(number, results(folder, number))
+    folder.folder.write("part-0000001.parquet", b"half")
+    for use in (folder.finish, lambda: folder.with_errors({0, 1})):
+        with pytest.raises(BulkFolderError, match="part-0000001.parquet is damaged: delete it"):
+            use()
+
+
 def test_a_folder_that_cannot_be_used(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=f"cannot use the folder {tmp_path}/file/out: Not a dir"):
