@@ -124,7 +124,7 @@ def model_card(
         example=_literal(list(dict.fromkeys(positive[:3]))),
         architecture=cfg.MODEL.META_ARCHITECTURE,
         clip=f"{cfg.MODEL.CLIP.NAME}, pre-trained: {clip or 'no'}",
-        training=", ".join(cfg.DATASETS.TRAIN) or "none",
+        training=", ".join(cfg.DATASETS.TRAIN) or ("not recorded" if cfg.MODEL.WEIGHTS else "none"),
         count=f"{len(vocabulary):,}",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         confidence=calibrated if model.temperature != 1 else "not calibrated",

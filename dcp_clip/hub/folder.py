@@ -26,7 +26,7 @@ from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import read_categories
 from dcp_clip.vocabulary.prompts import is_template_set, load_templates
 
-__all__ = ["FILES", "check_folder", "read_config", "read_names", "write_folder"]
+__all__ = ["CARD", "FILES", "check_folder", "read_config", "read_names", "write_folder"]
 
 CONFIG, WEIGHTS, NAMES, CARD = "config.yaml", "model.safetensors", "names.json", "README.md"
 TEMPLATES = "templates.txt"  # only if the prompt templates are those of a file

@@ -25,6 +25,7 @@ class HubMixin:
 
     cfg: CfgNode
     model: nn.Module
+    unknown_below: float
     vocabulary: Vocabulary
 
     @classmethod
@@ -95,6 +96,8 @@ class HubMixin:
     ) -> str:
         """Upload what `save_pretrained` writes to a repository of the Hugging Face Hub.
 
+        If the repository has a model card, it is replaced only if `results` are given.
+
         Args:
             repo_id: "owner/name"; it is created if it does not exist.
             results: see `save_pretrained`.
@@ -111,10 +114,13 @@ class HubMixin:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
             self._write(folder, results, repo_id)
-            return push(folder, repo_id, private, token)
+            return push(folder, repo_id, private, token, replace_card=results is not None)
 
     def _write(
         self, folder: Path, results: str | os.PathLike | None, source: str | None = None
     ) -> None:
         content = None if results is None else read_results(results, self.model)
-        write_folder(folder, self.cfg, self.model, self.vocabulary, content, source)
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.TEST.UNKNOWN_BELOW = self.unknown_below
+        write_folder(folder, cfg, self.model, self.vocabulary, content, source)

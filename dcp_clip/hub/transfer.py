@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from dcp_clip.hub.folder import FILES
+from dcp_clip.hub.folder import CARD, FILES
 
 __all__ = ["fetch", "push"]
+
+logger = logging.getLogger(__name__)
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -61,12 +64,18 @@ def fetch(
                 allow_patterns=list(FILES),
             )
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the errors of the network are those of an HTTP library
         what = f"'{repository}' is no folder, and cannot be downloaded"
         raise _transfer_error(what, error) from error
 
 
-def push(folder: str | os.PathLike, repository: str, private: bool, token: str | None) -> str:
+def push(
+    folder: str | os.PathLike,
+    repository: str,
+    private: bool,
+    token: str | None,
+    replace_card: bool = True,
+) -> str:
     """Upload a model folder to a repository of the Hub, and return the address of the repository.
 
     The repository is created if it does not exist. Files of an earlier model are removed, and other
@@ -77,6 +86,8 @@ def push(folder: str | os.PathLike, repository: str, private: bool, token: str |
         repository: "owner/name".
         private: whether a new repository is private.
         token: access token with the right to write; default: that of `hf auth login`.
+        replace_card: whether to replace the model card of the repository, which its owner may have
+            edited. A repository without a card gets one in any case.
 
     Raises:
         ValueError: if `repository` is not such a name.
@@ -89,11 +100,22 @@ def push(folder: str | os.PathLike, repository: str, private: bool, token: str |
         url = api.create_repo(repository, private=private, exist_ok=True)
         message = "Upload a DCP-CLIP model"
         old = [name for name in FILES if not (Path(folder) / name).exists()]
+        keep_card = not replace_card and api.file_exists(repository, CARD)
         api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=old
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=old,
+            ignore_patterns=[CARD] if keep_card else None,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the errors of the network are those of an HTTP library
         raise _transfer_error(f"'{repository}' cannot be uploaded", error) from error
+    if keep_card:
+        logger.warning(
+            "'%s' keeps its model card %s. Give the results of an evaluation to replace it.",
+            repository,
+            CARD,
+        )
     return str(url)
 
 

@@ -61,7 +61,9 @@ class FakeApi:
     """Records what is uploaded."""
 
     calls: list[tuple] = []
+    ignored: list[list[str] | None] = []
     error: Exception | None = None
+    has_card = False
 
     def __init__(self, token) -> None:
         self.calls.append(("token", token))
@@ -72,7 +74,11 @@ class FakeApi:
         self.calls.append((repository, private, exist_ok))
         return f"https://hub.example/{repository}"
 
-    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
+    def file_exists(self, repository, name):
+        return self.has_card
+
+    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns, ignore_patterns):
+        self.ignored.append(ignore_patterns)
         # Files of an earlier model, such as its calibration, would not fit to the new weights.
         assert set(delete_patterns) == set(FILES) - set(os.listdir(folder_path))
         with open(os.path.join(folder_path, "README.md"), encoding="utf-8") as file:
@@ -103,9 +109,26 @@ def test_an_earlier_calibration_is_removed(predictor, monkeypatch):
     assert "model.calibration.json" in removed and "model.safetensors" not in removed
 
 
-def test_failed_upload(predictor, monkeypatch):
+def test_the_card_of_a_repository_is_kept(predictor, monkeypatch, caplog):
+    """Its owner may have added a licence."""
     monkeypatch.setattr(transfer, "HfApi", FakeApi)
-    monkeypatch.setattr(FakeApi, "error", OSError("401 Unauthorized"))
+    monkeypatch.setattr(FakeApi, "ignored", [])
+    monkeypatch.setattr(FakeApi, "has_card", True)
+    predictor.push_to_hub("owner/name")
+    assert FakeApi.ignored == [["README.md"]] and "'owner/name' keeps its model card" in caplog.text
+    monkeypatch.setattr("dcp_clip.hub.mixin.read_results", lambda *_: None)
+    predictor.push_to_hub("owner/name", results="results.json")
+    assert FakeApi.ignored[1] is None
+
+
+class NetworkError(Exception):
+    """As the errors of httpx, it is neither an OSError nor a ValueError."""
+
+
+@pytest.mark.parametrize("error", [OSError("401 Unauthorized"), NetworkError("401 Unauthorized")])
+def test_failed_upload(predictor, monkeypatch, error):
+    monkeypatch.setattr(transfer, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "error", error)
     with pytest.raises(OSError, match="'owner/name' cannot be uploaded: check .*401 Unauthorized"):
         predictor.push_to_hub("owner/name")
     with pytest.raises(ValueError, match="'name' is not the name of a repository"):
