@@ -84,6 +84,11 @@ def evaluate(cfg: CfgNode, args: Namespace) -> dict:
     """Evaluate on DATASETS.TEST, and compare with TEST.EXPECTED_RESULTS."""
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty: set the data sets to evaluate.")
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) > 1:
+        raise ValueError(
+            "TEST.EXPECTED_RESULTS does not name data sets, but DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)}: evaluate one data set."
+        )
     weights = weights_to_evaluate(cfg, args)
     cfg = cfg.clone()
     cfg.defrost()

@@ -54,6 +54,11 @@ class EMAHook(HookBase):
         for target, source in zip(self.average.buffers(), self._model.buffers(), strict=True):
             target.copy_(source)
         if step >= self.trainer.max_iter:
+            self.finish()
+
+    def finish(self) -> None:
+        """Replace the weights of the model by the average, if there is one."""
+        if self._average.n_averaged:
             self._copy(self.average, self._model)
 
     @contextlib.contextmanager

@@ -131,7 +131,7 @@ def _decay_overrides(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, floa
             continue
         if leaf.endswith("_bias"):  # of the projections of attention
             decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
-        elif parameter.ndim < 2 or leaf.endswith("_embedding"):
+        elif parameter.squeeze().ndim < 2 or leaf.endswith(("_embedding", "_embed")):
             decay = cfg.SOLVER.WEIGHT_DECAY_NORM
         else:
             continue

@@ -100,11 +100,17 @@ class Trainer(DefaultTrainer):
 
         Raises:
             WeightsError: if MODEL.WEIGHTS does not fit the model, see :func:`load_weights`.
+            ValueError: if the checkpoint has more than SOLVER.MAX_ITER iterations.
         """
         if resume and self.checkpointer.has_checkpoint():
             groups = self._trainer.optimizer.param_groups
             chosen = [{key: group[key] for key in _CHOSEN} for group in groups]
             super().resume_or_load(resume=True)
+            if self.start_iter > self.max_iter:
+                raise ValueError(
+                    f"SOLVER.MAX_ITER is {self.max_iter}, but the last checkpoint in "
+                    f"'{self.cfg.OUTPUT_DIR}' has {self.start_iter} iterations: increase it."
+                )
             self.scheduler.base_lrs = [values["initial_lr"] for values in chosen]
             groups, rates = self._trainer.optimizer.param_groups, self.scheduler.get_lr()
             for group, values, rate in zip(groups, chosen, rates, strict=True):
@@ -128,12 +134,9 @@ class Trainer(DefaultTrainer):
         average = self._ema.average if self._ema else None
         loader = self._trainer.data_loader
         loader = loader if isinstance(loader, ResumableLoader) else None
+        self._wise_ft = WeightInterpolationHook.from_config(self.cfg, model, average)
         self._resume_hook = ResumeHook(loader, self.cfg.SOLVER.CHECKPOINT_PERIOD)
-        own_hooks = [
-            self._ema,
-            WeightInterpolationHook.from_config(self.cfg, model, average),
-            self._resume_hook,
-        ]
+        own_hooks = [self._ema, self._wise_ft, self._resume_hook]
         result = [
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_during_training)
             if isinstance(hook, hooks.EvalHook)
@@ -162,10 +165,12 @@ class Trainer(DefaultTrainer):
     def train(self) -> dict | None:
         """Check that DATASETS.TEST can be evaluated, then train as Detectron2 does."""
         build_test_evaluators(self.cfg, self.build_evaluator)
-        # If the training was stopped between its last checkpoint and model_final.pth, there is no
-        # iteration left to write model_final.pth.
+        # The training was stopped between its last checkpoint and model_final.pth, or MAX_ITER is
+        # now that of the last checkpoint: there is no iteration left to write model_final.pth.
         is_finished = 0 < self.start_iter == self.max_iter
         if is_finished and Path(self.checkpointer.get_checkpoint_file()).stem != _FINAL:
+            for hook in filter(None, (self._ema, self._wise_ft)):
+                hook.finish()
             self.checkpointer.save(_FINAL, iteration=self.max_iter - 1)
         return super().train()
 

@@ -99,14 +99,21 @@ class WeightInterpolationHook(HookBase):
 
     def after_step(self) -> None:
         if self.trainer.iter + 1 >= self.trainer.max_iter:
-            for tower in self._towers:
-                interpolate_weights(tower.state_dict(), self._original, self._alpha)
-            self._applied = self._alpha
-            logger.info(
-                "Interpolated the image tower with CLIP's original weights (SOLVER.WISE_FT_ALPHA "
-                "%s).",
-                self._alpha,
-            )
+            self._interpolate()
+
+    def finish(self) -> None:
+        """Interpolate, unless the checkpoint that the training resumed from has done it."""
+        if not self._applied:
+            self._interpolate()
+
+    def _interpolate(self) -> None:
+        for tower in self._towers:
+            interpolate_weights(tower.state_dict(), self._original, self._alpha)
+        self._applied = self._alpha
+        logger.info(
+            "Interpolated the image tower with CLIP's original weights (SOLVER.WISE_FT_ALPHA %s).",
+            self._alpha,
+        )
 
     def before_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:

@@ -4,12 +4,19 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from detectron2.modeling import build_model
 from torch import nn
 
+from dcp_clip.config import setup_cfg
 from dcp_clip.engine.ema import EMAHook
-from dcp_clip.engine.optimizer import build_optimizer, learning_rates_by_part, part_of
+from dcp_clip.engine.optimizer import (
+    _decay_overrides,
+    build_optimizer,
+    learning_rates_by_part,
+    part_of,
+)
 
 SOLVER = {
     "SOLVER.BASE_LR": 0.01,
@@ -74,6 +81,17 @@ def test_scales_gates_and_positions_do_not_decay(make_cfg, clip):
         assert by_leaf["class_embedding"] == {0.0}
     else:
         assert by_leaf["gamma"] == {0.0}  # ConvNeXt's layer scale
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf"),
+    [("vit_tiny_patch16_224", "pos_embed"), ("fastvit_t8", "gamma")],
+)
+def test_timm_positions_and_scales_do_not_decay(name, leaf):
+    """A layer scale can have the shape (C, 1, 1)."""
+    cfg = setup_cfg(opts=["SOLVER.WEIGHT_DECAY_NORM", "0.0"])
+    overrides = _decay_overrides(cfg, timm.create_model(name))
+    assert overrides[leaf] == {"weight_decay": 0.0}
 
 
 def test_frozen_parameters_are_left_out(make_cfg):

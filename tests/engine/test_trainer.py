@@ -134,6 +134,25 @@ def test_finished_training_continues_with_a_larger_max_iter(config, run):
     assert a == pytest.approx(b)
 
 
+def test_max_iter_below_the_checkpoint_is_an_error(config, run):
+    run(config(**{"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR", "SOLVER.STEPS": (3,)}))
+    for name in ("WarmupMultiStepLR", "WarmupCosineLR"):
+        options = {"SOLVER.LR_SCHEDULER_NAME": name, "SOLVER.STEPS": (3,), "SOLVER.MAX_ITER": 4}
+        with pytest.raises(ValueError, match="MAX_ITER is 4, but .* has 6 iterations: increase it"):
+            run(config(**options), resume=True)
+
+
+def test_max_iter_of_the_last_checkpoint_ends_the_training(config, tmp_path, run):
+    """The weights of model_final.pth are the average, as after a last iteration."""
+    run(config(), stop_at=4)
+    resumed = run(config(**{"SOLVER.MAX_ITER": 3}), resume=True)
+    assert resumed.start_iter == 3
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    average = saved["trainer"]["hooks"]["EMAHook"]["average"]
+    for name, _ in resumed.model.named_parameters():
+        assert torch.equal(saved["model"][name], average[name]), name
+
+
 def test_average_is_loaded_from_every_checkpoint(config, tmp_path, run):
     """--eval-only gives the figures that the log shows for that iteration."""
     trainer = run(config())

@@ -132,6 +132,14 @@ def test_finished_training_is_interpolated_once(config, clip, tmp_path, run):
     assert "WeightInterpolationHook" not in before["trainer"]["hooks"]
 
 
+def test_max_iter_of_the_last_checkpoint_ends_with_an_interpolation(config, clip, tmp_path, run):
+    options = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.WISE_FT_ALPHA": ALPHA}
+    run(config(**options), stop_at=4)
+    run(config(**options, **{"SOLVER.MAX_ITER": 3}), resume=True)
+    checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    assert checkpoint["trainer"]["hooks"]["WeightInterpolationHook"] == {"alpha": ALPHA}
+
+
 def test_warning_if_a_finished_training_was_not_interpolated(config, clip, caplog, run):
     opts = {"MODEL.CLIP.PRETRAINED": clip, "SOLVER.MAX_ITER": 2}
     run(config(**opts))

@@ -118,3 +118,9 @@ def test_no_data_set_to_evaluate_is_an_error(make_cfg):
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
         args = parse_args(["--eval-only"])
         training.evaluate(make_cfg(opts={"DATASETS.TEST": ()}), args)
+
+
+def test_expected_results_of_several_data_sets_are_an_error(make_cfg):
+    opts = {"DATASETS.TEST": ("a", "b"), "TEST.EXPECTED_RESULTS": [["sem_seg", "mIoU", 50, 1]]}
+    with pytest.raises(ValueError, match="EXPECTED_RESULTS .* DATASETS.TEST has 2: evaluate one"):
+        training.evaluate(make_cfg(opts=opts), parse_args(["--eval-only"]))

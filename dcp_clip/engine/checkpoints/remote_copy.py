@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ __all__ = ["CopyError", "RemoteCopy"]
 logger = logging.getLogger(__name__)
 
 _KEY = "SOLVER.CHECKPOINT_COPY"
+_NUMBERED = re.compile(r"model_\d+\.pth")
 _FINAL_FILE = "model_final.pth"  # Detectron2's name of the last checkpoint
 
 
@@ -86,17 +88,29 @@ class RemoteCopy:
         """
         tag = f"{self.url}/{LAST}"
         try:
-            if not PathManager.exists(tag):
-                return ""
-            with PathManager.open(tag, "r") as file:
-                name = file.read().strip()
+            name = ""
+            if PathManager.exists(tag):
+                with PathManager.open(tag, "r") as file:
+                    name = file.read().strip()
+            name = name or self._newest()
         except Exception as error:
             raise CopyError(f"'{tag}' cannot be read: {_reason(error)}") from error
-        if not name.endswith(".pth") or PurePosixPath(name).name != name:
+        if name and (not name.endswith(".pth") or PurePosixPath(name).name != name):
             raise CopyError(
                 f"'{tag}' does not contain the name of a checkpoint: correct or remove it."
             )
         return name
+
+    def _newest(self) -> str:
+        """Return the newest checkpoint with a number, for a ``last_checkpoint`` without a name.
+
+        A process that is killed while it writes this file leaves it empty.
+        """
+        try:
+            names = PathManager.ls(self.url) if PathManager.isdir(self.url) else []
+        except NotImplementedError:
+            return ""
+        return max(filter(_NUMBERED.fullmatch, names), default="")
 
     def add(self, path: Path) -> None:
         """Copy a new checkpoint. If this fails, there is a warning, because later ones follow.

@@ -58,6 +58,7 @@ def training_record(cfg: CfgNode) -> dict[str, Any]:
         A dict of plain values. "architecture" maps config keys to values. "categories" has the
         names of each category of DATASETS.TRAIN in their order, of one vocabulary after another;
         None if there is no data set. "optimizer" is SOLVER.OPTIMIZER, whose state is resumed.
+        "batch" is SOLVER.IMS_PER_BATCH, scaled to the number of GPUs in the record of a checkpoint.
     """
     # Data sets with the same names share them; their colours have no effect.
     vocabularies = dict.fromkeys(dataset_vocabulary(x).synonyms for x in cfg.DATASETS.TRAIN)
@@ -66,6 +67,7 @@ def training_record(cfg: CfgNode) -> dict[str, Any]:
         "architecture": model_settings(cfg, _MAY_CHANGE),
         "categories": names,
         "optimizer": cfg.SOLVER.OPTIMIZER,
+        "batch": cfg.SOLVER.IMS_PER_BATCH,
     }
 
 
@@ -198,6 +200,7 @@ def _check_record(record: Any, cfg: CfgNode, path: str) -> None:
     if not isinstance(record, Mapping):
         return
     now, before = training_record(cfg), dict(record)
+    _check_batch(before.get("batch"), cfg, path)
     old = before.get("architecture") or {}
     # Ignore keys that only one version of this package has.
     changed = [k for k, v in now["architecture"].items() if k in old and not _equal(old[k], v)]
@@ -214,6 +217,25 @@ def _check_record(record: Any, cfg: CfgNode, path: str) -> None:
         raise ResumeError(
             f"'{path}' cannot be resumed, because it belongs to another training: {text}. Use its "
             "config, or start a new training from it with MODEL.WEIGHTS in another OUTPUT_DIR."
+        )
+
+
+def _check_batch(before: int | None, cfg: CfgNode, path: str) -> None:
+    """Raise ResumeError if SOLVER.REFERENCE_WORLD_SIZE scales the batch and MAX_ITER differently.
+
+    The iterations of the checkpoint would count more or fewer images than the schedule assumes.
+    """
+    reference, world = cfg.SOLVER.REFERENCE_WORLD_SIZE, comm.get_world_size()
+    if not before or not reference:
+        return
+    now = round(cfg.SOLVER.IMS_PER_BATCH * world / reference)
+    if now != before:
+        kept, rest = divmod(world * cfg.SOLVER.IMS_PER_BATCH, before)
+        advice = f", or set SOLVER.REFERENCE_WORLD_SIZE to {kept}, which keeps its batch"
+        raise ResumeError(
+            f"'{path}' cannot be resumed, because its batch has {before} images, and "
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} scales the batch to {now} images for "
+            f"{world} GPUs: use the same number of GPUs{'' if rest else advice}."
         )
 
 

@@ -45,6 +45,12 @@ class Store(PathHandler):
     def _mkdirs(self, path, **kwargs):
         self.files._mkdirs(self._path(path))
 
+    def _isdir(self, path, **kwargs):
+        return self.files._isdir(self._path(path))
+
+    def _ls(self, path, **kwargs):
+        return self.files._ls(self._path(path))
+
     def _rm(self, path, **kwargs):
         self.files._rm(self._path(path))
 
@@ -125,6 +131,16 @@ def test_damaged_and_foreign_copies(started, config, tmp_path):
     with pytest.raises(CopyError, match="does not contain the name of a checkpoint"):
         with training_folder(cfg, resume=True):
             pass
+
+
+def test_a_tag_that_is_empty_names_the_newest_checkpoint(started, config):
+    """The process was killed when it had opened the file and not written it."""
+    cfg, remote = started
+    (remote / "last_checkpoint").write_text("")
+    shutil.copy(remote / "model_0000002.pth", remote / "model_0000001.pth")
+    new = config("new", **OPTIONS)
+    with training_folder(new, resume=True):
+        assert (Path(new.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000002.pth"
 
 
 def test_a_longer_training_elsewhere_is_newer_than_the_same_name_here(config, run, store, tmp_path):

@@ -140,6 +140,17 @@ def test_the_schedule_and_the_device_may_change(config, trained, register):
     prepare_training_folder(config(**options), resume=True)
 
 
+def test_another_number_of_gpus_may_not_scale_the_schedule(config, trained, monkeypatch):
+    """SOLVER.REFERENCE_WORLD_SIZE would change MAX_ITER, but not the checkpoint's iteration."""
+    options = {"SOLVER.REFERENCE_WORLD_SIZE": 8}  # the checkpoint has the batch of 8 GPUs
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
+    with pytest.raises(ResumeError, match="its batch has 16 .* 8 images for 4 GPUs.* to 4,"):
+        prepare_training_folder(config(**options), resume=True)
+    for same in (4, 0):
+        cfg = config(**{"SOLVER.REFERENCE_WORLD_SIZE": same})
+        prepare_training_folder(cfg, resume=True)
+
+
 def test_checkpoints_without_a_record_are_accepted(config):
     """Those of earlier versions. The parameters must fit all the same."""
     cfg = config()
