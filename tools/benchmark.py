@@ -143,7 +143,7 @@ def benchmark(args: argparse.Namespace, config_file: str) -> dict:
     if args.profile is not None and args.train:
         result |= profiling.profile_training(subject, args.batch, make_vocabulary(sizes[0]))
     elif args.profile is not None:
-        result |= profiling.profile_inference(subject, make_vocabulary(sizes[-1]))
+        result |= profiling.profile_inference(subject, make_vocabulary(max(sizes)))
     return result
 
 

@@ -61,18 +61,24 @@ def run(args: argparse.Namespace) -> None:
         refit=bool(args.fit),
         write=args.write,
     )
+    datasets = dict.fromkeys([*args.fit, *args.test])
+    for name in datasets if args.unknown else ():
+        study.check_unknown(name, args.unknown)
     if args.fit:
         study.fit(args.fit)
-    for name in args.test:
-        study.measure(name)
-    for name in dict.fromkeys([*args.fit, *args.test]) if args.unknown else ():
-        study.measure_unknown(name, args.unknown)
-    print(study.to_markdown())
     if args.write:
         print(f"Wrote {study.write(args.fit)}.")
-    if args.json:
-        with atomic_write(args.json, "w") as file:
-            file.write(json.dumps(study.results, indent=1) + "\n")
+    for name in datasets:
+        if name not in args.fit:
+            study.measure(name)
+    try:
+        for name in datasets if args.unknown else ():
+            study.measure_unknown(name, args.unknown)
+    finally:  # an error of the second part loses nothing of the first
+        print(study.to_markdown())
+        if args.json:
+            with atomic_write(args.json, "w") as file:
+                file.write(json.dumps(study.results, indent=1) + "\n")
     if args.plot:
         save_diagram(args.plot, study.results["calibration"])
 

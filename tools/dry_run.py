@@ -64,10 +64,15 @@ def test_size(cfg) -> tuple[int, int]:
 
 def train_size(cfg) -> tuple[int, int]:
     """(H, W) of the largest training image."""
+    from detectron2.data import transforms as T
+
     size = _resized(max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
-    if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
-        return tuple(map(min, cfg.INPUT.CROP.SIZE, size))
-    return size
+    kind, crop = cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE
+    if not cfg.INPUT.CROP.ENABLED or kind == "relative_range":  # a crop can be the whole image
+        return size
+    if kind == "absolute_range":
+        kind, crop = "absolute", (crop[1], crop[1])
+    return T.RandomCrop(kind, crop).get_crop_size(size)
 
 
 def _resized(short: int, longest: int) -> tuple[int, int]:

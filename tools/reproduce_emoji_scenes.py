@@ -57,20 +57,31 @@ class Task:
         folder: output folder.
         arguments: arguments of train_net.py.
         datasets: the data sets of an evaluation; empty for a training.
+        weights: the file that is evaluated; None for a training or CLIP alone.
     """
 
     folder: Path
     arguments: list[str]
     datasets: tuple[str, ...] = ()
+    weights: Path | None = None
 
     def is_done(self) -> bool:
         if self.datasets:  # results.json grows with each data set
             path = self.folder / "results.json"
-            return path.is_file() and set(self.datasets) <= set(
+            if not path.is_file() or self._is_older(path):
+                return False
+            return set(self.datasets) <= set(
                 json.loads(path.read_text(encoding="utf-8"))["results"]
             )
         path = self.folder / "last_checkpoint"  # written after the checkpoint itself
         return path.is_file() and path.read_text().strip() == "model_final.pth"
+
+    def _is_older(self, results: Path) -> bool:
+        """Whether the weights were trained again after their evaluation."""
+        weights = self.weights
+        return bool(weights and weights.is_file()) and (
+            results.stat().st_mtime < weights.stat().st_mtime
+        )
 
     @property
     def command(self) -> str:
@@ -151,15 +162,16 @@ def make_tasks(
     for name in select_rows(rows, args.variants):
         source = rows[name]["trained_row"]
         for seed in [f"seed{n}" for n in seeds] if source else [""]:
-            weights = []
+            weights, file = [], None
             if source:
                 folder = output / source / seed
                 more = ["SEED", seed.removeprefix("seed"), *iterations]
                 trainings[folder] = Task(folder, arguments(source, "--resume", (), folder, *more))
-                weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+                file = folder / "model_final.pth"
+                weights = ["MODEL.WEIGHTS", str(file)]
             folder = output / args.split / name / seed
             command = arguments(name, "--eval-only", datasets, folder, *weights)
-            evaluations.append(Task(folder, command, datasets))
+            evaluations.append(Task(folder, command, datasets, file))
     return list(trainings.values()), evaluations
 
 
@@ -284,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         reproduce(args)
-    except (OSError, ReproductionError) as error:
+    except (OSError, ReproductionError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

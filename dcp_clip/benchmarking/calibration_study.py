@@ -30,6 +30,7 @@ from dcp_clip.evaluation.calibration import (
 from dcp_clip.evaluation.unknown_detection import (
     detection_scores,
     removed_names,
+    require_sklearn,
     unknown_signals,
 )
 from dcp_clip.modeling.large_image import gives_logits
@@ -150,6 +151,20 @@ class CalibrationStudy:
             "bins without calibration": bins_before,
         }
 
+    @staticmethod
+    def check_unknown(dataset: str, draws: int) -> None:
+        """Check that :meth:`measure_unknown` is possible, as far as the names tell.
+
+        Raises:
+            ValueError: if the data set has too few names.
+            ImportError: if scikit-learn is not installed.
+        """
+        require_sklearn()
+        count = len(dataset_vocabulary(dataset))
+        removed = len(removed_names(count, draws - 1))
+        if removed < 3 or removed == count:
+            raise ValueError(f"{dataset} has {count} names, too few for --unknown {draws}.")
+
     def measure_unknown(self, dataset: str, draws: int) -> None:
         """Measure the detection of pixels whose names were removed from the vocabulary.
 
@@ -161,9 +176,8 @@ class CalibrationStudy:
             ValueError: if the data set has too few names, or the removed names do not occur in
                 both halves of the images.
         """
+        self.check_unknown(dataset, draws)
         count = len(dataset_vocabulary(dataset))
-        if len(removed_names(count, draws - 1)) < 3:
-            raise ValueError(f"{dataset} has {count} names, too few for --unknown {draws}.")
         parts, unknown = [], []
         for draw in range(draws):
             removed = removed_names(count, draw)

@@ -27,7 +27,7 @@ def describe_schedule(cfg: CfgNode, num_gpus: int, num_images: int | None) -> st
     half = cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DCP_CLIP.BF16
     period = cfg.TEST.EVAL_PERIOD
     evaluations = -(-last // period) if period else 1
-    checkpoints = -(-last // cfg.SOLVER.CHECKPOINT_PERIOD)
+    checkpoints = last // cfg.SOLVER.CHECKPOINT_PERIOD + 1  # the last one is model_final.pth
     return (
         f"{num_gpus} GPU{'s' * (num_gpus > 1)} x {batch // num_gpus} = {batch} images per "
         f"iteration, {last:,} iterations, {batch * last:,} images: {epochs}.\n"

@@ -72,9 +72,9 @@ def setup_cfg(
         KeyError: for keys that do not exist; the message names similar keys, and the new name of a
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
-            that must be positive is not, INPUT.FORMAT is not "RGB", TEST.AUG.ENABLED is True, an
-            entry of DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
-            MODEL.IMPORTS names a module that is not in `imports`.
+            that must be positive is not, MODEL.DEVICE is unknown, INPUT.FORMAT is not "RGB",
+            TEST.AUG.ENABLED is True, an entry of DATASETS.SEM_SEG_FOLDERS is wrong, a module of
+            `imports` does not exist, or MODEL.IMPORTS names a module that is not in `imports`.
     """
     cfg = get_cfg() if cfg is None else cfg
     chain = read_config_chain(find_config(config_file)) if config_file else []
@@ -123,6 +123,13 @@ def _check_values(cfg: CfgNode) -> None:
             value = value[part]
         if value < 1:
             raise ValueError(f"{key} is {value}, but must be at least 1.")
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', which PyTorch does not know: set it to 'cuda' "
+            "or 'cpu'."
+        ) from error
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise ValueError(
             f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}, but must be at least 0 and below 1."

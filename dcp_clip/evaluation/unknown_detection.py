@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 from scipy.special import entr, logit, softmax
 
 from dcp_clip.evaluation.calibration import PixelSamples, label_confidence
 
-__all__ = ["detection_scores", "removed_names", "unknown_signals"]
+__all__ = ["detection_scores", "removed_names", "require_sklearn", "unknown_signals"]
 
 _COMBINATION = "all four, logistic regression"
 
@@ -58,7 +60,7 @@ def unknown_signals(
     ]
     features = np.stack(columns, axis=1)
     features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
-    linear_model, _ = _sklearn()
+    linear_model, _ = require_sklearn()
     model = linear_model.LogisticRegression(max_iter=500)
     odd = samples.images % 2 == 1
     signals[_COMBINATION] = model.fit(features[odd], removed[odd]).decision_function(features)
@@ -75,7 +77,7 @@ def detection_scores(signal: np.ndarray, removed: np.ndarray) -> dict[str, float
     Raises:
         ImportError: if scikit-learn is not installed.
     """
-    _, metrics = _sklearn()
+    _, metrics = require_sklearn()
     false, true, _ = metrics.roc_curve(removed, signal)
     values = {
         "AUROC": metrics.roc_auc_score(removed, signal),
@@ -85,7 +87,12 @@ def detection_scores(signal: np.ndarray, removed: np.ndarray) -> dict[str, float
     return {name: 100 * float(value) for name, value in values.items()}
 
 
-def _sklearn():
+def require_sklearn() -> tuple[ModuleType, ModuleType]:
+    """Return the modules ``linear_model`` and ``metrics`` of scikit-learn.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+    """
     try:
         from sklearn import linear_model, metrics
     except ImportError as error:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dcp_clip.folder_run.output_folder import COCO_FILE, RunFolder, writing
+from dcp_clip.folder_run.output_folder import COCO_FILE, RunFolder, RunFolderError, writing
 from dcp_clip.formats.coco import coco_categories
 from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.vocabulary import Vocabulary
@@ -38,9 +38,16 @@ def write_coco_file(folder: RunFolder, vocabulary: Vocabulary) -> Path:
 def _parts(folder: RunFolder):
     """Yield the image and the annotations of each finished image, with the id of the image."""
     for number, record in enumerate(folder.records(), 1):
-        content: dict[str, Any] = json.loads((folder.folder / record["coco"]).read_text())
-        annotations = [{**item, "image_id": number} for item in content["annotations"]]
-        yield {**content["images"][0], "id": number}, annotations
+        path = folder.folder / record["coco"]
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+            annotations = [{**item, "image_id": number} for item in content["annotations"]]
+            image = {**content["images"][0], "id": number}
+        except (ValueError, LookupError, TypeError) as error:
+            raise RunFolderError(
+                f"{path} is damaged: delete it, and start the run again to segment its image again"
+            ) from error
+        yield image, annotations
 
 
 def _write_items(file, items) -> None:

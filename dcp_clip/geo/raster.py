@@ -195,7 +195,9 @@ class Raster:
         """The values (3, h, w) of the reduced raster, and where it has data, (h, w)."""
         factor = min(1.0, _OVERVIEW / max(self.size))
         height, width = (max(1, round(side * factor)) for side in self.size)
-        values, valid = np.empty((3, height, width), np.float32), np.empty((height, width), bool)
+        # float32 cannot tell large integers apart.
+        exact = np.result_type(self.dataset.dtypes[0], np.float32)
+        values, valid = np.empty((3, height, width), exact), np.empty((height, width), bool)
         # GDAL's own reduction takes 20 times as long.
         rows, columns = (
             [round(i * side / n) for i in range(n + 1)]
@@ -213,7 +215,7 @@ class Raster:
                 share = cv2.resize(weight, shape, interpolation=cv2.INTER_AREA)
                 valid[place] = share > 0
                 for channel, band in zip(values, full):
-                    known = np.where(has_data, band, 0).astype(np.float32)
+                    known = np.where(has_data, band, 0).astype(exact)
                     mean = cv2.resize(known, shape, interpolation=cv2.INTER_AREA)
                     channel[place] = mean / np.where(share > 0, share, 1)
         return values, valid
@@ -224,7 +226,8 @@ class Raster:
         bands = list(self.bands)
         try:
             values = self.dataset.read(bands, window=window)
-            valid = (self.dataset.read_masks(bands, window=window) > 0).all(axis=0)
+            # As in GDAL, a pixel has no data if no band has. A colour can be 0 in one band.
+            valid = (self.dataset.read_masks(bands, window=window) > 0).any(axis=0)
         except rasterio.errors.RasterioIOError as error:
             raise ImageReadError(f"cannot read {self.path}: {error}") from error
         if values.dtype.kind == "f":
@@ -235,8 +238,10 @@ class Raster:
         """Return values (3, h, w) in the ranges as bytes."""
         if self.scaling == "none":
             return values if values.dtype == np.uint8 else np.rint(values).astype(np.uint8)
-        low, high = (np.array(x, np.float32)[:, None, None] for x in zip(*self.ranges))
-        scaled = np.nan_to_num((values.astype(np.float32) - low) * (255 / (high - low)))
+        low, high = (np.array(x)[:, None, None] for x in zip(*self.ranges))
+        exact = np.result_type(values.dtype, np.float32)
+        scaled = (values.astype(exact) - low.astype(exact)) * (255 / (high - low)).astype(exact)
+        scaled = np.nan_to_num(scaled)
         return np.rint(scaled).clip(0, 255).astype(np.uint8)
 
     def _percentiles(self) -> list[tuple[float, float]]:

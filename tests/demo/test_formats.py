@@ -109,6 +109,8 @@ def test_a_run_with_coco_is_resumed(demo, fake_model, read_results, capsys):
     records = read_results("out")
     assert len(records) == 4 and fake_model.calls == 3 + 4 - len(finished) + 1
     check_coco(records)
+    Path("out", finished[0]["coco"]).write_text("{")
+    assert f"{finished[0]['coco']} is damaged: delete it" in run_error(demo, args)
     # Other formats are other settings, and --overwrite removes all files of the run.
     assert "formats" in run_error(demo, args[:-3])
     assert demo.main([*args[:-3], "--overwrite"]) == 0

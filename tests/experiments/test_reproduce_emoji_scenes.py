@@ -114,6 +114,14 @@ def test_trains_and_evaluates_every_row_once(run, project):
     assert again.returncode == 0 and calls == [] and "1.5 ± 0.7 (2)" in again.stdout
 
 
+def test_weights_that_were_trained_again_are_evaluated_again(run, project):
+    arguments = ("--variants", "default", "--seeds", "1")
+    run(*arguments)
+    shutil.rmtree(project / "out" / "default")
+    done, calls = run(*arguments, "--iterations", "5")
+    assert done.returncode == 0 and len(calls) == 2 and "--eval-only" in calls[1]
+
+
 def test_arguments_of_train_net(run, project):
     clip = project / "clip.pth"
     clip.touch()

@@ -194,19 +194,6 @@ def test_the_area_of_degrees_is_exact(tmp_path):
     assert [10.75, 60.0] in found["land"][0] and [10.0, 61.0] in found["sea"][0]
 
 
-@pytest.mark.parametrize("kind", ["u2", "f4"])
-def test_scattered_pixels_without_data_do_not_count(tmp_path, monkeypatch, kind):
-    """Every cell of the reduced raster has a pixel without data."""
-    monkeypatch.setattr("dcp_clip.geo.raster._OVERVIEW", 16)
-    values = np.full((1, 64, 64), 500, kind)
-    values[0, :, 32:] = 900
-    values[0, ::2, ::2] = 0  # no data
-    with Raster(write(tmp_path / "a.tif", values, nodata=0)) as raster:
-        assert raster.ranges == [(500.0, 900.0)] * 3
-        image, valid = raster.overview()
-    assert valid.all() and (image[0, :, :8] == 0).all() and (image[0, :, 8:] == 255).all()
-
-
 def _areas(tmp_path, crs, origin, pixel, labels):
     path = write(tmp_path / "a.tif", labels[None], crs, from_origin(*origin, pixel, pixel))
     areas = write_polygons(path, tmp_path / "a.geojson", Vocabulary(["sea", "land"]))

@@ -76,6 +76,22 @@ def test_a_temperature_that_cannot_be_written(program, arguments, monkeypatch):
             program.main([*arguments, *options, weights])
 
 
+def test_the_fit_is_not_lost(program, arguments, monkeypatch, tmp_path, capsys):
+    """Unknown detection comes last, and what it needs is checked first."""
+    options = [*arguments, "--fit", NAME, "--write", "--json", str(tmp_path / "x.json")]
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration_study.CalibrationStudy, "fit", None)
+        for draws in ("2", "9"):
+            with pytest.raises(SystemExit, match=f"too few for --unknown {draws}"):
+                patch.setattr(calibration_study, "removed_names", lambda n, i: range((i == 1) * 6))
+                program.main([*options, "--unknown", draws])
+    monkeypatch.setattr(calibration_study, "removed_names", lambda count, draw: [3, 4, 5])
+    with pytest.raises(SystemExit, match="half of the images"):
+        program.main([*options, "--unknown", "1"])
+    assert "Temperature" in capsys.readouterr().out and (tmp_path / "x.json").is_file()
+    assert (tmp_path / "model.calibration.json").is_file()
+
+
 def test_a_fit_needs_two_images(program, arguments):
     options = ["--fit", NAME, "--opts", "TEST.MAX_IMAGES"]
     assert program.main([*arguments, *options, "2"]) == 0

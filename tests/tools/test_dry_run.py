@@ -196,6 +196,10 @@ def test_sizes_are_those_of_detectron2(load_program, make_cfg, short, longest, s
         for side, expected in ((128, (128, 128)), (2000, size)):
             opts = sides | crop | {"INPUT.CROP.SIZE": (side, side)}
             assert program.train_size(make_cfg(opts=opts)) == expected
+        for kind, expected in (("relative", (0.5, 0.25)), ("relative_range", (1.0, 1.0))):
+            opts = sides | crop | {"INPUT.CROP.TYPE": kind, "INPUT.CROP.SIZE": (0.5, 0.25)}
+            expected = tuple(int(a * b + 0.5) for a, b in zip(size, expected))
+            assert program.train_size(make_cfg(opts=opts)) == expected
 
 
 @pytest.mark.parametrize(
