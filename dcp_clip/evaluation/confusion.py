@@ -1,4 +1,4 @@
-"""Mean IoU and other scores of a confusion matrix, with the three formulas of published figures.
+"""Mean IoU from a confusion matrix, with the three formulas of published figures.
 
 The formulas ("conventions") divide the sum of IoU by different numbers of categories. The results
 differ if a category has no pixel in the ground truth. In PASCAL-Context 459 this is true for 114 of
@@ -69,20 +69,16 @@ def assign_majority_labels(pairs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a confusion matrix, from 0 to 1; NaN if the denominator is 0.
+    """The IoU of a confusion matrix, from 0 to 1; NaN if the denominator is 0.
 
     Attributes:
         iou: (C,) intersection over union; NaN for categories that are not present.
-        accuracy: (C,) fraction of a category's pixels that were predicted correctly; NaN likewise.
-        frequency: (C,) fraction of the labelled pixels that have this label.
         present: (C,) bool, whether the category has a pixel in the ground truth.
         present_or_predicted: (C,) bool, whether it is present or was predicted at a labelled
             pixel.
     """
 
     iou: np.ndarray
-    accuracy: np.ndarray
-    frequency: np.ndarray
     present: np.ndarray
     present_or_predicted: np.ndarray
 
@@ -107,24 +103,9 @@ class Scores:
         }
         return int(counts[convention])
 
-    @property
-    def frequency_weighted_iou(self) -> float:
-        return self._weighted(self.iou)
-
-    @property
-    def pixel_accuracy(self) -> float:
-        return self._weighted(self.accuracy)
-
-    @property
-    def mean_accuracy(self) -> float:
-        return _ratio(np.nansum(self.accuracy), self.num_categories())
-
-    def _weighted(self, values: np.ndarray) -> float:
-        return float(np.nansum(values * self.frequency)) if self.present.any() else float("nan")
-
 
 def score(matrix: np.ndarray) -> Scores:
-    """Compute the scores of a confusion matrix.
+    """Compute the IoU from a confusion matrix.
 
     Args:
         matrix: (C + 1, C + 1) from :func:`count_pairs`, summed over the images. The last column,
@@ -133,11 +114,9 @@ def score(matrix: np.ndarray) -> Scores:
     inner = matrix[:-1, :-1].astype(float)
     hit, labelled, predicted = inner.diagonal(), inner.sum(0), inner.sum(1)
     present = labelled > 0
-    iou, accuracy = np.full((2, len(inner)), np.nan)
+    iou = np.full(len(inner), np.nan)
     iou[present] = hit[present] / (labelled + predicted - hit)[present]
-    accuracy[present] = hit[present] / labelled[present]
-    frequency = labelled / max(labelled.sum(), 1.0)
-    return Scores(iou, accuracy, frequency, present, present | (predicted > 0))
+    return Scores(iou, present, present | (predicted > 0))
 
 
 @contextlib.contextmanager

@@ -71,11 +71,6 @@ def test_against_scikit_learn(pair):
     union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
     iou = matrix.diagonal()[present] / union[present]
     assert scores.mean_iou() == pytest.approx(iou.mean())
-    weights = matrix.sum(1)[present] / matrix.sum()
-    assert scores.frequency_weighted_iou == pytest.approx((iou * weights).sum())
-    assert scores.pixel_accuracy == pytest.approx((true == guessed).mean())
-    recall = matrix.diagonal()[present] / matrix.sum(1)[present]
-    assert scores.mean_accuracy == pytest.approx(recall.mean())
 
 
 @given(label_pairs())
@@ -103,7 +98,6 @@ def test_small_integers_do_not_overflow():
     assert count_pairs(ids, ids, 201)[200, 200] == 4
 
 
-def test_scores_without_labels_are_nan():
+def test_the_mean_without_labels_is_nan():
     scores = score(count_pairs(np.array([0, 1]), np.array([3, 3]), 3))
-    values = [scores.mean_iou(), scores.pixel_accuracy, scores.frequency_weighted_iou]
-    assert np.isnan([*values, scores.mean_accuracy, scores.mean_iou("present_or_predicted")]).all()
+    assert math.isnan(scores.mean_iou()) and math.isnan(scores.mean_iou("present_or_predicted"))
