@@ -74,10 +74,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.scenes is not None and args.scenes < 1:
         parser.error("--scenes must be at least 1")
-    if args.styles and args.root in (
-        None,
-        Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser(),
-    ):
+    if args.seed < 0:
+        parser.error("--seed must be at least 0")
+    default = Path(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = args.root or default
+    if args.styles and root.expanduser().resolve() == default.expanduser().resolve():
         parser.error("--styles makes other scenes than the benchmark's: give them a --root too")
     return args
 

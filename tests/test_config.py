@@ -73,6 +73,12 @@ def test_loop_of_base_files(tmp_path):
         setup_cfg(tmp_path / "a.yaml")
 
 
+def test_base_in_the_home_of_nobody(tmp_path):
+    (tmp_path / "config.yaml").write_text("_BASE_: ~nobody-here/base.yaml\n")
+    with pytest.raises(FileNotFoundError, match="there is no file '.*~nobody-here/base.yaml'"):
+        setup_cfg(tmp_path / "config.yaml")
+
+
 def test_one_base_of_two_files_is_no_loop(tmp_path):
     (tmp_path / "base.yaml").write_text("SEED: 1\n")
     for name in "ab":

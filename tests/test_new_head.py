@@ -184,6 +184,8 @@ def test_modules_that_cannot_be_imported(inside):
         setup_cfg(imports=["my_heads.deeper"])
     with pytest.raises(ValueError, match="'heads/my.py' is not the name of a Python module"):
         setup_cfg(imports=["heads/my.py"])
+    with pytest.raises(ValueError, match="'my_heads.py' is not the name .*: write 'my_heads'"):
+        setup_cfg(imports=["my_heads.py"])
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
         setup_cfg(imports=["needs_more"])
     with pytest.raises(ValueError, match="the options: MODEL.IMPORTS names my_heads, and"):

@@ -30,6 +30,7 @@ from pathlib import Path
 from dcp_clip_cli.arguments import add_import
 
 TOWER = "backbone."
+_SUFFIXES = (".pth", ".pt", ".bin")  # of PyTorch's format; other readers choose by the suffix
 
 
 def alpha(text: str) -> float:
@@ -66,6 +67,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     needed = args.wise_ft_alpha is not None or args.output is not None
     if needed != (args.config_file is not None):
         parser.error("--config-file is for --wise-ft-alpha and --output, which need it")
+    if args.weights is not None:
+        if args.weights.suffix not in _SUFFIXES:
+            parser.error(f"'{args.weights}' must end in {' or '.join(_SUFFIXES)}")
+        if args.weights.resolve() == args.checkpoint.resolve():
+            parser.error("the file to write is the checkpoint, which would lose the optimizer")
     if args.results and (args.output is None or args.wise_ft_alpha is not None):
         parser.error("--results is for --output without --wise-ft-alpha, which changes the weights")
     return args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def _base_files(path: Path, value: Any) -> list[Path]:
                     f"config file '{path}': _BASE_ '{name}' cannot be fetched: {error}"
                 ) from error
         else:
-            file = path.parent / Path(name).expanduser()
+            file = path.parent / os.path.expanduser(name)
         if not file.is_file():
             raise FileNotFoundError(
                 f"config file '{path}' names '{name}' as its _BASE_, but there is no file "

@@ -35,7 +35,7 @@ def import_modules(cfg: CfgNode, names: Iterable[str]) -> None:
 
 
 def _import(name: str):
-    if not all(part.isidentifier() for part in name.split(".")):
+    if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(
             f"--import: '{name}' is not the name of a Python module: write 'my_heads' for the file "
             "my_heads.py."

@@ -56,7 +56,13 @@ def register_sem_seg_folder(
     for what, folder in (("images", images), ("labels", labels)):
         if not isinstance(folder, str | Path) or not str(folder):
             raise ValueError(f"'{what}' of the data set '{name}' must be a folder, got {folder!r}.")
-        folders.append(Path(folder).expanduser())
+        try:
+            folders.append(Path(folder).expanduser())
+        except RuntimeError as error:  # there is no user of this name
+            raise ValueError(
+                f"'{what}' of the data set '{name}' is '{folder}', which is no home directory: "
+                "write '~/' for your own."
+            ) from error
     try:
         vocabulary = parse_vocabulary(names)
     except VocabularyError as e:

@@ -109,7 +109,7 @@ class Settings:
         wanted = {"format": FORMAT} | {key: getattr(self, key) for key in BENCHMARK}
         if self.only:
             wanted["styles"] = list(self.all_styles)
-        if not path.exists():
+        if not path.exists() or self._is_empty():
             _write_json(path, wanted)
             return
         try:
@@ -121,6 +121,11 @@ class Settings:
                 f"{self.folder} was made with {found}, not {wanted}: remove it, or use another "
                 "--root."
             )
+
+    def _is_empty(self) -> bool:
+        """Whether the folder has neither sprites nor scenes, for example because npm is missing."""
+        parts = ("sprites", "scenes", "images", "labels")
+        return not any(p.is_file() for part in parts for p in (self.folder / part).rglob("*"))
 
 
 def prepare_emoji_scenes(

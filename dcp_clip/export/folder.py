@@ -56,7 +56,8 @@ def export_model(
     check_exportable(cfg, model)
     _check_packages()
     with atomic_folder(output) as part:
-        _write(cfg, model, part)
+        # The computation is a setting, so runs with and without int8 do not mix their results.
+        _write(cfg, model, part, {} if photographs is None else {"int8": True})
         if photographs is not None:
             quantize_convolutions(part, photographs)
 
@@ -76,7 +77,7 @@ def _check_packages() -> None:
             ) from None
 
 
-def _write(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
+def _write(cfg: CfgNode, model: nn.Module, folder: Path, computation: dict[str, Any]) -> None:
     encoder = model.text_encoder
     length, shorter = encoder.text.context_length, can_truncate(encoder.text)
     labels, text, image = LabelProgram(), TextProgram(encoder.text), ImageProgram(model)
@@ -87,7 +88,7 @@ def _write(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
     ):
         save_program(exported, folder / f"{program.name}.pt2")
         write_onnx(exported, program, folder)
-    settings = _settings(cfg, model) | {"shorter_prompts": shorter}
+    settings = _settings(cfg, model) | {"shorter_prompts": shorter} | computation
     for name, content in (
         ("tokenizer.json", tokenizer_json(encoder.tokenizer)),
         ("config.json", json.dumps(settings, indent=1, ensure_ascii=False)),

@@ -119,6 +119,7 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
         ({"images": None}, r"SEM_SEG_FOLDERS\[0\] lacks the key 'images'"),
         ({"labels": ""}, r"SEM_SEG_FOLDERS\[0\] lacks the key 'labels'"),
         ({"labels": 3}, r"\[0\]: 'labels' of the data set 'street' must be a folder, got 3"),
+        ({"images": "~data/x"}, r"'images' of .* is '~data/x', .*: write '~/' for your own"),
         ({"name": 3}, r"\[0\]: A data set needs a name, got 3"),
         ({"name": ["x"]}, r"\[0\]: A data set needs a name, got \['x'\]"),
         ({"names": "absent.txt"}, r"\[0\]: 'names' of the data set 'street'.*absent.txt does not"),

@@ -114,9 +114,11 @@ def test_styles_need_a_root_of_their_own(tmp_path, run, program, capsys, monkeyp
     sprites = tmp_path / "emoji_scenes/sprites"
     assert {path.stem for path in sprites.iterdir()} == {"noto", "twemoji"}
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "others"))
-    with pytest.raises(SystemExit):
-        program.main(["--styles", "noto"])
-    assert "give them a --root too" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    for root in ([], ["--root", "others"], ["--root", str(tmp_path / "others")]):
+        with pytest.raises(SystemExit):
+            program.main(["--styles", "noto", *root])
+        assert "give them a --root too" in capsys.readouterr().err
     assert not (tmp_path / "others").exists()
 
 
@@ -128,5 +130,7 @@ def test_errors_end_in_one_line(tmp_path, run, caplog, monkeypatch):
     assert not list((tmp_path / "emoji_scenes").rglob("*.npz"))  # nothing half-written
     with pytest.raises(SystemExit):
         run("--scenes", "0")
+    with pytest.raises(SystemExit):
+        run("--seed", "-1")
     with pytest.raises(SystemExit):
         run("--subsets", "nonsense")

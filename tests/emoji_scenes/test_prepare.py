@@ -91,6 +91,15 @@ def test_other_settings_are_refused(settings):
         prepare_emoji_scenes(Settings(settings.root, size=8), ["base_val"])
 
 
+def test_a_folder_without_scenes_takes_other_settings(tmp_path):
+    """For example, npm was missing and the user follows the advice to take another source."""
+    Settings(tmp_path, source="npm").check()
+    (tmp_path / "emoji_scenes" / "art").mkdir()
+    Settings(tmp_path, source="pip", size=64).check()
+    found = json.loads((tmp_path / "emoji_scenes" / "settings.json").read_text())
+    assert (found["source"], found["size"]) == ("pip", 64)
+
+
 def test_sprites_of_another_size_are_refused(settings):
     (settings.folder / "settings.json").unlink(missing_ok=True)
     with pytest.raises(DatasetError, match="sprites of 24 pixels, not 48: remove it"):

@@ -18,8 +18,6 @@ from PIL import Image
 
 from dcp_clip.benchmarking.backends import measure_backends
 from dcp_clip.export.folder import export_model
-from dcp_clip.export.quantization import quantize_convolutions
-from dcp_clip.export.support import ExportError
 from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.predictor import Predictor
 from dcp_clip.runtime import OnnxPredictor, RuntimeFolderError
@@ -179,24 +177,6 @@ def test_wrong_folders_are_one_sentence(folder, cfg, model, tmp_path, names):
         (copy / "config.json").write_text(content)
         with pytest.raises(RuntimeFolderError, match=message):
             OnnxPredictor(copy)
-
-
-def test_convolutions_in_int8(folder, onnx, make_image, tmp_path, names):
-    copy = tmp_path / "int8"
-    shutil.copytree(folder, copy)
-    images = [make_image(90, 130, seed=i).permute(1, 2, 0).numpy() for i in range(3)]
-    photographs = [tmp_path / f"{i}.png" for i in range(3)]
-    for path, image in zip(photographs, images, strict=True):
-        Image.fromarray(image).save(path)
-    with pytest.raises(ExportError, match="has none"):
-        quantize_convolutions(copy, [], names)
-    quantize_convolutions(copy, photographs)  # with the names of COCO-Stuff
-    quantized = OnnxPredictor(copy, names, threads=1)
-    first = [quantized(image) for image in images]
-    expected = [onnx(image) for image in images]
-    same = [(a.label_map == b.label_map).mean() for a, b in zip(first, expected, strict=True)]
-    assert np.mean(same) > 0.8
-    assert any(not np.array_equal(a.scores, b.scores) for a, b in zip(first, expected, strict=True))
 
 
 # What dcp_clip.runtime needs, with what these packages import themselves.

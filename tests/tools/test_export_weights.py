@@ -54,6 +54,21 @@ def test_weights_are_loaded_with_half_precision(export, tmp_path, capsys):
     assert other[0].weight.dtype == torch.float32
 
 
+def test_a_file_that_would_be_lost_or_not_readable(export, tmp_path, capsys):
+    source = tmp_path / "model_final.pth"
+    torch.save({"model": make_model(0).state_dict(), "optimizer": {}}, source)
+    before = source.read_bytes()
+    same = f"{tmp_path}/../{tmp_path.name}/model_final.pth"
+    for target, message in (
+        (same, "is the checkpoint, which would lose the optimizer"),
+        (tmp_path / "weights.safetensors", "must end in .pth or .pt or .bin"),
+    ):
+        with pytest.raises(SystemExit):
+            export(source, target)
+        assert message in capsys.readouterr().err
+    assert source.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("content", [None, {"weights": torch.zeros(1)}, torch.zeros(1)])
 def test_other_files_are_an_error(export, tmp_path, content):
     source = tmp_path / "wrong.pth"

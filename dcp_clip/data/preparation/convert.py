@@ -221,6 +221,8 @@ def _convert_pair(
     if label_out.exists() and image_out.exists():
         if max_short_side is not None or image_out.stat().st_size == image.stat().st_size:
             return False
+    # An old label map must not stay with a new image if this is interrupted.
+    label_out.unlink(missing_ok=True)
     train_ids = encoding.train_ids(label)
     # The mapper reads photographs in the same way, so damaged files are already errors here.
     photograph = read_photograph(image, lambda: train_ids.shape)

@@ -134,3 +134,32 @@ def test_unexpected_label_is_named(tmp_path):
     Image.fromarray(np.array([[0, 1, 3, 300]], np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(DatasetError, match="a.png holds the label 3, but there are 2 categories"):
         count_pixels(tmp_path, encoding)
+
+
+def test_a_new_image_never_has_an_old_label_map(tmp_path, monkeypatch):
+    """The disk is full between the two files of a changed pair."""
+    categories = [Category(name, (), i, i, None, name) for i, name in enumerate(["sky", "tree"])]
+    encoding = label_encoding(categories, read_indices)
+    folders = {"image_dir": tmp_path / "images", "label_dir": tmp_path / "labels"}
+    for folder in folders.values():
+        folder.mkdir()
+    pair = (tmp_path / "a.png", tmp_path / "a_label.png")
+
+    def write(size, label):
+        pair[0].unlink(missing_ok=True)  # the image of the data set is a link to it
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(pair[0])
+        Image.fromarray(np.full(size, label, np.uint8)).save(pair[1])
+
+    def prepare():
+        return convert._convert_pair(pair, **folders, encoding=encoding, max_short_side=None)
+
+    write((60, 80), 0)
+    assert prepare() and not prepare()
+    write((120, 160), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_png", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare()
+    assert prepare()
+    with Image.open(tmp_path / "labels" / "a.png") as label:
+        assert label.size == (160, 120) and label.getextrema() == (1, 1)
