@@ -18,7 +18,8 @@ from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["FPNSegmentor"]
 
-_LEVELS = ["res2", "res3", "res4", "res5"]
+# A tower whose last stage keeps the stride 16 has no res5.
+_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 @META_ARCH_REGISTRY.register()
@@ -60,19 +61,22 @@ class FPNSegmentor(OpenVocabularySegmentor):
                 "leave only data sets with the same categories."
             )
         bottom_up, dim = build_backbone(cfg), cfg.MODEL.BASELINES.DIM
-        missing = sorted(set(_LEVELS) - set(bottom_up.output_shape()))
-        if missing:
+        shapes = bottom_up.output_shape()
+        levels = [level for level in _STRIDES if level in shapes]
+        if len(levels) < 3 or any(shapes[level].stride != _STRIDES[level] for level in levels):
+            strides = ", ".join(str(shapes[level].stride) for level in levels)
             raise ValueError(
-                f"MODEL.CLIP.NAME is '{cfg.MODEL.CLIP.NAME}', whose image tower has no "
-                f"{', '.join(missing)}; FPNSegmentor needs a tower with strides 4, 8, 16 and 32."
+                f"MODEL.CLIP.NAME is '{cfg.MODEL.CLIP.NAME}', whose image tower has the strides "
+                f"{strides}; FPNSegmentor needs a tower with strides 4, 8, 16 and, optionally, 32."
             )
         freeze_tower(cfg, "TRAIN_IMAGE", bottom_up)
-        fpn = FPN(bottom_up, _LEVELS, dim, norm="BN")
+        fpn = FPN(bottom_up, levels, dim, norm="BN")
         fpn.pixel_mean, fpn.pixel_std = bottom_up.pixel_mean, bottom_up.pixel_std
         # Detectron2's is the largest stride of the pyramid; the tower can need more.
         fpn._size_divisibility = bottom_up.size_divisibility
         shape = {
-            k: ShapeSpec(channels=dim, stride=2 ** int(k[1])) for k in ("p2", "p3", "p4", "p5")
+            level.replace("res", "p"): ShapeSpec(channels=dim, stride=_STRIDES[level])
+            for level in levels
         }
         head = SemSegFPNHead(
             shape,

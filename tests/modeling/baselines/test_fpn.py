@@ -24,13 +24,16 @@ def named_data_set():
     MetadataCatalog.pop("test_fpn_sem_seg")
 
 
-def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image, named_data_set):
+@pytest.mark.parametrize("clip", ["dcp-tiny-cnn", "dcp-tiny-cnn-s16"])
+def test_it_trains_and_evaluates_on_its_own_vocabulary_only(
+    make_cfg, make_image, named_data_set, clip
+):
     opts = {
         "MODEL.META_ARCHITECTURE": "FPNSegmentor",
         "MODEL.CLIP.TRAIN_IMAGE": "all",
         "DATASETS.TRAIN": (named_data_set,),
     }
-    model = build_model(make_cfg("dcp-tiny-cnn", opts))
+    model = build_model(make_cfg(clip, opts))
     batch = [
         {"image": make_image(*size), "sem_seg": torch.zeros(size).long()}
         for size in ((64, 64), (64, 33))
@@ -47,7 +50,7 @@ def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image
     assert output.category_ids.tolist() == list(range(len(NAMES)))
     assert output.image_size == (64, 64)
     assert model.text_encoder is None
-    assert "prompts" not in evaluation_environment(make_cfg("dcp-tiny-cnn", opts), model)
+    assert "prompts" not in evaluation_environment(make_cfg(clip, opts), model)
     with torch.no_grad(), pytest.raises(ValueError, match="DATASETS.TRAIN only"):
         model([{"image": make_image(32, 32), "vocabulary": Vocabulary(["other"])}])
     with pytest.raises(ValueError, match="DATASETS.TRAIN only"):
@@ -60,7 +63,7 @@ def test_it_trains_and_evaluates_on_its_own_vocabulary_only(make_cfg, make_image
         other = model([{"image": batch[0]["image"]}])[0]["sem_seg"]
     assert torch.equal(other.maps, output.maps)
     with pytest.raises(ValueError, match="set DATASETS.TRAIN"):
-        build_model(make_cfg("dcp-tiny-cnn", {**opts, "DATASETS.TRAIN": ()}))
+        build_model(make_cfg(clip, {**opts, "DATASETS.TRAIN": ()}))
 
 
 @torch.no_grad()
@@ -88,5 +91,5 @@ def test_the_config_decides_whether_its_tower_trains(make_cfg, named_data_set):
     model = build_model(make_cfg("dcp-tiny-cnn", opts))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained and not any(".bottom_up." in name for name in trained)
-    with pytest.raises(ValueError, match="'dcp-tiny-cnn-s16', .* has no res5"):
-        build_model(make_cfg("dcp-tiny-cnn-s16", opts))
+    with pytest.raises(ValueError, match="'test-vit-16', .* the strides .* 8, 16 and, optionally"):
+        build_model(make_cfg("test-vit-16", opts))
