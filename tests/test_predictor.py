@@ -189,7 +189,7 @@ def tiny() -> Predictor:
 
 def test_config_without_weights():
     with pytest.raises(ValueError, match="sets no weights. Set MODEL.WEIGHTS"):
-        Predictor.from_config_file(CONFIG, weights="")
+        Predictor.from_config_file(CONFIG, weights="", opts=["MODEL.CLIP.PRETRAINED", ""])
 
 
 @pytest.mark.parametrize(("name", "warned"), [("dcp_clip_tiny", True), ("training_free", False)])
