@@ -5,8 +5,7 @@
     python tools/reproduce_emoji_scenes.py --jobs 2
     python tools/reproduce_emoji_scenes.py --variants default,static_guidance --seeds 1 --split val
     python tools/reproduce_emoji_scenes.py --clip output/emoji_scenes/clip/clip.pth
-    python tools/reproduce_emoji_scenes.py --iterations 500 --output output/adamw \\
-        SOLVER.OPTIMIZER ADAMW
+    python tools/reproduce_emoji_scenes.py --iterations 500 --output out SOLVER.OPTIMIZER ADAMW
 
 The rows are listed in configs/emoji_scenes/ablation.yaml. Each of them is trained and evaluated by
 train_net.py, once for each seed:
@@ -66,22 +65,16 @@ class Task:
     weights: Path | None = None
 
     def is_done(self) -> bool:
-        if self.datasets:  # results.json grows with each data set
-            path = self.folder / "results.json"
-            if not path.is_file() or self._is_older(path):
-                return False
-            return set(self.datasets) <= set(
-                json.loads(path.read_text(encoding="utf-8"))["results"]
-            )
-        path = self.folder / "last_checkpoint"  # written after the checkpoint itself
-        return path.is_file() and path.read_text().strip() == "model_final.pth"
-
-    def _is_older(self, results: Path) -> bool:
-        """Whether the weights were trained again after their evaluation."""
-        weights = self.weights
-        return bool(weights and weights.is_file()) and (
-            results.stat().st_mtime < weights.stat().st_mtime
-        )
+        if not self.datasets:
+            path = self.folder / "last_checkpoint"  # written after the checkpoint itself
+            return path.is_file() and path.read_text().strip() == "model_final.pth"
+        path, weights = self.folder / "results.json", self.weights
+        if not path.is_file():
+            return False
+        if weights and weights.is_file() and weights.stat().st_mtime > path.stat().st_mtime:
+            return False  # the weights were trained again
+        # results.json grows with each data set.
+        return set(self.datasets) <= set(json.loads(path.read_text(encoding="utf-8"))["results"])
 
     @property
     def command(self) -> str:
@@ -162,16 +155,16 @@ def make_tasks(
     for name in select_rows(rows, args.variants):
         source = rows[name]["trained_row"]
         for seed in [f"seed{n}" for n in seeds] if source else [""]:
-            weights, file = [], None
+            weights, options = None, []
             if source:
                 folder = output / source / seed
                 more = ["SEED", seed.removeprefix("seed"), *iterations]
                 trainings[folder] = Task(folder, arguments(source, "--resume", (), folder, *more))
-                file = folder / "model_final.pth"
-                weights = ["MODEL.WEIGHTS", str(file)]
+                weights = folder / "model_final.pth"
+                options = ["MODEL.WEIGHTS", str(weights)]
             folder = output / args.split / name / seed
-            command = arguments(name, "--eval-only", datasets, folder, *weights)
-            evaluations.append(Task(folder, command, datasets, file))
+            command = arguments(name, "--eval-only", datasets, folder, *options)
+            evaluations.append(Task(folder, command, datasets, weights))
     return list(trainings.values()), evaluations
 
 
@@ -277,14 +270,12 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output", type=Path, default=ROOT / "output" / "emoji_scenes", metavar="FOLDER")
     add("--variants", metavar="A,B", help="names of rows (default: all that do not take hours)")
-    seeds_help = "seeds of the trainings (default: 1,2,3)"
-    add("--seeds", type=seed_list, metavar="1,2", help=seeds_help)
+    add("--seeds", type=seed_list, metavar="1,2", help="seeds of the trainings (default: 1,2,3)")
     add("--iterations", type=positive, metavar="N", help="of each training (default: the config's)")
     add("--clip", type=Path, metavar="FILE", help="weights of CLIP (default: the shipped ones)")
     add("--split", choices=("val", "test"), default="test", help="scenes for the evaluation")
     add("--base-split", type=int, choices=(0, 1), default=0, help="which names are base")
-    jobs_help = "processes; one thread each if above 1"
-    add("--jobs", type=positive, default=1, metavar="N", help=jobs_help)
+    add("--jobs", type=positive, default=1, metavar="N", help="processes, of one thread if above 1")
     add_import(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of all rows")
     return parser

@@ -76,24 +76,26 @@ def find_inputs(
 
 def _table(files: list[str]) -> pa.Table:
     for file in files:
-        _check_name(file, f"the name of the image {ascii(file)}")
+        _check_name(file)
     nothing = pa.nulls(len(files))
     columns = [pa.array(files, pa.string()), pa.array([""] * len(files), pa.string())]
     return pa.table([*columns, *(nothing.cast(pa.int64()) for _ in range(2))], schema=SCHEMA)
 
 
-def _check_name(name: str, what: str) -> None:
-    """Check that a name can be stored in a table."""
+def _check_name(name: str, shard: str | None = None) -> None:
+    """Check that the name of an image can be stored in a table."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{what} is not valid UTF-8: rename it") from error
+        where = "" if shard is None else f" in {shard}"
+        message = f"the name of the image {ascii(name)}{where} is not valid UTF-8: rename it"
+        raise InputError(message) from error
 
 
 def _absolute(url: str) -> str:
     """Return a local path as an absolute path, and a URL as it is."""
     fs, path = locate(url)
-    return os.path.abspath(path) if isinstance(fs, LocalFileSystem) else url
+    return path if isinstance(fs, LocalFileSystem) else url
 
 
 def _expand(inputs: Sequence[str]) -> Iterator[str]:
@@ -122,8 +124,11 @@ def _expand_remote(given: str) -> list[str]:
         elif suffix == _SHARD or suffix in _LISTS or suffix in IMAGE_EXTENSIONS:
             return [given]
         else:
-            found = [name for name in fs.find(path) if _is_image(name)]
-            found = [name for name in found if not _is_hidden(name[len(path) :])]
+            found = [
+                name
+                for name in fs.find(path)
+                if _is_image(name) and not _is_hidden(name[len(path) :])
+            ]
     except Exception as error:  # each file system has its own types of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise StorageError(f"cannot list {given}: {reason}") from error
@@ -181,7 +186,7 @@ def index_shard(url: str) -> pa.Table:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile() and _is_image(member.name) and not _is_hidden(member.name):
-                    _check_name(member.name, f"the name {ascii(member.name)} in {url}")
+                    _check_name(member.name, url)
                     rows.append((url, member.name, member.offset_data, member.size))
             _check_end(file, tar.offset)
     except InputError:

@@ -20,18 +20,20 @@ class StorageError(OSError):
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a path or URL, and the path there.
+    """Return the file system of a path or URL, and the path there, absolute on this machine.
 
     Raises:
         StorageError: if no installed package knows the protocol.
     """
-    if "://" not in url:  # fsspec would take the "::" of a name for a chain of URLs
-        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(url))
     try:
-        return fsspec.core.url_to_fs(url)
+        if "://" in url:
+            fs, path = fsspec.core.url_to_fs(url)
+        else:  # fsspec would take the "::" of a name for a chain of URLs
+            fs, path = fsspec.filesystem("file"), os.path.expanduser(url)
     except (ImportError, ValueError) as error:  # ValueError: an unknown protocol
         reason = " ".join(str(error).split()).rstrip(".")
         raise StorageError(f"cannot use {url}: {reason}") from error
+    return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
 
 
 def read_bytes(url: str, offset: int = 0, size: int | None = None) -> bytes:

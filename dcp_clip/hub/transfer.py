@@ -74,7 +74,7 @@ def push(
     repository: str,
     private: bool,
     token: str | None,
-    replace_card: bool = True,
+    replace_card: bool,
 ) -> str:
     """Upload a model folder to a repository of the Hub, and return the address of the repository.
 

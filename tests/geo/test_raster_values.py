@@ -6,14 +6,7 @@ import pytest
 from dcp_clip.geo.raster import Raster
 
 rasterio = pytest.importorskip("rasterio")
-
-
-def write(path, bands, nodata=None):
-    count, height, width = bands.shape
-    sizes = {"count": count, "height": height, "width": width, "dtype": bands.dtype}
-    with rasterio.open(path, "w", driver="GTiff", nodata=nodata, **sizes) as dataset:
-        dataset.write(bands)
-    return path
+from helpers.rasters import write  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", ["u2", "f4"])

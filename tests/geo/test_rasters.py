@@ -20,21 +20,12 @@ from dcp_clip.vocabulary import Vocabulary
 from dcp_clip_cli import segment
 
 rasterio = pytest.importorskip("rasterio")
+from helpers.rasters import GRID, UTM, write  # noqa: E402
 from rasterio.features import shapes  # noqa: E402
 from rasterio.transform import from_origin  # noqa: E402
 
 OPTIONS = {"MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE": 64, "INPUT.MIN_SIZE_TEST": 32}
-UTM, DEGREES = "EPSG:32633", "EPSG:4326"
-GRID = from_origin(500_000, 5_200_000, 0.5, 0.5)
-
-
-def write(path, bands, crs=UTM, transform=GRID, **options):
-    count, height, width = bands.shape
-    options |= {"crs": crs, "transform": transform, "dtype": bands.dtype}
-    sizes = {"count": count, "height": height, "width": width}
-    with rasterio.open(path, "w", driver="GTiff", **sizes, **options) as dataset:
-        dataset.write(bands)
-    return path
+DEGREES = "EPSG:4326"
 
 
 @pytest.fixture
