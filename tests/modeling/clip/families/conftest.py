@@ -150,7 +150,10 @@ def family_clip(make_cfg, randomize):
     def make(name):
         if name not in models:
             torch.manual_seed(0)
-            models[name] = randomize(load_clip(make_cfg(f"small-{name}"))).eval()
+            clip = load_clip(make_cfg(f"small-{name}"))
+            if name == "coca":  # open_clip leaves this matrix uninitialised, so it can have NaN
+                torch.nn.init.normal_(clip.text_decoder.text_projection)
+            models[name] = randomize(clip).eval()
         return models[name]
 
     return make
