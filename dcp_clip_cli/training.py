@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 from argparse import Namespace
 
@@ -119,8 +120,9 @@ def describe(error: Exception) -> str:
     """Return the message of an error in one line."""
     message = format_error(error).strip()
     if "in DataLoader worker process" in message:  # it contains the worker's traceback
-        message = message.splitlines()[-1].partition(": ")[2]
-    return message
+        # The message follows the class of the error: "ValueError: ...".
+        message = re.split(r"^[\w.]*(?:Error|Exception): ", message, flags=re.MULTILINE)[-1]
+    return " ".join(message.split())
 
 
 def run(args: Namespace, errors: mp.SimpleQueue) -> None:

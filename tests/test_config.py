@@ -246,3 +246,19 @@ def test_test_time_augmentation_is_an_error():
 def test_options_override_the_file():
     path = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
     assert setup_cfg(path, ["MODEL.DCP_CLIP.DIM", "64"]).MODEL.DCP_CLIP.DIM == 64
+
+
+def test_home_folder_in_the_output_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("OUTPUT_DIR: ~/out\nSOLVER:\n  CHECKPOINT_COPY: ~/copy\n")
+    cfg = setup_cfg(tmp_path / "a.yaml")
+    assert cfg.OUTPUT_DIR == str(tmp_path / "out")
+    assert cfg.SOLVER.CHECKPOINT_COPY == str(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"), ("SOLVER.BASE_LR", "0.0")]
+)
+def test_values_that_cannot_be_used(key, value):
+    with pytest.raises(ValueError, match=f"^{key} is "):
+        setup_cfg("", [key, value])

@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError("The page needs Gradio: pip install 'gradio>=6,<7'") from error
 
-__all__ = ["STATIC", "image_file", "sample_buttons", "viewer"]
+__all__ = ["STATIC", "image_file", "sample_buttons", "threshold_slider", "viewer"]
 
 STATIC = Path(__file__).with_name("static")
 
@@ -33,6 +33,14 @@ def image_file(**options: Any) -> gr.Image:
 
     component.async_move_resource_to_block_cache = keep
     component.preprocess = lambda payload: payload and payload.path
+    return component
+
+
+def threshold_slider(**options: Any) -> gr.Slider:
+    """Return an input from 0 to 0.95. It is 0 while a user has emptied its field."""
+    component = gr.Slider(0, 0.95, value=0, step=0.05, **options)
+    preprocess = component.preprocess
+    component.preprocess = lambda value: preprocess(0 if value is None else value)
     return component
 
 

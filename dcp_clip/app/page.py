@@ -9,9 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcp_clip.app.components import gr, image_file, sample_buttons, viewer
+from dcp_clip.app.components import (
+    gr,
+    image_file,
+    sample_buttons,
+    threshold_slider,
+    viewer,
+)
 from dcp_clip.app.downloads import FORMATS, write_file
-from dcp_clip.app.samples import Sample, find_samples, samples_html
+from dcp_clip.app.samples import find_samples, samples_html
 from dcp_clip.app.segmenter import Request, Segmenter
 from dcp_clip.app.view import describe_regions, make_view
 from dcp_clip.utils.arguments import format_error
@@ -96,11 +102,7 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
                         "images and names work less well.",
                         elem_id="model",
                     )
-                    unknown = gr.Slider(
-                        0,
-                        0.95,
-                        value=0,
-                        step=0.05,
+                    unknown = threshold_slider(
                         label="Unknown below",
                         info="Pixels with a smaller confidence become unknown.",
                         elem_id="unknown",
@@ -117,16 +119,17 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
                     result = viewer(elem_id="viewer")
                     other_result = viewer(elem_id="other-viewer", visible=False)
         file = gr.DownloadButton(visible=False)
-        shown = gr.State(None)  # the Request of the result
+        shown = gr.State(None)  # the Requests of the results
 
-        inputs = [photo, names, model, unknown, compare, other_names]
+        inputs = [shown, photo, names, model, unknown, compare, other_names]
         outputs = [result, other_result, shown]
         run = partial(_segment, segmenter)
         private = {"api_visibility": "private", "show_progress_on": [result, other_result]}
         last = {"trigger_mode": "always_last"}  # of many quick changes only the last counts
         asked = [segment.click, names.submit, other_names.submit]
         gr.on(asked, partial(run, asked=True), inputs, outputs, **private, **_MODEL, **last)
-        changed = [photo.input, unknown.input, model.input, compare.input]
+        # The event "input" of an image does not tell that a sample was removed, "change" does.
+        changed = [photo.change, unknown.input, model.input, compare.input]
         gr.on(changed, run, inputs, outputs, **private, **_MODEL, **last)
         compare.input(
             lambda on: (
@@ -141,16 +144,21 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
         )
 
         # Not a `partial`: Gradio would not find the parameter of the event.
-        def choose(compare: bool, other_names: str, event: gr.EventData) -> tuple:
-            return _choose_sample(segmenter, samples[event.index], compare, other_names)
+        def choose(event: gr.EventData) -> tuple[str, str, str, float]:
+            sample = samples[event.index]
+            title = segmenter.models.title_of(sample.config_file)
+            return str(sample.path), sample.names, title, sample.unknown_below
 
-        sample_row.click(
+        # The inputs are filled at once, so that what the user does next is about this sample.
+        chosen = sample_row.click(
             choose,
-            [compare, other_names],
-            [photo, names, model, unknown, *outputs],
-            **private,
-            **_MODEL,
+            None,
+            [photo, names, model, unknown],
+            queue=False,
+            api_visibility="private",
+            show_progress="hidden",
         )
+        chosen.success(run, inputs, outputs, **private, **_MODEL, **last)
         for kind, button in save.items():
             event = button.click(
                 partial(_download, segmenter, kind, file.GRADIO_CACHE),
@@ -207,6 +215,7 @@ def _add_endpoint(segmenter: Segmenter, cache: str) -> None:
 
 def _segment(
     segmenter: Segmenter,
+    shown: list[Request] | None,
     photo: str | None,
     names: str | None,
     model: str,
@@ -214,10 +223,11 @@ def _segment(
     compare: bool,
     other_names: str | None,
     asked: bool = False,
-) -> tuple[dict | None, dict | None, Request | None]:
+) -> tuple[dict | None, dict | None, list[Request] | None]:
     """Return the values of both viewers and of `shown`.
 
     Args:
+        shown: the requests of the results on the page.
         asked: whether the user asked for a result. If not, an image without names is no error.
     """
     with errors_as_messages():
@@ -226,28 +236,22 @@ def _segment(
         names, other_names = names or "", other_names or ""  # Gradio gives None for no text
         if photo is None or not (asked or names.strip()):
             return None, None, None
-        request = Request(photo, names, model, unknown)
-        view = make_view(*segmenter(request))
-        other = None
+        requests = [Request(photo, names, model, unknown)]
         if compare and other_names.strip():
-            other = make_view(*segmenter(Request(photo, other_names, model, unknown)))
-        return view, other, request
+            requests.append(Request(photo, other_names, model, unknown))
+        if requests == shown and not asked:  # a sample changes several inputs at once
+            return gr.skip(), gr.skip(), gr.skip()
+        views = [make_view(*segmenter(request)) for request in requests]
+        return views[0], views[1] if len(views) > 1 else None, requests
 
 
-def _choose_sample(segmenter: Segmenter, sample: Sample, compare: bool, other_names: str) -> tuple:
-    """Return the values of the inputs for a sample, and its result."""
-    model = segmenter.models.title_of(sample.config_file)
-    inputs = str(sample.path), sample.names, model, sample.unknown_below
-    return *inputs, *_segment(segmenter, *inputs, compare, other_names)
-
-
-def _download(segmenter: Segmenter, kind: str, cache: str, shown: Request | None) -> str:
-    """Write the file of the result on the page."""
+def _download(segmenter: Segmenter, kind: str, cache: str, shown: list[Request] | None) -> str:
+    """Write the file of the first result on the page."""
     with errors_as_messages():
-        if shown is None:
+        if not shown:
             raise ValueError("Segment an image first.")
-        image, prediction = segmenter(shown)
-        name = Path(shown.image).name
+        image, prediction = segmenter(shown[0])
+        name = Path(shown[0].image).name
         return str(write_file(_new_folder(cache), name, kind, image, prediction))
 
 

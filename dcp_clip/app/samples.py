@@ -63,7 +63,7 @@ def samples_html(samples: list[Sample]) -> str:
         url = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
         title = html.escape(f"Sample: {sample.names}")
         buttons.append(
-            f'<button type="button" data-sample="{i}" title="{title}">'
-            f'<img src="{url}" alt="{title}"></button>'
+            f'<button type="button" data-sample="{i}" title="{title}" aria-label="{title}">'
+            f'<img src="{url}" alt=""></button>'
         )
     return f'<div class="samples"><span>Or try</span>{"".join(buttons)}</div>'

@@ -7,6 +7,7 @@ from typing import Any
 from dcp_clip.app.components import STATIC, gr
 from dcp_clip.app.models import Models
 from dcp_clip.app.page import build_page
+from dcp_clip.app.samples import find_samples
 from dcp_clip.app.segmenter import Segmenter
 
 __all__ = ["MAX_UPLOAD_BYTES", "PageOnly", "serve"]
@@ -91,8 +92,10 @@ def serve(models: Models, host: str = "127.0.0.1", port: int | None = None) -> A
         body_background_fill="#f4f6f7",
         body_text_color_subdued="#5b6470",
         block_info_text_color="#5b6470",
-        button_primary_background_fill="#0d9488",
-        button_primary_background_fill_hover="#0f766e",
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_hover="#115e59",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_background_fill_hover_dark="#115e59",
     )
     page.launch(
         server_name=host,
@@ -102,6 +105,7 @@ def serve(models: Models, host: str = "127.0.0.1", port: int | None = None) -> A
         share=False,
         inbrowser=False,
         show_error=False,  # errors that are not messages have no details for the browser
+        allowed_paths=[str(sample.path) for sample in find_samples()],
         max_file_size=MAX_UPLOAD_BYTES,
         app_kwargs={"middleware": [Middleware(PageOnly)]},
         ssr_mode=False,

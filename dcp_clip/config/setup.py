@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,9 +73,10 @@ def setup_cfg(
         KeyError: for keys that do not exist; the message names similar keys, and the new name of a
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
-            that must be positive is not, MODEL.DEVICE is unknown, INPUT.FORMAT is not "RGB",
-            TEST.AUG.ENABLED is True, an entry of DATASETS.SEM_SEG_FOLDERS is wrong, a module of
-            `imports` does not exist, or MODEL.IMPORTS names a module that is not in `imports`.
+            that must be positive is not, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is set, MODEL.DEVICE
+            is unknown, INPUT.FORMAT is not "RGB", TEST.AUG.ENABLED is True, an entry of
+            DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
+            MODEL.IMPORTS names a module that is not in `imports`.
     """
     cfg = get_cfg() if cfg is None else cfg
     chain = read_config_chain(find_config(config_file)) if config_file else []
@@ -94,6 +96,8 @@ def setup_cfg(
     merge_options(cfg, list(opts))
     require_imported(cfg.MODEL.IMPORTS, imports, "the options")
     _check_values(cfg)
+    for node, key in ((cfg, "OUTPUT_DIR"), (cfg.SOLVER, "CHECKPOINT_COPY")):
+        node[key] = os.path.expanduser(node[key])
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     data.register_config_folders(cfg)
@@ -123,6 +127,15 @@ def _check_values(cfg: CfgNode) -> None:
             value = value[part]
         if value < 1:
             raise ValueError(f"{key} is {value}, but must be at least 1.")
+    if cfg.SOLVER.BASE_LR <= 0:
+        raise ValueError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}, but must be above 0.")
+    default = detectron2_cfg().MODEL
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if cfg.MODEL[key] != default[key]:
+            raise ValueError(
+                f"MODEL.{key} is {cfg.MODEL[key]}, but the pixel statistics are those of CLIP: "
+                "leave it out."
+            )
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:

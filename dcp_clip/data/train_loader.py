@@ -23,6 +23,8 @@ from dcp_clip.data.vocabularies import dataset_vocabulary
 
 __all__ = ["ResumableLoader", "build_train_loader", "preserve_random_state"]
 
+# Detectron2's other samplers count the boxes of each category.
+_SAMPLERS = ("TrainingSampler", "RandomSubsetTrainingSampler", "WeightedTrainingSampler")
 _POSITION = "_position"  # of a record in the stream; removed before the model sees the record
 
 
@@ -174,11 +176,17 @@ def build_train_loader(cfg: CfgNode) -> ResumableLoader:
             SOLVER.IMS_PER_BATCH and SEED.
 
     Raises:
-        ValueError: if DATASETS.TRAIN is empty, or DATASETS.TRAIN_REPEAT_FACTOR is wrong.
+        ValueError: if DATASETS.TRAIN is empty, DATASETS.TRAIN_REPEAT_FACTOR is wrong, or
+            DATALOADER.SAMPLER_TRAIN needs boxes.
     """
     names = cfg.DATASETS.TRAIN
     if not names:
         raise ValueError("DATASETS.TRAIN is empty: set the data sets to train on.")
+    if cfg.DATALOADER.SAMPLER_TRAIN not in _SAMPLERS:
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}', but for label maps it "
+            f"must be one of {', '.join(_SAMPLERS)}."
+        )
     cfg = _with_repeat_factors(cfg)
     if len({dataset_vocabulary(name).fingerprint() for name in names}) == 1:
         loader = build_detection_train_loader(cfg, mapper=SemSegDatasetMapper(cfg))

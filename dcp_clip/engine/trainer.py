@@ -75,7 +75,8 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-        model = create_ddp_model(model, find_unused_parameters=True, **options)
+        options |= {"broadcast_buffers": False, "find_unused_parameters": True}
+        model = create_ddp_model(model, **options)
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
             model, loader, optimizer
         )
@@ -100,8 +101,17 @@ class Trainer(DefaultTrainer):
 
         Raises:
             WeightsError: if MODEL.WEIGHTS does not fit the model, see :func:`load_weights`.
-            ValueError: if the checkpoint has more than SOLVER.MAX_ITER iterations.
+            ValueError: if the checkpoint has more than SOLVER.MAX_ITER iterations, or the processes
+                of the training do not see the same checkpoint.
         """
+        if resume:
+            found = comm.all_gather(Path(self.checkpointer.get_checkpoint_file()).name)
+            if len(set(found)) > 1:
+                raise ValueError(
+                    f"The processes see different checkpoints in '{self.cfg.OUTPUT_DIR}': "
+                    f"{', '.join(name or 'none' for name in found)}. Set OUTPUT_DIR to a folder "
+                    "that all machines share, or set SOLVER.CHECKPOINT_COPY."
+                )
         if resume and self.checkpointer.has_checkpoint():
             groups = self._trainer.optimizer.param_groups
             chosen = [{key: group[key] for key in _CHOSEN} for group in groups]
@@ -200,8 +210,7 @@ class Trainer(DefaultTrainer):
         """
         if isinstance(model, DistributedDataParallel):
             # Each process has its own batch norm statistics. Evaluate those of the main process,
-            # which the checkpoints contain. The wrapper would copy them in each forward pass, but
-            # the processes have different numbers of images.
+            # which the checkpoints contain.
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         model = _without_ddp(model)
@@ -220,6 +229,7 @@ class Trainer(DefaultTrainer):
         report, results = None, OrderedDict()
         if comm.is_main_process():
             report = EvaluationReport(names, evaluation_environment(cfg, model))
+            report.write(cfg.OUTPUT_DIR)  # replaces the results of other weights
         for name, evaluator in zip(names, evaluators, strict=True):
             dataset_cfg = cfg.clone()
             dataset_cfg.defrost()
@@ -243,12 +253,18 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH is {batch}, which cannot be divided by "
                 f"SOLVER.REFERENCE_WORLD_SIZE, {world}: change one of them."
             )
-        cfg = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        original, cfg = cfg, DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if cfg.SOLVER.IMS_PER_BATCH % num_workers:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which cannot be divided by "
                 f"{num_workers} GPUs."
             )
+        if cfg is not original:  # rounding must not give 0
+            cfg.defrost()
+            for key in ("MAX_ITER", "CHECKPOINT_PERIOD"):
+                cfg.SOLVER[key] = max(cfg.SOLVER[key], 1)
+            cfg.TEST.EVAL_PERIOD = max(cfg.TEST.EVAL_PERIOD, min(original.TEST.EVAL_PERIOD, 1))
+            cfg.freeze()
         return cfg
 
     @classmethod

@@ -141,7 +141,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
             Path(folder).mkdir(parents=True, exist_ok=True)
             with atomic_write(Path(folder) / "sem_seg_predictions.json", "w") as file:
                 json.dump(self._predictions, file)
-            write_tensors(Path(folder) / "sem_seg_evaluation.pth", results["sem_seg"])
+            plain = {name: float(value) for name, value in results["sem_seg"].items()}
+            write_tensors(Path(folder) / "sem_seg_evaluation.pth", plain)
         return results
 
 

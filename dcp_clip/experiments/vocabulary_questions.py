@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from dcp_clip.data.catalog import evenly_spaced
 from dcp_clip.data.label_maps import read_labels
 from dcp_clip.data.vocabularies import dataset_vocabulary
+from dcp_clip.evaluation.groups import category_groups
 from dcp_clip.experiments.growing_vocabulary import GrowingVocabulary, StudyError
 from dcp_clip.vocabulary import Vocabulary
 
@@ -72,22 +73,33 @@ class StudyImages:
             seed: seed of the random choices for each image.
 
         Raises:
-            StudyError: if the data set has a background class without a name.
+            StudyError: if the data set has a background class without a name, or no image with
+                labels.
         """
         self.dataset, self.seed = dataset, seed
         self.own = dataset_vocabulary(dataset)
         records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
         if metadata.get("num_foreground") is not None:
             raise StudyError(f"{dataset} has a background without a name: use another --dataset.")
-        self.indices = taken = evenly_spaced(len(records), limit)
-        self.is_thing, self._ignore_label = metadata.get("is_thing"), metadata.ignore_label
-        self._files = [records[i]["sem_seg_file_name"] for i in taken]
-        self.present = [np.unique(self.labels(i)) for i in range(len(taken))]
-        self.present = [ids[ids >= 0] for ids in self.present]
+        self.is_thing = category_groups(dataset).get("things")
+        self._ignore_label = metadata.ignore_label
+        self.indices, self._files, self.present = [], [], []
+        for i in evenly_spaced(len(records), limit):
+            file = records[i]["sem_seg_file_name"]
+            ids = np.unique(self._read(file))
+            if (ids := ids[ids >= 0]).size:  # an image without labels scores nothing
+                self.indices.append(i)
+                self._files.append(file)
+                self.present.append(ids)
+        if not self.indices:
+            raise StudyError(f"No image of {dataset} has a labelled pixel: use another --dataset.")
 
     def labels(self, index: int) -> np.ndarray:
         """(H, W) int64 label map of an image, -1 where it is not labelled."""
-        labels = read_labels(self._files[index]).astype(np.int64)
+        return self._read(self._files[index])
+
+    def _read(self, file: str) -> np.ndarray:
+        labels = read_labels(file).astype(np.int64)
         return np.where(labels == self._ignore_label, -1, labels)
 
     def random(self, index: int, purpose: int) -> np.random.Generator:
@@ -97,8 +109,6 @@ class StudyImages:
     def one_name(self, index: int) -> int:
         """A random category of the image; a thing if there is one."""
         present = self.present[index]
-        if not len(present):
-            raise StudyError(f"{self._files[index]} has no labelled pixel.")
         things = [i for i in present if self.is_thing is not None and self.is_thing[i]]
         return int(self.random(index, 0).choice(things or present))
 

@@ -41,7 +41,10 @@ class TensorFileError(ValueError):
             reason: what is wrong with it and what to do, to be read after the name of the file.
         """
         super().__init__(f"'{path}' {reason}.")
-        self.reason = reason
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple:  # other processes of a training get the error
+        return type(self), (self.path, self.reason)
 
 
 def refuse_pickle(path: str | Path) -> None:

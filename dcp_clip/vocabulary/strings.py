@@ -64,6 +64,10 @@ def split_names(text: str) -> list[list[str]]:
             categories += [part.split(",") for part in parts]
     categories = [[_unquoted(name.strip(), text) for name in names] for names in categories]
     for name in (name for names in categories for name in names):
+        if not name:
+            raise VocabularyError(
+                f"A name is missing in '{shortened(text.strip())}': there is a separator too many."
+            )
         _refuse_path(name)
     if categories and all(re.match(r"\d+\s*[:=]\s*\S", names[0]) for names in categories):
         raise VocabularyError(

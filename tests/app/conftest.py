@@ -31,6 +31,8 @@ def page(models, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        # The samples are not in the current folder, as in an installed package.
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         page = serve(models)
         yield page
         page.close()

@@ -9,6 +9,12 @@ from PIL import Image
 from dcp_clip.app.segmenter import Request, Segmenter
 
 DRAWINGS = "Drawings (EmojiScenes)"
+# The pixels of a picture that is reduced to 8 x 8.
+THUMBNAIL = """(picture) => {
+  const context = new OffscreenCanvas(8, 8).getContext("2d");
+  context.drawImage(picture, 0, 0, 8, 8);
+  return [...context.getImageData(0, 0, 8, 8).data];
+}"""
 
 
 @pytest.fixture
@@ -125,6 +131,84 @@ def test_upload_type_see_change_and_download(open_page, models, fox):
             assert json.loads(path.read_text(encoding="utf-8"))["annotations"]
 
 
+def choose_sample(tab, index):
+    tab.click(f"button[data-sample='{index}']")
+
+
+def test_names_typed_after_a_sample_belong_to_it(open_page):
+    tab = open_page()
+    choose_sample(tab, 2)
+    wait_for_region(tab, "basketball")
+    choose_sample(tab, 0)
+    type_names(tab, "sand; night sky")
+    assert wait_for_region(tab, "sand; night sky") == {"sand", "night sky"}
+    tab.wait_for_timeout(2_000)  # a late answer would replace this one
+    assert wait_for_region(tab, "night sky") == {"sand", "night sky"}
+    tab.locator("#viewer input[type=range]").fill("0")
+    photo, result = (tab.locator(x).evaluate(THUMBNAIL) for x in ("#photo img", "#viewer canvas"))
+    assert np.abs(np.subtract(photo, result)).mean() < 12
+
+
+def test_a_removed_sample_has_no_result(open_page):
+    tab = open_page()
+    choose_sample(tab, 1)
+    wait_for_region(tab, "volcano")
+    tab.get_by_label("Remove Image").click()
+    tab.wait_for_selector("#viewer [data-state=empty]")
+    tab.click("#download > button")
+    tab.click("#save-coco")
+    wait_for_message(tab, "Segment an image first")
+
+
+def test_an_emptied_threshold_is_zero(open_page):
+    tab = open_page()
+    choose_sample(tab, 1)
+    wait_for_region(tab, "volcano")
+    tab.click("#options > button")
+    number = tab.locator("#unknown input[type=number]")
+    number.fill("0.9")
+    number.press("Enter")
+    wait_for_region(tab, "unknown")
+    row = tab.locator("#viewer tbody tr", has_text="unknown")
+    assert "–" in row.inner_text()  # the confidence is that of rejected names
+    number.fill("")
+    tab.wait_for_function(
+        "!document.querySelector('#viewer [data-regions]').dataset.regions.includes('unknown')"
+    )
+
+
+@pytest.mark.parametrize("size", [(3000, 60), (60, 3000), (8, 5), (1, 1)])
+def test_strips_and_tiny_images_can_be_read(open_page, tmp_path, size):
+    Image.new("RGB", size, "orange").save(tmp_path / "odd.png")
+    tab = open_page()
+    tab.fill("#names textarea", "orange")
+    upload(tab, tmp_path / "odd.png")
+    wait_for_region(tab, "orange")
+    canvas = tab.locator("#viewer canvas").bounding_box()
+    assert min(canvas["width"], canvas["height"]) >= 72
+    frame = tab.locator("#viewer .viewer-frame").bounding_box()
+    tab.mouse.move(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+    label = tab.locator("#viewer .viewer-label.visible").bounding_box()
+    assert frame["x"] <= label["x"] and frame["y"] <= label["y"]
+    assert label["x"] + label["width"] <= frame["x"] + frame["width"]
+    assert label["y"] + label["height"] <= frame["y"] + frame["height"]
+
+
+def test_label_is_at_the_pointer_and_rows_have_the_keyboard(open_page):
+    tab = open_page()
+    choose_sample(tab, 1)
+    wait_for_region(tab, "volcano")
+    canvas = tab.locator("#viewer canvas").bounding_box()
+    x, y = canvas["x"] + 20, canvas["y"] + 20
+    tab.mouse.move(x, y)
+    label = tab.locator("#viewer .viewer-label.visible").bounding_box()
+    assert label["x"] == pytest.approx(x + 14, abs=3) and label["y"] == pytest.approx(y + 18, abs=3)
+    tab.mouse.move(0, 0)
+    tab.locator("#viewer tbody tr").nth(1).focus()
+    assert "selected" in tab.locator("#viewer tbody tr").nth(1).get_attribute("class")
+    assert "volcano" in tab.locator("#viewer [role=status]").inner_text()
+
+
 def test_messages(open_page, bad_files, fox):
     tab = open_page()
     tab.click("#segment")
@@ -141,6 +225,8 @@ def test_messages(open_page, bad_files, fox):
     tab.wait_for_selector("#viewer canvas")
     type_names(tab, "a/b")
     wait_for_message(tab, "looks like a path")
+    type_names(tab, "fox;; dog")
+    wait_for_message(tab, "A name is missing in 'fox;; dog'")
     type_names(tab, '"<b>sky')
     wait_for_message(tab, "<b>sky")  # as text
 

@@ -145,6 +145,18 @@ def test_finished_data_sets_survive_an_interruption(config, datasets, model, tmp
     assert not model._forward_hooks and not model._forward_pre_hooks
 
 
+def test_an_interrupted_evaluation_replaces_older_results(
+    config, datasets, model, tmp_path, monkeypatch
+):
+    Trainer.test(config(SMALL), model)
+    monkeypatch.setattr(Trainer, "build_test_loader", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        Trainer.test(config(SMALL, **{"MODEL.WEIGHTS": "second.pth"}), model)
+    content, markdown = report(tmp_path)
+    assert not content["results"] and f"Not evaluated (yet): {SMALL}." in markdown
+    assert "second.pth" in markdown
+
+
 @pytest.fixture
 def untouched(monkeypatch):
     """Fails if an image is loaded for evaluation."""

@@ -96,3 +96,11 @@ def test_model_ignores_the_ignore_label_of_coco_stuff():
     cfg = setup_cfg(RECIPES[0])
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         assert MetadataCatalog.get(name).ignore_label == cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+
+
+def test_rescaled_periods_are_never_zero():
+    opts = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.IMS_PER_BATCH", "1"]
+    opts += ["SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD"]
+    cfg = Trainer.auto_scale_workers(setup_cfg("", [*opts, "1"]), 64)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (1, 1, 1)
+    assert Trainer.auto_scale_workers(setup_cfg("", [*opts, "0"]), 64).TEST.EVAL_PERIOD == 0

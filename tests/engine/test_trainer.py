@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
@@ -219,3 +220,16 @@ def test_weights_that_do_not_fit_stop_the_training(config, tmp_path, repeating):
     trainer = repeating(config(**{"MODEL.WEIGHTS": str(tmp_path / "other.pth")}))
     with pytest.raises(WeightsError, match="other.pth"):
         trainer.resume_or_load(resume=False)
+
+
+def test_processes_with_different_checkpoints_are_an_error(config, run, monkeypatch):
+    run(config())
+    monkeypatch.setattr(comm, "all_gather", lambda name: [name, ""])
+    with pytest.raises(ValueError, match=r"model_final\.pth, none\. Set OUTPUT_DIR .* shared?"):
+        Trainer(config()).resume_or_load(resume=True)
+
+
+@pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "x"])
+def test_samplers_of_boxes_are_an_error(config, sampler):
+    with pytest.raises(ValueError, match=f"SAMPLER_TRAIN is '{sampler}'.*WeightedTrainingSampler"):
+        Trainer.build_train_loader(config(**{"DATALOADER.SAMPLER_TRAIN": sampler}))

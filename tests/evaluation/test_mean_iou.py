@@ -116,7 +116,7 @@ def test_one_figure_is_logged_and_written(register, evaluate, v06, tmp_path, cap
     evaluate(evaluator, records, [[[0, 0, 1, 2]]], 4)
     text = caplog.text
     assert "upstream's" not in text and len(re.findall(r"'mIoU': [^,]*75\.0", text)) == 1
-    written = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth", weights_only=False)
+    written = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth")
     assert written["mIoU"] == 75
     evaluate(SemSegEvaluator(NAME), records, [[[0, 0, 1, 2]]], 4)
     assert "upstream's" in caplog.text  # the log is disabled only temporarily

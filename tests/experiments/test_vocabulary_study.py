@@ -228,3 +228,22 @@ def test_wrong_arguments(load_program, capsys, arguments):
     with pytest.raises(SystemExit):
         load_program("tools/vocabulary_study.py").main(arguments)
     assert f"{arguments[0]}: invalid " in capsys.readouterr().err
+
+
+def test_flags_of_things_can_be_numbers(dataset, measure):
+    expected = measure(Painter(red=("car",)), [6])
+    MetadataCatalog.get(dataset).is_thing[:] = [0, 0, 1, 0, 0, 1]
+    (row,), (other,) = expected, measure(Painter(red=("car",)), [6])
+    names = ("mIoU", "mIoU_things", "mIoU_stuff", "recall_things")
+    assert [other[name] for name in names] == pytest.approx([row[name] for name in names])
+
+
+def test_an_image_without_labels_is_left_out(dataset, measure, tmp_path):
+    expected = measure(Painter(), [6], special=True)
+    void = np.full((60, 80), 255, np.uint8)
+    Image.fromarray(void).save(tmp_path / "labels" / "1.png")
+    for row, other in zip(expected, measure(Painter(), [6], special=True), strict=True):
+        assert other["mIoU"] == pytest.approx(row["mIoU"])
+    Image.fromarray(void).save(tmp_path / "labels" / "0.png")
+    with pytest.raises(StudyError, match=f"No image of {dataset} has a labelled pixel"):
+        StudyImages(dataset, limit=5)

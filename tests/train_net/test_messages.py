@@ -9,6 +9,8 @@ from helpers.training_program import (
     two_processes,
 )
 
+from dcp_clip_cli.training import describe
+
 
 def test_error_of_a_user_is_one_sentence(workspace):
     """Without a traceback, and once, even if every process finds it."""
@@ -68,3 +70,9 @@ def test_screen_shows_no_config(workspace, trained):
     assert len(before_training.splitlines()) < 40
     for name in ("config.yaml", "log.txt"):
         assert "CLASS_REFINEMENT" in (workspace / "out" / name).read_text()
+
+
+def test_message_of_a_worker_with_several_lines():
+    text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\n"
+    error = ValueError(f"{text}ValueError: the reason: this\nand a line without a colon\n")
+    assert describe(error) == "the reason: this and a line without a colon"

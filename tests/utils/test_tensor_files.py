@@ -176,3 +176,8 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, room):
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match="absent/model.pth' cannot be written: No such file"):
         write_tensors(tmp_path / "absent" / "model.pth", TENSORS)
+
+
+def test_errors_can_be_sent_to_other_processes():
+    error = pickle.loads(pickle.dumps(TensorFileError("a.pth", "is empty")))
+    assert str(error) == "'a.pth' is empty." and error.reason == "is empty"

@@ -23,15 +23,22 @@ const pixelsOf = async (url) => {
   return context.getImageData(0, 0, canvas.width, canvas.height);
 };
 
+// Pictures whose longer side is smaller than this are enlarged; longer strips than this ratio scroll
+// instead of becoming lines.
+const SMALL = 320, STRIP = 8;
+
 let opacity = 0.6;
 let turn = 0; // of the latest value, because pictures are decoded asynchronously
+const status = tag("div", "viewer-status"); // what a screen reader says about a new result
+status.setAttribute("role", "status");
 
 const show = async (value) => {
   const mine = ++turn;
   if (!value || !value.photo) {
     const empty = tag("div", "viewer-empty");
     empty.append(tag("div", "viewer-empty-mark"), tag("p", "", "The regions appear here."));
-    element.replaceChildren(empty);
+    status.textContent = "";
+    element.replaceChildren(empty, status);
     element.dataset.state = "empty";
     return;
   }
@@ -61,11 +68,17 @@ const draw = (value, photo, coded) => {
   canvas.height = height;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "The image with its regions; the table lists their names.");
+  const enlarged = SMALL / Math.max(width, height);
+  if (enlarged > 1) canvas.style.width = `${Math.round(enlarged * width)}px`;
+  if (enlarged > 2) canvas.classList.add("pixelated");
+  if (width > STRIP * height) canvas.classList.add("wide");
+  if (height > STRIP * width) canvas.classList.add("tall");
   const context = canvas.getContext("2d");
   const picture = context.createImageData(width, height);
   const label = tag("div", "viewer-label");
-  const stage = tag("div", "viewer-stage");
-  stage.append(canvas, label);
+  const frame = tag("div", "viewer-frame"), stage = tag("div", "viewer-stage");
+  stage.append(canvas);
+  frame.append(stage, label);
 
   const paint = (selected = -1) => {
     const from = photo.data, to = picture.data;
@@ -114,17 +127,20 @@ const draw = (value, photo, coded) => {
     swatch.style.background = region.color;
     label.replaceChildren(
       swatch, tag("b", "", region.name), tag("span", "", `confidence ${confidence[at]} %`));
+    if (region.unknown) swatch.classList.add("unknown");
     label.classList.add("visible");
-    const left = event.clientX - box.left, top = event.clientY - box.top;
-    label.style.left = `${Math.min(left + 14, Math.max(0, box.width - label.offsetWidth - 4))}px`;
-    label.style.top = `${top + 18 + label.offsetHeight > box.height ?
+    const room = frame.getBoundingClientRect();
+    const left = event.clientX - room.left, top = event.clientY - room.top;
+    label.style.left = `${Math.max(0, Math.min(left + 14, room.width - label.offsetWidth - 4))}px`;
+    label.style.top = `${top + 18 + label.offsetHeight > room.height ?
       Math.max(0, top - label.offsetHeight - 10) : top + 18}px`;
   };
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
-  canvas.addEventListener("pointerleave", leave);
+  // The label of a tap stays when the finger leaves.
+  canvas.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave());
 
-  const bar = tag("label", "viewer-bar");
+  const bar = tag("div", "viewer-bar"), overlay = tag("label", "viewer-overlay");
   const range = tag("input");
   Object.assign(range, { type: "range", min: 0, max: 100, value: 100 * opacity });
   range.addEventListener("input", () => {
@@ -132,13 +148,17 @@ const draw = (value, photo, coded) => {
     paint(current);
   });
   const names = value.names === 1 ? "1 name" : `${value.names.toLocaleString("en")} names`;
-  bar.append(
-    tag("span", "", "Overlay"), range,
-    tag("span", "viewer-time", `${names} · ${value.milliseconds} ms`));
+  overlay.append(tag("span", "", "Overlay"), range);
+  bar.append(overlay, tag("span", "viewer-time", `${names} · ${value.milliseconds} ms`));
 
   const table = tag("table", "viewer-table");
+  table.setAttribute("aria-label", "Regions");
   const head = tag("tr");
-  head.append(tag("th", "", "name"), tag("th", "", "share"), tag("th", "", "confidence"));
+  for (const title of ["name", "share", "confidence"]) {
+    const cell = tag("th", "", title);
+    cell.scope = "col";
+    head.append(cell);
+  }
   table.append(tag("thead"), tag("tbody"));
   table.tHead.append(head);
   const rows = value.regions.map((region, i) => {
@@ -154,16 +174,21 @@ const draw = (value, photo, coded) => {
     const part = tag("div", "viewer-share");
     part.append(track, tag("span", "", percent(region.share)));
     share.append(part);
-    row.append(name, share, tag("td", "", `${Math.round(100 * region.confidence)} %`));
-    row.addEventListener("pointerenter", () => select(i));
-    row.addEventListener("pointerleave", leave);
+    // The confidence of unknown pixels is that of names that were rejected.
+    const sure = region.unknown ? "–" : `${Math.round(100 * region.confidence)} %`;
+    row.append(name, share, tag("td", "", sure));
+    row.tabIndex = 0;
+    for (const event of ["pointerenter", "focus"]) row.addEventListener(event, () => select(i));
+    for (const event of ["pointerleave", "blur"]) row.addEventListener(event, leave);
     table.tBodies[0].append(row);
     return row;
   });
   const list = tag("div", "viewer-list");
   list.append(table);
   paint();
-  element.replaceChildren(stage, bar, list);
+  element.replaceChildren(frame, bar, list, status);
+  status.textContent =
+    `Result: ${value.regions.map(({ name, share }) => `${name} ${percent(share)}`).join(", ")}`;
   element.dataset.state = "shown";
   element.dataset.regions = value.regions.map(({ name }) => name).join("; ");
 };

@@ -218,7 +218,7 @@ def _convert_pair(
     image_name, label_name = _output_names(image, encoding, max_short_side)
     image_out, label_out = image_dir / image_name, label_dir / label_name
     # The label map is written last. If it exists, the image was complete.
-    if label_out.exists() and image_out.exists():
+    if label_out.exists() and image_out.exists() and not _is_newer(label, label_out):
         if max_short_side is not None or image_out.stat().st_size == image.stat().st_size:
             return False
     # An old label map must not stay with a new image if this is interrupted.
@@ -242,6 +242,11 @@ def _convert_pair(
         image = Image.fromarray(train_ids)
         write_image(label_out, image, format="TIFF", compression="tiff_adobe_deflate")
     return True
+
+
+def _is_newer(source: Path, prepared: Path) -> bool:
+    """Whether a source was replaced after its file was prepared."""
+    return source.stat().st_mtime > prepared.stat().st_mtime
 
 
 def _shrink(

@@ -163,3 +163,20 @@ def test_a_new_image_never_has_an_old_label_map(tmp_path, monkeypatch):
     assert prepare()
     with Image.open(tmp_path / "labels" / "a.png") as label:
         assert label.size == (160, 120) and label.getextrema() == (1, 1)
+
+
+def test_a_corrected_label_map_is_converted_again(tmp_path):
+    categories = [Category(name, (), i, i, None, name) for i, name in enumerate(["sky", "tree"])]
+    folders = {"image_dir": tmp_path / "images", "label_dir": tmp_path / "labels"}
+    for folder in folders.values():
+        folder.mkdir()
+    image, label = pair = (tmp_path / "a.png", tmp_path / "a_label.png")
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(image)
+    for value in (0, 1):
+        Image.fromarray(np.full((6, 8), value, np.uint8)).save(label)
+        time = 2_000_000_000 + value  # later than every preparation
+        os.utime(label, (time, time))
+        encoding = label_encoding(categories, read_indices)
+        assert convert._convert_pair(pair, **folders, encoding=encoding, max_short_side=None)
+        with Image.open(tmp_path / "labels" / "a.png") as prepared:
+            assert prepared.getextrema() == (value, value)
