@@ -19,6 +19,7 @@ from dcp_clip.found_categories import (
     shares_by_name,
 )
 from dcp_clip.structures import SemSegLabels, SemSegProposals
+from dcp_clip.utils.images.reading import read_image
 from dcp_clip.utils.label_maps import category_shares, save_label_map
 from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
@@ -99,16 +100,22 @@ class Prediction:
         """Write the label map as a PNG, see `dcp_clip.utils.label_maps.save_label_map`."""
         save_label_map(path, self.label_map, self.vocabulary)
 
-    def overlay(self, image: np.ndarray, **options: Any) -> np.ndarray:
+    def overlay(self, image: str | os.PathLike | np.ndarray, **options: Any) -> np.ndarray:
         """Draw the regions over the image, and a legend below it.
 
         Args:
-            image: the image that was segmented, (H, W, 3) uint8 RGB.
+            image: the image that was segmented, a file or (H, W, 3) uint8 RGB.
             **options: other arguments of `dcp_clip.utils.visualization.draw_overlay`.
 
         Returns:
             np.ndarray: (H', W', 3) uint8 RGB.
+
+        Raises:
+            ImageReadError: if the file cannot be read.
+            ValueError: if the image is no RGB array, or has another aspect ratio.
         """
+        if isinstance(image, str | os.PathLike):
+            image = read_image(image)
         shares, options["unknown_share"] = area_shares(self.found, len(self.vocabulary))
         return draw_overlay(image, self.label_map, self.vocabulary, shares, **options)
 

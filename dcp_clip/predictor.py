@@ -95,7 +95,8 @@ class Predictor(HubMixin):
             if not cfg.DATASETS.TRAIN:
                 raise ValueError(
                     "DATASETS.TRAIN is empty, so the config has no default vocabulary. Give a "
-                    "vocabulary (--vocabulary in the demo)."
+                    "vocabulary (--vocabulary in the demo), such as the names.json of a model "
+                    "folder."
                 )
             vocabulary = dataset_vocabulary(cfg.DATASETS.TRAIN[0])
         vocabulary = parse_vocabulary(vocabulary)
@@ -141,7 +142,7 @@ class Predictor(HubMixin):
         """
         if weights is None and not options.get("allow_random_weights"):
             weights = shipped_weights(os.fspath(config_file), opts)
-        opts = list(opts) + (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else [])
+        opts = (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else []) + list(opts)
         cfg = setup_cfg(os.fspath(config_file), opts, imports=imports)
         return cls(cfg, vocabulary, **options)
 

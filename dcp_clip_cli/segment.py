@@ -49,8 +49,15 @@ FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "la
 
 
 def numbers(text: str) -> list[int]:
-    """Parse "4,3,2"."""
-    return [int(number) for number in text.split(",")]
+    """Parse "4,3,2"; numbers count from 1."""
+    try:
+        parsed = [int(number) for number in text.split(",")]
+    except ValueError:
+        parsed = []
+    if len(parsed) not in (1, 3) or min(parsed) < 1:
+        message = f"'{text}' is neither one band nor three, such as 3,2,1 (they count from 1)"
+        raise argparse.ArgumentTypeError(message)
+    return parsed
 
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -115,7 +122,7 @@ def make_predictor(args: argparse.Namespace) -> Any:
     else:
         opts = list(args.opts)
         if args.unknown_below is not None:
-            opts += ["TEST.UNKNOWN_BELOW", str(args.unknown_below)]
+            opts = ["TEST.UNKNOWN_BELOW", str(args.unknown_below), *opts]
         predictor = Predictor.from_config_file(
             args.config_file, args.weights, opts, args.vocabulary, imports=args.imports
         )

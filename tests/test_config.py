@@ -262,3 +262,14 @@ def test_home_folder_in_the_output_folder(tmp_path, monkeypatch):
 def test_values_that_cannot_be_used(key, value):
     with pytest.raises(ValueError, match=f"^{key} is "):
         setup_cfg("", [key, value])
+
+
+def test_base_can_name_a_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "_BASE_: camvid/dcp_clip_tiny.yaml\nSOLVER:\n  MAX_ITER: 7\n"
+    Path("mine.yaml").write_text(text)
+    expected = setup_cfg("camvid/dcp_clip_tiny.yaml", ["SOLVER.MAX_ITER", "7"])
+    assert setup_cfg("mine.yaml") == expected
+    Path("camvid").mkdir()
+    Path("camvid/dcp_clip_tiny.yaml").write_text("SEED: 77\n")  # a file has priority
+    assert setup_cfg("mine.yaml").SEED == 77

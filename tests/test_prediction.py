@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dcp_clip.prediction import make_prediction
 from dcp_clip.predictor import Predictor
@@ -198,3 +199,15 @@ def test_too_many_names_for_an_unknown_id():
     with pytest.raises(ValueError, match="at most 65535"):
         make_prediction(sem_seg, {0: 0.0}, vocabulary, 0.5)
     assert make_prediction(sem_seg, {0: 0.0}, vocabulary, 0).shares == {"name 0": 1.0}
+
+
+def test_overlay_reads_the_file_of_the_image(predictor, image, tmp_path):
+    prediction = predictor(image)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    expected = prediction.overlay(image)
+    np.testing.assert_array_equal(prediction.overlay(tmp_path / "a.png"), expected)
+    with pytest.raises(ValueError, match="x.jpg: a label map is written as a PNG"):
+        prediction.save(tmp_path / "x.jpg")
+    assert not (tmp_path / "x.jpg").exists()
+    with pytest.raises(ValueError, match=r"got Image\. For an image of Pillow give numpy"):
+        predictor(Image.fromarray(image))

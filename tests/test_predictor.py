@@ -257,3 +257,16 @@ def test_a_mirrored_view_of_a_large_array(make_cfg, make_model, monkeypatch):
     monkeypatch.setattr(module, "LARGE_IMAGE_PIXELS", 1000)
     found = predictor(image)
     np.testing.assert_array_equal(found.label_map, predictor(image.copy()).label_map)
+
+
+def test_a_shipped_file_of_weights_is_found_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "dcp_clip/weights/camvid_tiny.pth"
+    shipped = Predictor.from_config_file("camvid/dcp_clip_tiny.yaml", vocabulary="sky")
+    other = Predictor.from_config_file("camvid/dcp_clip_tiny.yaml", name, vocabulary="sky")
+    assert (other.fingerprint, other.temperature) == (shipped.fingerprint, shipped.temperature)
+
+
+def test_an_option_without_a_value_is_named():
+    with pytest.raises(ValueError, match="'MODEL.DEVICE' has no value"):
+        Predictor.from_config_file("camvid/dcp_clip_tiny.yaml", opts=["MODEL.DEVICE"])

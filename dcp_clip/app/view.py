@@ -8,12 +8,12 @@ import numpy as np
 
 from dcp_clip.predictor import EncodedImage, Prediction
 from dcp_clip.utils.images.reading import reduced_size
+from dcp_clip.utils.label_maps import UNKNOWN_COLOR
 
 __all__ = ["describe_regions", "make_view"]
 
 # The page draws pictures of at most this size; downloads have the size of the image.
 _MAX_PIXELS = 1_000_000
-_UNKNOWN_COLOR = (120, 120, 120)
 
 
 def describe_regions(prediction: Prediction) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def describe_regions(prediction: Prediction) -> list[dict[str, Any]]:
     regions = []
     for category in prediction.found:
         unknown = category.score is None
-        color = _UNKNOWN_COLOR if unknown else prediction.vocabulary.colors[category.id]
+        color = UNKNOWN_COLOR if unknown else prediction.vocabulary.colors[category.id]
         regions.append(
             {
                 "id": category.id,

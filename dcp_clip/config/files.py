@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.utils.file_io import PathManager
+
+from dcp_clip.utils.shipped_files import find_config
 
 __all__ = ["read_config_chain", "read_yaml"]
 
@@ -150,10 +153,15 @@ def _base_files(path: Path, value: Any) -> list[Path]:
                 ) from error
         else:
             file = path.parent / os.path.expanduser(name)
+            if not file.is_file():
+                # Like --config-file: configs/mine.yaml in any folder can name a shipped config.
+                with contextlib.suppress(FileNotFoundError):
+                    file = find_config(name)
         if not file.is_file():
             raise FileNotFoundError(
                 f"config file '{path}' names '{name}' as its _BASE_, but there is no file "
-                f"'{file}': correct the path, which is relative to the config file."
+                f"'{file}': correct the path, which is relative to the config file, or name a "
+                "shipped config."
             )
         files.append(file)
     return files

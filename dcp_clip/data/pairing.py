@@ -51,9 +51,13 @@ def pair_images_with_labels(
         DatasetError: if a folder is missing, a file has no partner, or the count differs.
     """
     image_dir, label_dir = Path(image_dir), Path(label_dir)
+    images = _files_by_stem(image_dir, image_ext, advice)
+    labels = _files_by_stem(label_dir, label_ext, advice)
+    if missing := sorted(images.keys() - labels.keys()):
+        advice = f"{_other_name(label_dir, missing[0], label_ext)} {advice}".strip()
     pairs = match_files(
-        _files_by_stem(image_dir, image_ext, advice),
-        _files_by_stem(label_dir, label_ext, advice),
+        images,
+        labels,
         image_place=f"in {image_dir}",
         label_place=f"in {label_dir}",
         advice=advice,
@@ -104,6 +108,15 @@ def check_count(folder: Path, count: int, expected: int | None, advice: str = ""
         raise DatasetError(f"{folder} holds no image.", advice)
     if expected is not None and count != expected:
         raise DatasetError(f"{folder} holds {count} images, not {expected}.", advice)
+
+
+def _other_name(folder: Path, stem: str, ext: str | Sequence[str]) -> str:
+    """Return a sentence about a file that may be the label map of an image, "" if there is none."""
+    wanted = stem + (ext if isinstance(ext, str) else ext[0])
+    for path in sorted(folder.iterdir()):
+        if stem in path.stem and not path.name.startswith("."):
+            return f"There is '{path.name}', but its name must be '{wanted}'."
+    return ""
 
 
 def _files_by_stem(folder: Path, ext: str | Sequence[str], advice: str) -> dict[str, Path]:

@@ -146,7 +146,7 @@ class RunFolder:
         """
         self._settings = json.loads(json.dumps(settings))
         difference = self._difference()
-        if difference and not overwrite:
+        if difference and not overwrite and self._has_results():
             raise RunFolderError(
                 f"{self.folder} holds results of a run with other settings ({difference}); choose "
                 "another output folder, or replace the results with --overwrite"
@@ -217,6 +217,15 @@ class RunFolder:
             if old != new:
                 return f"the input was {old} and is {new}"
         return describe_difference(before, self._settings)
+
+    def _has_results(self) -> bool:
+        """Whether the folder has more than the settings of a run in which nothing was finished."""
+        results = self.results.path
+        has_lines = results.exists() and results.stat().st_size > 0
+        return (
+            bool(has_lines or self._videos or blocks_folder(self.folder).exists())
+            or not self._manifest.exists()
+        )
 
     def _lines(self) -> Iterator[tuple[bytes, dict | None]]:
         """Yield the lines of the results and their content, which is None for a damaged line."""

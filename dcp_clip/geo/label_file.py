@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from dcp_clip.geo.raster import Raster, Region, import_rasterio
+from dcp_clip.utils.label_maps import UNKNOWN_COLOR
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["label_type", "write_geotiff", "write_label_geotiff"]
 
 _TILE = 512  # pixels
-_UNKNOWN_COLOR = (120, 120, 120)
 
 
 def label_type(vocabulary: Vocabulary) -> tuple[type, int]:
@@ -50,7 +50,7 @@ def write_label_geotiff(
     """
     kind, nodata = label_type(vocabulary)
     colors = {i: (*color, 255) for i, color in enumerate(vocabulary.colors)}
-    colors |= {vocabulary.unknown_id: (*_UNKNOWN_COLOR, 255), nodata: (0, 0, 0, 0)}
+    colors |= {vocabulary.unknown_id: (*UNKNOWN_COLOR, 255), nodata: (0, 0, 0, 0)}
     names = vocabulary.display_names
     tags = {f"CATEGORY_{i}": name for i, name in enumerate(names)}
     tags |= {"CATEGORY_NAMES": json.dumps(names), "UNKNOWN_ID": vocabulary.unknown_id}

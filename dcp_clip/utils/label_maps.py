@@ -51,9 +51,12 @@ def save_label_map(path: str | os.PathLike, label_map: np.ndarray, vocabulary: V
         vocabulary: C categories.
 
     Raises:
-        ValueError: if the vocabulary has more than 65,536 categories.
+        ValueError: if the vocabulary has more than 65,536 categories, or the name of the file does
+            not end with ".png".
         OSError: if the file cannot be written.
     """
+    if not os.fspath(path).lower().endswith(".png"):
+        raise ValueError(f"{path}: a label map is written as a PNG: end the name with .png.")
     if len(vocabulary) > MAX_PNG_CATEGORIES:
         raise ValueError(
             f"{path}: a PNG can store ids of at most {MAX_PNG_CATEGORIES} categories, but the "

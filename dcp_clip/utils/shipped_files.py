@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["find_config", "find_weights", "list_configs"]
+__all__ = ["find_config", "find_file", "find_weights", "list_configs"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed wheel holds the configs inside the package. In a clone they are next to it.
@@ -38,6 +38,17 @@ def find_config(config_file: str | Path) -> Path:
         f"config file '{config_file}' does not exist, and no shipped config has this name: see "
         f"{_CONFIGS}."
     )
+
+
+def find_file(path: str | Path) -> Path:
+    """Return the path of a file, also of one that ships with the package.
+
+    Args:
+        path: a path, such as "dcp_clip/weights/camvid_tiny.pth" in any current folder. An existing
+            file has priority over a shipped one. It need not exist.
+    """
+    shipped = _PACKAGE.parent / path
+    return shipped if not Path(path).is_file() and shipped.is_file() else Path(path)
 
 
 def find_weights(config_file: str | Path) -> Path | None:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dcp_clip.utils.fonts import font_for
+from dcp_clip.utils.images.arrays import check_rgb
 from dcp_clip.utils.label_maps import UNKNOWN_COLOR, UNKNOWN_NAME, category_shares
 from dcp_clip.vocabulary import Vocabulary
 
@@ -54,7 +55,16 @@ def draw_overlay(
 
     Returns:
         np.ndarray: (H'', W'', 3) uint8 RGB, the picture with its legend.
+
+    Raises:
+        ValueError: if the image is no RGB array, or its aspect ratio is not that of the label map.
     """
+    check_rgb(image)
+    if not _have_equal_ratio(image.shape[:2], label_map.shape):
+        raise ValueError(
+            f"The image has {image.shape[1]} x {image.shape[0]} pixels, but the label map has "
+            f"{label_map.shape[1]} x {label_map.shape[0]}: give the image that was segmented."
+        )
     if shares is None:
         shares = category_shares(label_map, len(vocabulary))
     width, height = drawing_size(image.shape[1], image.shape[0])
@@ -76,6 +86,12 @@ def draw_overlay(
     canvas[:height, :width] = picture
     canvas[height:] = legend
     return canvas
+
+
+def _have_equal_ratio(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two (height, width) differ by a scale and by rounding."""
+    scale = max(a) / max(b)
+    return all(abs(x - scale * y) <= max(1.5, 1.5 * scale) for x, y in zip(a, b, strict=True))
 
 
 def drawing_size(width: int, height: int) -> tuple[int, int]:
@@ -117,6 +133,13 @@ def _paint_unknown(picture: np.ndarray, unknown: np.ndarray) -> None:
     picture[y[stripe], x[stripe]] = UNKNOWN_COLOR
 
 
+def _stripes(side: int) -> Image.Image:
+    """Return a square with diagonal grey stripes."""
+    y, x = np.indices((side, side))
+    light = (x + y) % max(4, side // 2) >= max(4, side // 2) // 2
+    return Image.fromarray(np.where(light[..., None], 225, UNKNOWN_COLOR).astype(np.uint8))
+
+
 def _legend_entries(
     shares: np.ndarray, vocabulary: Vocabulary, min_share: float
 ) -> list[LegendEntry]:
@@ -146,6 +169,10 @@ def _draw_legend(entries: list[LegendEntry], width: int) -> Image.Image:
         y = em + (i // columns) * line + line // 2
         box = (x, y - swatch // 2, x + swatch - 1, y - swatch // 2 + swatch - 1)
         draw.rounded_rectangle(box, swatch // 5, fill=color)
+        if (name, color) == (UNKNOWN_NAME, UNKNOWN_COLOR):  # as in the picture
+            mask = Image.new("L", (swatch, swatch))
+            ImageDraw.Draw(mask).rounded_rectangle((0, 0, swatch - 1, swatch - 1), swatch // 5, 255)
+            panel.paste(_stripes(swatch), box[:2], mask)
         draw.text((x + swatch + 0.6 * em, y), name, _TEXT, font_for(name, em), anchor="lm")
         percent = f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
         draw.text((x + column, y), percent, _FAINT_TEXT, font_for(percent, em), anchor="rm")

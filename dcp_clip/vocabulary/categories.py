@@ -94,7 +94,10 @@ def _read_text(path: Path) -> str:
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as e:
-        raise VocabularyError(f"The vocabulary file {path} cannot be read as UTF-8: {e}") from e
+        line = e.object[: e.start].count(b"\n") + 1
+        raise VocabularyError(
+            f"The vocabulary file {path} is not UTF-8 text (line {line}): save it as UTF-8."
+        ) from e
     except VocabularyError:
         raise
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from dcp_clip.vocabulary.category import Category, VocabularyError, shortened
 from dcp_clip.vocabulary.entries import categories_of, numbered, parse_color
-from dcp_clip.vocabulary.strings import FULL_WIDTH, has_file_suffix
+from dcp_clip.vocabulary.strings import FULL_WIDTH, has_file_suffix, unquoted
 
 # A line of CVAT's labelmap.txt: label:color_rgb:parts:actions.
 _CVAT_LINE = re.compile(r"([^:]+):\s*((?:\d{1,3}\s*,\s*){2}\d{1,3})?\s*:[^:]*:[^:]*")
@@ -54,7 +54,7 @@ def parse_lines(text: str, file: str) -> tuple[Category, ...]:
         lines = [(n, _NUMBERED_LINE.fullmatch(line)[3]) for n, line in lines]
     entries = []
     for number, line in lines:
-        names = [name.strip() for name in re.split("[,;]", line)]
+        names = [unquoted(name.strip()).strip() for name in re.split("[,;]", line)]
         if not all(names):
             raise VocabularyError(f"{file}, line {number}: '{line}' contains an empty name.")
         if path := next(filter(has_file_suffix, names), None):

@@ -62,7 +62,7 @@ def split_names(text: str) -> list[list[str]]:
             parts = line.split(";")
             parts = parts if parts[-1].strip() else parts[:-1]
             categories += [part.split(",") for part in parts]
-    categories = [[_unquoted(name.strip(), text) for name in names] for names in categories]
+    categories = [[_read_name(name.strip(), text) for name in names] for names in categories]
     for name in (name for names in categories for name in names):
         if not name:
             raise VocabularyError(
@@ -156,11 +156,16 @@ def _split_at_periods(line: str) -> list[str]:
     )
 
 
-def _unquoted(name: str, text: str) -> str:
+def unquoted(name: str) -> str:
+    """Remove the pair of quotation marks around a name, if there is one."""
+    return name[1:-1] if len(name) > 1 and _QUOTES.get(name[0]) == name[-1] else name
+
+
+def _read_name(name: str, text: str) -> str:
     mark = name[:1] if name.startswith(NEGATIVE_MARKS) else ""
     name = name.removeprefix(mark).lstrip()
-    if len(name) > 1 and _QUOTES.get(name[0]) == name[-1]:
-        return mark + name[1:-1]
+    if (plain := unquoted(name)) != name:
+        return mark + plain
     if name[:1] in ('"', "“", "„", "«"):
         raise VocabularyError(
             f"The quotes in '{shortened(text.strip())}' do not enclose single names. Write "

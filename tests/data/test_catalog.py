@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from dcp_clip.data.catalog import datasets_root, load_sem_seg, register_sem_seg
-from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.pairing import DatasetError, pair_images_with_labels
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
 from dcp_clip.structures import SemSegProposals
@@ -129,3 +129,10 @@ def test_an_ignored_label_is_no_category(tmp_path):
             "test_ignored_sem_seg", tmp_path, tmp_path, [f"thing {i}" for i in range(300)]
         )
     assert "test_ignored_sem_seg" not in DatasetCatalog
+
+
+@pytest.mark.parametrize("other", ["b.jpg", "b_mask.png"])
+def test_a_label_map_with_another_name_is_mentioned(folders, other):
+    (folders[1] / "b.png").rename(folders[1] / other)
+    with pytest.raises(DatasetError, match=rf"There is '{other}', but its name must be 'b.png'\."):
+        pair_images_with_labels(*folders)

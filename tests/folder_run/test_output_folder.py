@@ -270,3 +270,14 @@ def test_only_videos_of_the_run_are_overwritten(tmp_path):
     assert not Path("out/a_overlay.mp4").exists() and Path("out/b_overlay.mp4").exists()
     assert (tmp_path / "x_overlay.mp4").exists()
     assert "videos" not in json.loads(path.read_text())
+
+
+def test_a_run_without_results_does_not_block_another():
+    with RunFolder(Path("out")) as folder:
+        folder.open({"bands": None})
+        folder.begin([])
+        folder.failures.write("{}\n")
+    assert run(["a.jpg"]) == {}
+    assert json.loads(Path("out/run.json").read_text()) == SETTINGS and lines() == ["a.jpg"]
+    with pytest.raises(RunFolderError, match="other settings"):
+        run([], {"bands": None})

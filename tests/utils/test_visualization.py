@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from dcp_clip.utils.images.reading import reduced_size
+from dcp_clip.utils.label_maps import UNKNOWN_COLOR
 from dcp_clip.utils.visualization import MAX_SIDE, MIN_SIDE, draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
@@ -100,3 +102,27 @@ def test_small_categories_are_combined():
     assert not _has(combined, COLORS[1]) and not _has(combined, COLORS[2])
     every = draw_overlay(image, labels, VOCABULARY, min_share=0.0)[480:]
     assert _has(every, COLORS[1]) and _has(every, COLORS[2])
+
+
+def test_unknown_has_stripes_in_the_legend_too():
+    image, labels = _halves(480, 640)
+    labels[labels == 1] = 255
+    vocabulary = Vocabulary(["sky", "tree"], colors=[UNKNOWN_COLOR, (0, 160, 0)])
+    legend = draw_overlay(image, labels, vocabulary, unknown_share=0.5)[480:]
+    assert _has(legend, UNKNOWN_COLOR) and _has(legend, (225, 225, 225))
+    assert not _has(draw_overlay(image, labels, vocabulary)[480:], (225, 225, 225))
+
+
+def test_an_image_that_was_not_segmented_is_an_error():
+    image, labels = _halves(480, 640)
+    with pytest.raises(ValueError, match="640 x 100 pixels, but the label map has 640 x 480"):
+        draw_overlay(image[:100], labels, VOCABULARY)
+    with pytest.raises(ValueError, match="got str"):
+        draw_overlay("street.jpg", labels, VOCABULARY)
+
+
+@pytest.mark.parametrize("size", [(3, 3000), (3000, 7), (1, 1), (1001, 667)])
+@pytest.mark.parametrize("limit", [1_000_000, 5_000, 300])
+def test_images_that_were_reduced_while_reading(size, limit):
+    height, width = reduced_size(size, limit)
+    draw_overlay(np.zeros((height, width, 3), np.uint8), np.zeros(size, np.uint8), VOCABULARY)

@@ -207,6 +207,7 @@ def test_names_with_numbers_stay_names(tmp_path):
         ("a.pbtxt", "", "no category"),
         ("a.txt", "", "no category"),
         ("a.txt", "sky\ntree,\n", "line 2"),
+        ("a.txt", "sky\ncaf\xe9\n".encode("latin-1"), r"is not UTF-8 text \(line 2\): save it"),
         ("a.txt", "sky\nsky\n", "'sky'"),
         ("a.txt", b"sky\n\xff\xfe\n", "UTF-8"),
         ("a.json", "{", "JSON"),
@@ -278,3 +279,9 @@ def test_only_vocabulary_errors_escape(tmp_path_factory, suffix, content):
         assert str(path) in str(error)
     else:
         assert len(vocabulary) > 0 and all(vocabulary.display_names)
+
+
+def test_quotation_marks_around_names_are_removed(tmp_path):
+    (tmp_path / "a.txt").write_text('"traffic light"\n\'dog\', "hound"\nmen\'s shoe\n')
+    expected = (("traffic light",), ("dog", "hound"), ("men's shoe",))
+    assert Vocabulary.from_file(tmp_path / "a.txt").synonyms == expected

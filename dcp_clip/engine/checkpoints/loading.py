@@ -15,7 +15,7 @@ from torch import nn
 from dcp_clip.engine.checkpoints.calibration import read_temperature
 from dcp_clip.engine.checkpoints.file_format import trained_weights
 from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer, WeightsError
-from dcp_clip.utils.shipped_files import find_weights
+from dcp_clip.utils.shipped_files import find_file, find_weights
 
 __all__ = [
     "SafeCheckpointer",
@@ -144,6 +144,8 @@ def load_weights(model: nn.Module, path: str, calibrated: bool = True) -> None:
     """
     if not path:
         return
+    if "://" not in path:
+        path = str(find_file(path))
     try:
         _WeightsReader(model).load(path)
     except WeightsError as error:

@@ -17,14 +17,13 @@ import torch
 from detectron2.config import CfgNode
 
 from dcp_clip.modeling.clip import tiny_cnn  # noqa: F401  (registers its image towers with timm)
+from dcp_clip.utils.shipped_files import find_file
 from dcp_clip.utils.tensor_files import TensorFileError, explain, require_tensors
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _SETTINGS = "open_clip_config.json"  # of open_clip, on the Hugging Face Hub
-# Paths of weights that ship with the package, "dcp_clip/weights/...", are relative to this folder.
-_PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _SHARED: ContextVar[dict | None] = ContextVar("shared_clip", default=None)
 _ROOT_LOGGER = threading.Lock()  # held while the root logger is disabled
 
@@ -91,9 +90,7 @@ def weights_file(pretrained: str) -> Path | None:
     """The file that MODEL.CLIP.PRETRAINED names, whether it exists or not; None for a tag or ""."""
     if not pretrained or (Path(pretrained).suffix not in WEIGHT_SUFFIXES and "/" not in pretrained):
         return None
-    path = Path(pretrained)
-    shipped = _PACKAGE_PARENT / path
-    return shipped if not path.is_file() and shipped.is_file() else path
+    return find_file(pretrained)
 
 
 def clip_pixel_stats(model: torch.nn.Module) -> tuple[list[float], list[float]]:

@@ -19,7 +19,10 @@ def check_rgb(image: np.ndarray) -> None:
         if image.size:
             return
     got = f"{image.shape} {image.dtype}" if is_array else type(image).__name__
-    raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.")
+    advice = ""
+    if not is_array and hasattr(image, "convert"):
+        advice = " For an image of Pillow give numpy.asarray(image.convert('RGB'))."
+    raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.{advice}")
 
 
 def check_size(size: Any) -> tuple[int, int]:

@@ -115,7 +115,13 @@ def _list_input(given: str, skipped: dict[str, str]) -> list[Path]:
         elif any_file or match.suffix.lower() in IMAGE_EXTENSIONS:
             matches.append(match)
     if not matches:
-        raise ImageReadError(f"no images in {given}: the pattern matches no image file")
+        reason = "the pattern matches no image file"
+        for match in _expand(Path(), path.parts, skipped):
+            if match.suffix.lower() in VIDEO_EXTENSIONS:
+                pattern = Path(given).with_name(f"*{match.suffix}")
+                reason += f", but videos: give a quoted pattern of videos such as '{pattern}'"
+                break
+        raise ImageReadError(f"no images in {given}: {reason}")
     return matches
 
 
