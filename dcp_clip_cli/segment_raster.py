@@ -62,7 +62,9 @@ def segment_rasters(
                             run.remove_blocks()
                     done += 1
                 except (ImageReadError, ValueError) as error:  # the next raster may be fine
-                    print(f"{job.image}: {error}", file=sys.stderr)
+                    # The message of an ImageReadError contains the path.
+                    named = str(job.image) in str(error)
+                    print(error if named else f"{job.image}: {error}", file=sys.stderr)
                     folder.failures.write(json_line({"file": str(job.image), "error": str(error)}))
                     failed += 1
             shutil.rmtree(blocks_folder(output), ignore_errors=True)

@@ -129,19 +129,20 @@ def report(cfg, args: argparse.Namespace) -> str:
     model = build_model(cfg)
     if not isinstance(model, OpenVocabularySegmentor):
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which is no model of "
-            "DCP-CLIP."
+            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which does not segment "
+            "images with a vocabulary, so there is nothing to show."
         )
-    names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST[:1]
-    vocabularies = list(map(dataset_vocabulary, names)) or [make_vocabulary(150)]
+    trains = any(p.requires_grad for p in model.parameters())
+    known = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST[:1]
+    names = cfg.DATASETS.TRAIN if trains else known
+    vocabularies = list(map(dataset_vocabulary, known)) or [make_vocabulary(150)]
     vocabulary = max(vocabularies, key=len)  # the cost is that of the longest one
-    dataset, records, reason = "", [], "the config names no data set."
+    dataset, records, reason = "", [], "DATASETS.TRAIN is empty."
     if names:
         dataset = names[0]
         records, reason = dataset_preview.load_records(dataset)
     clip = f"{cfg.MODEL.CLIP.NAME}, random weights; {len(vocabulary)} categories"
     sections = [f"# Dry run of {args.config_file}\n\n{cfg.MODEL.META_ARCHITECTURE} on {clip}."]
-    trains = any(p.requires_grad for p in model.parameters())
     if trains:
         factors = [(resolve_dataset_name(x), n) for x, n in cfg.DATASETS.TRAIN_REPEAT_FACTOR]
         num_images = dataset_preview.count_images(names, factors)
