@@ -244,8 +244,10 @@ def _convert_pair(
     return True
 
 
-def _is_newer(source: Path, prepared: Path) -> bool:
-    """Whether a source was replaced after its file was prepared."""
+def _is_newer(source: Any, prepared: Path) -> bool:
+    """Whether a label map was replaced after its file was prepared."""
+    if not isinstance(source, Path):  # label maps of one large file
+        return False
     return source.stat().st_mtime > prepared.stat().st_mtime
 
 
