@@ -31,6 +31,7 @@ def test_a_part_with_the_rate_0(make_cfg, tmp_path):
 
 @pytest.mark.parametrize(("period", "count"), [(0, "1"), (300, "4"), (500, "2"), (5000, "1")])
 def test_the_evaluation_after_the_last_iteration_counts(make_cfg, period, count):
-    opts = {"SOLVER.MAX_ITER": 1000, "TEST.EVAL_PERIOD": period, "SOLVER.CHECKPOINT_PERIOD": 1000}
+    opts = {"SOLVER.MAX_ITER": 1000, "SOLVER.CHECKPOINT_PERIOD": 1000, "DATASETS.TEST": ("a",)}
+    opts |= {"TEST.EVAL_PERIOD": period}
     text = describe_schedule(make_cfg(opts=opts), 1, None)
     assert f"{count} evaluation{'s' * (count != '1')}, 2 checkpoints." in text
