@@ -97,10 +97,11 @@ def checked_threshold(unknown_below: float) -> float:
     Raises:
         ValueError: if it is not from 0 to 1.
     """
-    if not 0 <= unknown_below <= 1:
+    is_number = isinstance(unknown_below, (int, float, np.number))
+    if not is_number or not 0 <= unknown_below <= 1:
         raise ValueError(
-            f"unknown_below (TEST.UNKNOWN_BELOW) is {unknown_below}; it is a probability from 0 to "
-            "1, for example 0.4."
+            f"unknown_below (TEST.UNKNOWN_BELOW) is {unknown_below!r}; it is a probability from 0 "
+            "to 1, for example 0.4."
         )
     return float(unknown_below)
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +25,10 @@ from dcp_clip.utils.label_maps import category_shares, save_label_map
 from dcp_clip.utils.visualization import draw_overlay
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["EncodedImage", "Prediction", "make_prediction"]
+__all__ = ["EncodedImage", "Prediction", "encoder_token", "make_prediction"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedImage:
     """An image and its features, see `Predictor.set_image`.
 
@@ -36,12 +37,14 @@ class EncodedImage:
         size: (height, width) of the label map.
         resized: (3, h, w) uint8, the input of the model.
         features: the output of the image encoder, see `OpenVocabularySegmentor.encode_image`.
+        encoder: token of the model that computed the features, see `encoder_token`.
     """
 
     image: np.ndarray = field(repr=False)
     size: tuple[int, int]
     resized: Tensor = field(repr=False)
     features: list[dict[str, Tensor]] = field(repr=False)
+    encoder: str = field(repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -49,13 +52,20 @@ class EncodedImage:
         return sum(tensor.nbytes for view in self.features for tensor in view.values())
 
 
-@dataclass
+def encoder_token(model: Any) -> str:
+    """Return a text that identifies a model and its copies, but no other model."""
+    if not hasattr(model, "encoder_token"):
+        model.encoder_token = uuid.uuid4().hex
+    return model.encoder_token
+
+
+@dataclass(eq=False)
 class Prediction:
     """The segmentation of one image.
 
     Attributes:
         label_map: (H, W) category ids in the smallest unsigned integer type that can store C ids.
-            Unknown pixels have the value `unknown_id`.
+            Unknown pixels have the value `unknown_id`. Do not modify it: `sem_seg` shares it.
         vocabulary: the C categories.
         category_ids: (K,) int64, the ids of the proposed categories.
         scores: (K,) float32, the scores of the proposed categories.
@@ -148,8 +158,9 @@ class Prediction:
         return formats.to_fiftyone(self.label_map, self.vocabulary)
 
     @property
-    def _content(self) -> tuple[np.ndarray, Vocabulary, np.ndarray]:
-        return self.label_map, self.vocabulary, self.confidence
+    def _content(self) -> tuple[np.ndarray, Vocabulary, np.ndarray | None]:
+        known = getattr(self.sem_seg, "has_confidence", True)
+        return self.label_map, self.vocabulary, self.confidence if known else None
 
 
 def make_prediction(

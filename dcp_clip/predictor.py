@@ -19,9 +19,9 @@ from dcp_clip.found_categories import FoundCategory, checked_threshold
 from dcp_clip.hub.mixin import HubMixin
 from dcp_clip.modeling.finite import check_weights
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS, gives_logits, segment_large_image
-from dcp_clip.prediction import EncodedImage, Prediction, make_prediction
+from dcp_clip.prediction import EncodedImage, Prediction, encoder_token, make_prediction
 from dcp_clip.structures import label_regions
-from dcp_clip.utils.images.arrays import check_rgb, check_size
+from dcp_clip.utils.images.arrays import check_max_pixels, check_rgb, check_size
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary
 
@@ -83,7 +83,8 @@ class Predictor(HubMixin):
 
         Raises:
             ValueError: if the config sets neither `MODEL.WEIGHTS` nor `MODEL.CLIP.PRETRAINED`, or
-                there is neither a vocabulary nor a training set, or `unknown_below` is invalid.
+                there is neither a vocabulary nor a training set, or `unknown_below` or
+                `max_input_pixels` is invalid.
             WeightsError: if the weights cannot be read or belong to another model.
             NonFiniteError: if a weight is NaN or infinite.
             VocabularyError: if the vocabulary is invalid.
@@ -104,7 +105,8 @@ class Predictor(HubMixin):
             model = load_model(self.cfg, allow_random_weights)
         check_weights(model.state_dict(), self.cfg.MODEL.WEIGHTS)
         self.model = model.eval()
-        self.max_input_pixels = max_input_pixels
+        encoder_token(model)  # before several threads need it
+        self.max_input_pixels = check_max_pixels(max_input_pixels)
         self.unknown_below = checked_threshold(
             cfg.TEST.UNKNOWN_BELOW if unknown_below is None else unknown_below
         )
@@ -186,7 +188,8 @@ class Predictor(HubMixin):
         The features are kept on the device of the model. For an image of 640 x 640 pixels and
         ConvNeXt-B they take 30 MB, see `EncodedImage.nbytes`. In sliding windows they grow with the
         number of windows. The features are valid only for the current weights of the model. Files
-        above 16 million pixels are reduced to this number, or to `max_input_pixels`.
+        above 16 million pixels are reduced to this number, or to `max_input_pixels`. Unlike in
+        `__call__`, an image of this size is resized as a whole, so its labels differ.
 
         Args:
             image, size: see `__call__`.
@@ -194,9 +197,12 @@ class Predictor(HubMixin):
         Raises:
             ImageReadError, ValueError: see `__call__`.
         """
+        given = image
         image, size = self._read(image, size, self.max_input_pixels or LARGE_IMAGE_PIXELS)
+        image = image.copy() if image is given else image  # a program may use its array again
         resized = self._resizing.model_input(image)
-        encoded = EncodedImage(image, size, resized, self.model.encode_image(resized))
+        features = self.model.encode_image(resized)
+        encoded = EncodedImage(image, size, resized, features, encoder_token(self.model))
         self.image = encoded  # returned from the variable: another thread may set another image
         return encoded
 
@@ -227,15 +233,18 @@ class Predictor(HubMixin):
         Raises:
             ImageReadError: if the file cannot be read.
             VocabularyError: if the vocabulary is invalid, or a name is too long for CLIP.
-            ValueError: if the array is not an (H, W, 3) uint8 array, or is empty; if `size` is not
-                two whole numbers from 1 on; if `unknown_below` is not from 0 to 1; if there can be
-                unknown pixels and the vocabulary has more than 65,535 names.
+            ValueError: if another model encoded the image; if the array is not an (H, W, 3) uint8
+                array, or is empty; if `size` is not two whole numbers from 1 on; if `unknown_below`
+                is not from 0 to 1; if there can be unknown pixels and the vocabulary has more than
+                65,535 names.
             NonFiniteError: if the model computes NaN or infinite logits.
         """
         # Keep a reference, because another thread may set another vocabulary during this call.
         vocabulary = self.vocabulary if vocabulary is None else parse_vocabulary(vocabulary)
         below = self.unknown_below if unknown_below is None else checked_threshold(unknown_below)
         if isinstance(image, EncodedImage):
+            if image.encoder != encoder_token(self.model):
+                raise ValueError("Another model encoded this image: call set_image first.")
             start = time.perf_counter()
             inputs = {"image": image.resized, "features": image.features}
             size = image.size if size is None else check_size(size)

@@ -1,5 +1,7 @@
 """Kept images, confidence, unknown pixels and negative names."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -211,3 +213,45 @@ def test_overlay_reads_the_file_of_the_image(predictor, image, tmp_path):
     assert not (tmp_path / "x.jpg").exists()
     with pytest.raises(ValueError, match=r"got Image\. For an image of Pillow give numpy"):
         predictor(Image.fromarray(image))
+
+
+def test_a_kept_image_does_not_change_with_the_array_of_the_program(predictor, image):
+    buffer = image.copy()
+    encoded = predictor.set_image(buffer)
+    expected = predictor(encoded).label_map.copy()
+    buffer[:] = 255 - image
+    np.testing.assert_array_equal(predictor(encoded).label_map, expected)
+    np.testing.assert_array_equal(encoded.image, image)
+
+
+def test_an_image_of_another_model_is_an_error(predictor, image, make_cfg, make_model):
+    encoded = predictor.set_image(image)
+    other = Predictor(make_cfg(opts=OPTS), NAMES, model=make_model(opts=OPTS))
+    with pytest.raises(ValueError, match="Another model encoded this image"):
+        other(encoded)
+    same = Predictor(predictor.cfg, NAMES, model=predictor.model)
+    np.testing.assert_array_equal(same(encoded).label_map, predictor(encoded).label_map)
+    assert len({encoded, predictor(encoded), predictor(encoded)}) == 3 and encoded == encoded
+
+
+def test_formats_without_confidence(predictor, image):
+    prediction = predictor(image)
+    expected = prediction.to_coco()
+    labels = SemSegLabels(prediction.label_map, torch.from_numpy(prediction.category_ids), 6, None)
+    unsure = dataclasses.replace(prediction, sem_seg=labels).to_coco()
+    assert [a["area"] for a in unsure["annotations"]] == [
+        a["area"] for a in expected["annotations"]
+    ]
+    assert not any("score" in annotation for annotation in unsure["annotations"])
+
+
+@pytest.mark.parametrize("number", [0, -5, 10.5, "9"])
+def test_wrong_limits_of_pixels(predictor, number):
+    with pytest.raises(ValueError, match="max_input_pixels must be a whole number from 1 on"):
+        Predictor(predictor.cfg, NAMES, model=predictor.model, max_input_pixels=number)
+
+
+@pytest.mark.parametrize("below", ["0.4", np.array([0.4]), 2])
+def test_thresholds_that_are_no_probability(predictor, image, below):
+    with pytest.raises(ValueError, match="it is a probability from 0 to 1"):
+        predictor(image, unknown_below=below)

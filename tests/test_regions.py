@@ -81,3 +81,17 @@ def test_the_predictor_takes_regions(make_model):
     predictor.set_image(image)
     again = predictor.predict(regions=[{"segmentation": mask}])
     assert np.array_equal(again.label_map, prediction.label_map)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (5, "regions must be a list of masks, got int"),
+        ({"segmentation": 1}, "regions must be a list of masks, got dict"),
+        ([{"mask": 1}], r"regions\[0\] is object"),
+        ([{"segmentation": {"counts": "a"}}], "pycocotools.mask.decode"),
+    ],
+)
+def test_masks_of_another_type(masks, message):
+    with pytest.raises(ValueError, match=message):
+        region_map(masks, (4, 6))

@@ -41,6 +41,7 @@ def to_coco(
         its pixels in the label map. With `confidence`, annotations have a "score", 0 to 1.
     """
     height, width = label_map.shape
+    file_name, image_id = str(file_name), int(image_id)  # also of pathlib and NumPy
     annotations = []
     for region in find_regions(label_map, vocabulary, confidence):
         rle = coco_mask.encode(np.asfortranarray(region.full_mask(), np.uint8))

@@ -48,7 +48,7 @@ def to_labelme(
         "version": _VERSION,
         "flags": {},
         "shapes": shapes,
-        "imagePath": image_path,
+        "imagePath": str(image_path),
         "imageData": None,
         "imageHeight": label_map.shape[0],
         "imageWidth": label_map.shape[1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from dcp_clip.vocabulary import Vocabulary
 __all__ = ["EncodedImage", "Prediction", "make_prediction"]
 
 
-@dataclass
+@dataclass(eq=False)
 class EncodedImage:
     """An image and its features, see `OnnxPredictor.set_image`.
 
@@ -29,12 +30,14 @@ class EncodedImage:
         size: (height, width) of the label map.
         resized: (h, w, 3) uint8, the input of the model.
         features: the output of encoder.onnx for the image, or for each view of it in windows.
+        encoder: settings of the exported model that computed them.
     """
 
     image: np.ndarray = field(repr=False)
     size: tuple[int, int]
     resized: np.ndarray = field(repr=False)
     features: list[dict[str, np.ndarray]] = field(repr=False)
+    encoder: dict[str, Any] = field(repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -42,7 +45,7 @@ class EncodedImage:
         return sum(array.nbytes for view in self.features for array in view.values())
 
 
-@dataclass
+@dataclass(eq=False)
 class Prediction:
     """The segmentation of one image.
 

@@ -19,7 +19,7 @@ from dcp_clip.runtime.resizing import Resizing
 from dcp_clip.runtime.segmentation import Segmentation
 from dcp_clip.runtime.sessions import open_program
 from dcp_clip.runtime.text import TextEncoder, TextFeatures
-from dcp_clip.utils.images.arrays import check_rgb, check_size
+from dcp_clip.utils.images.arrays import check_max_pixels, check_rgb, check_size
 from dcp_clip.utils.images.reading import read_image_and_size
 from dcp_clip.vocabulary import Vocabulary, VocabularyError
 
@@ -89,7 +89,7 @@ class OnnxPredictor:
         self._text = TextEncoder(self.folder, load("text.onnx"))
         self.backend = backend
         self.resizing = Resizing.from_settings(self.folder["input"])
-        self.max_input_pixels = max_input_pixels
+        self.max_input_pixels = check_max_pixels(max_input_pixels)
         self.image: EncodedImage | None = None
         below = self.folder["unknown_below"] if unknown_below is None else unknown_below
         self.unknown_below = checked_threshold(below)
@@ -125,9 +125,12 @@ class OnnxPredictor:
         Raises:
             ImageReadError, ValueError: see `__call__`.
         """
+        given = image
         image, size = self._read(image, size)
+        image = image.copy() if image is given else image  # a program may use its array again
         resized = self.resizing(image)
-        encoded = EncodedImage(image, size, resized, self.model.encode(resized))
+        features = self.model.encode(resized)
+        encoded = EncodedImage(image, size, resized, features, self.folder.settings)
         self.image = encoded  # returned from the variable: another thread may set another image
         return encoded
 
@@ -157,6 +160,8 @@ class OnnxPredictor:
         vocabulary = self.vocabulary if vocabulary is None else _parsed(vocabulary)
         below = self.unknown_below if unknown_below is None else checked_threshold(unknown_below)
         if isinstance(image, EncodedImage):
+            if image.encoder != self.folder.settings:
+                raise ValueError("Another model encoded this image: call set_image first.")
             start, resized, features = time.perf_counter(), image.resized, image.features
             size = image.size if size is None else check_size(size)
         else:

@@ -77,8 +77,16 @@ def region_map(
         ValueError: for a mask of another type or size.
     """
     arrays = []
+    if isinstance(masks, Mapping) or not isinstance(masks, Iterable):
+        raise ValueError(f"regions must be a list of masks, got {type(masks).__name__}.")
     for i, mask in enumerate(masks):
-        mask = np.asarray(mask["segmentation"] if isinstance(mask, Mapping) else mask)
+        mask = mask.get("segmentation") if isinstance(mask, Mapping) else mask
+        if isinstance(mask, Mapping):
+            raise ValueError(
+                f"regions[{i}] is run-length encoded: decode it with pycocotools.mask.decode, and "
+                "convert it to bool."
+            )
+        mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != tuple(size):
             raise ValueError(
                 f"regions[{i}] is {mask.dtype} {mask.shape}; a region must be a bool array of the "

@@ -234,6 +234,11 @@ class SemSegLabels(TensorLike):
         """Return this object, because labels are always on the CPU."""
         return self
 
+    @property
+    def has_confidence(self) -> bool:
+        """Whether the constructor got the confidence."""
+        return self._confidence is not None
+
     def label_map(self) -> np.ndarray:
         """Return the (H, W) array that the constructor got."""
         return self._label_map

@@ -49,7 +49,7 @@ class VideoReader:
         rate: frames per second.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | Path):
         """
         Args:
             path: a video file.
@@ -59,7 +59,7 @@ class VideoReader:
             ImageReadError: if the file cannot be read or has no frames.
         """
         self._av = import_av()
-        self.path = path
+        self.path = path = Path(path)
         with self._open() as container:
             stream = container.streams.video[0]
             self.rate = Fraction(stream.average_rate or 25)

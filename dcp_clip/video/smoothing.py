@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcp_clip.structures import SemSegProposals
+from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["SmoothedModel", "check_smoothing"]
 
@@ -45,6 +46,7 @@ class SmoothedModel(nn.Module):
         super().__init__()
         check_smoothing(weight)
         self.model, self.weight = model, weight
+        self._vocabulary: Vocabulary | None = None
         self.forget()
 
     @property
@@ -62,6 +64,10 @@ class SmoothedModel(nn.Module):
         self.model.set_vocabulary(vocabulary)
         self.forget()
 
+    def encode_image(self, image: Tensor) -> None:
+        """Raise a ValueError, because a kept image is no frame of a video."""
+        raise ValueError("A model that smooths a video keeps no images: call it with each frame.")
+
     def forget(self) -> None:
         """Forget the frames, so that the next one starts a new average."""
         self._average: SemSegProposals | None = None
@@ -73,6 +79,10 @@ class SmoothedModel(nn.Module):
         Raises:
             ValueError: if the model segments the frame in windows, which has no logits.
         """
+        vocabulary = batched_inputs[0].get("vocabulary")
+        if vocabulary != self._vocabulary:  # its categories have other ids
+            self.forget()
+            self._vocabulary = vocabulary
         (result,) = self.model(batched_inputs)
         sem_seg, proposals = result["sem_seg"], result["proposals"]
         if not isinstance(sem_seg, SemSegProposals):
@@ -83,7 +93,7 @@ class SmoothedModel(nn.Module):
         ids = sem_seg.category_ids.tolist()
         self._scores |= dict(zip(proposals["ids"].tolist(), proposals["scores"].tolist()))
         before = self._average
-        if before is not None and before.maps.shape[1:] == sem_seg.maps.shape[1:]:
+        if before is not None and _sizes(before) == _sizes(sem_seg):
             old = [i for i in before.category_ids.tolist() if i not in set(ids)]
             kept = [*ids, *old[: len(ids)]]
             mixed = self.weight * _maps_of(before, kept)
@@ -101,6 +111,10 @@ class SmoothedModel(nn.Module):
         self._scores = {i: self._scores[i] for i in kept}
         scores = torch.tensor([self._scores[i] for i in kept])
         return [{"sem_seg": sem_seg, "proposals": {"ids": torch.tensor(kept), "scores": scores}}]
+
+
+def _sizes(sem_seg: SemSegProposals) -> tuple:
+    return tuple(sem_seg.maps.shape[1:]), sem_seg.image_size, sem_seg.extent
 
 
 def _maps_of(sem_seg: SemSegProposals, ids: list[int]) -> Tensor:

@@ -92,6 +92,8 @@ class Vocabulary:
         if colors is None:
             colors = [None] * len(synonyms)
         for what, values in (("display names", display_names), ("colours", colors)):
+            if not hasattr(values, "__len__"):
+                raise VocabularyError(f"The {what} must be a list, got {type(values).__name__}.")
             if len(values) != len(synonyms):
                 raise VocabularyError(f"{len(values)} {what} for {len(synonyms)} categories.")
         self._set(

@@ -108,6 +108,14 @@ def test_an_image_is_encoded_once_for_several_vocabularies(
         np.testing.assert_array_equal(found.label_map, expected.label_map)
         np.testing.assert_array_equal(found.scores, expected.scores)
     predictor.model.encoder = encode
+    buffer = other.copy()
+    kept = predictor.set_image(buffer)
+    expected = predictor.predict().label_map.copy()
+    buffer[:] = 255 - other  # a camera uses its array again
+    np.testing.assert_array_equal(predictor.predict().label_map, expected)
+    kept.encoder = {}
+    with pytest.raises(ValueError, match="Another model encoded this image"):
+        predictor(kept)
     predictor.set_image(other)
     np.testing.assert_array_equal(predictor.predict().label_map, onnx(other).label_map)
     np.testing.assert_array_equal(

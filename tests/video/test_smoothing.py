@@ -8,6 +8,7 @@ from torch import nn
 
 from dcp_clip.structures import SemSegProposals
 from dcp_clip.video.smoothing import SmoothedModel
+from dcp_clip.vocabulary import Vocabulary
 
 COUNT = 7  # frames of the clip
 
@@ -65,3 +66,14 @@ def test_the_average_is_of_each_category():
     assert second["proposals"]["scores"].tolist() == pytest.approx([0.5, 0.7, 0.3])
     assert third["sem_seg"].category_ids.tolist() == [1, 2, 5, 7]  # at most twice K
     assert SmoothedModel(Frames(), 0.6).memory == 14 and SmoothedModel(Frames(), 0).memory == 0
+
+
+def test_another_vocabulary_starts_a_new_average():
+    frames = {0: 4.0, 1: 2.0}, {0: 0.0, 1: 6.0}
+    first, second = Vocabulary(["cat", "dog"]), Vocabulary(["wall", "sky"])
+    model = SmoothedModel(Frames(*frames), 0.5)
+    model([{"vocabulary": first}])
+    (found,) = model([{"vocabulary": second}])
+    assert found["sem_seg"].maps.flatten().tolist() == [0.0, 6.0]
+    with pytest.raises(ValueError, match="keeps no images"):
+        model.encode_image(None)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_rgb", "check_size"]
+__all__ = ["check_max_pixels", "check_rgb", "check_size"]
 
 
 def check_rgb(image: np.ndarray) -> None:
@@ -23,6 +23,23 @@ def check_rgb(image: np.ndarray) -> None:
     if not is_array and hasattr(image, "convert"):
         advice = " For an image of Pillow give numpy.asarray(image.convert('RGB'))."
     raise ValueError(f"An image must be a path or an (H, W, 3) uint8 RGB array, got {got}.{advice}")
+
+
+def check_max_pixels(number: Any) -> int | None:
+    """Return a limit of pixels as an integer; None is no limit.
+
+    Raises:
+        ValueError: if it is neither None nor a whole number from 1 on.
+    """
+    if number is None:
+        return None
+    try:
+        limit = operator.index(number)
+    except TypeError:
+        limit = 0
+    if limit < 1:
+        raise ValueError(f"max_input_pixels must be a whole number from 1 on, got {number!r}.")
+    return limit
 
 
 def check_size(size: Any) -> tuple[int, int]:
