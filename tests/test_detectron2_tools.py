@@ -57,6 +57,7 @@ def test_default_predictor_and_visualizer(dataset, make_cfg, model, tmp_path):
         "MODEL.WEIGHTS": str(tmp_path / "model.pth"),
         "DATASETS.TRAIN": (dataset,),
         "DATASETS.TEST": (dataset,),
+        "INPUT.MIN_SIZE_TEST": 64,
         "MODEL.DCP_CLIP.VOCABULARY.CACHE_DIR": "",
     }
     predictor = DefaultPredictor(make_cfg(opts=opts))

@@ -53,6 +53,7 @@ def test_logits_are_checked(make_cfg, make_model, make_image, segment, monkeypat
 
 
 def test_valid_scores_are_valid_json(make_cfg, make_model):
-    predictor = Predictor(make_cfg(), Vocabulary(["sky", "tree"]), model=make_model())
+    cfg = make_cfg(opts={"INPUT.MIN_SIZE_TEST": 64})
+    predictor = Predictor(cfg, Vocabulary(["sky", "tree"]), model=make_model())
     prediction = predictor(np.zeros((64, 64, 3), np.uint8))
     json.dumps([category.score for category in prediction.found], allow_nan=False)
