@@ -130,6 +130,8 @@ class MeanIoUEvaluator(SemSegEvaluator):
             return None
         scores = score(self._conf_matrix)
         results["sem_seg"]["mIoU"] = 100 * scores.mean_iou()
+        if not scores.num_categories():  # upstream's value is 0
+            results["sem_seg"]["fwIoU"] = float("nan")
         for group, member in self._groups.items():
             results["sem_seg"][f"mIoU_{group}"] = 100 * scores.group_mean_iou(member)
         results["classes"] = {

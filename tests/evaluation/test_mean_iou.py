@@ -134,6 +134,7 @@ def test_all_pixels_are_ignored(register, evaluate):
     records = register(NAME, [[[255, 255]]], 2)
     results = evaluate(MeanIoUEvaluator(NAME), records, [[[0, 1]]], 2)
     assert np.isnan(results["sem_seg"]["mIoU"]) and results["classes"]["present"] == 0
+    assert np.isnan(results["sem_seg"]["fwIoU"])
 
 
 @pytest.mark.parametrize(
