@@ -197,9 +197,9 @@ class Predictor(HubMixin):
         Raises:
             ImageReadError, ValueError: see `__call__`.
         """
-        given = image
+        if isinstance(image, np.ndarray):
+            image = image.copy()  # the program may use its array again
         image, size = self._read(image, size, self.max_input_pixels or LARGE_IMAGE_PIXELS)
-        image = image.copy() if image is given else image  # a program may use its array again
         resized = self._resizing.model_input(image)
         features = self.model.encode_image(resized)
         encoded = EncodedImage(image, size, resized, features, encoder_token(self.model))

@@ -9,13 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcp_clip.app.components import (
-    gr,
-    image_file,
-    sample_buttons,
-    threshold_slider,
-    viewer,
-)
+from dcp_clip.app.components import gr, image_file, sample_buttons, threshold_slider, viewer
 from dcp_clip.app.downloads import FORMATS, write_file
 from dcp_clip.app.samples import find_samples, samples_html
 from dcp_clip.app.segmenter import Request, Segmenter
@@ -128,7 +122,7 @@ def build_page(segmenter: Segmenter) -> gr.Blocks:
         last = {"trigger_mode": "always_last"}  # of many quick changes only the last counts
         asked = [segment.click, names.submit, other_names.submit]
         gr.on(asked, partial(run, asked=True), inputs, outputs, **private, **_MODEL, **last)
-        # The event "input" of an image does not tell that a sample was removed, "change" does.
+        # The event "change" also tells that a sample was removed; "input" does not.
         changed = [photo.change, unknown.input, model.input, compare.input]
         gr.on(changed, run, inputs, outputs, **private, **_MODEL, **last)
         compare.input(

@@ -220,12 +220,9 @@ class RunFolder:
 
     def _has_results(self) -> bool:
         """Whether the folder has more than the settings of a run in which nothing was finished."""
-        results = self.results.path
-        has_lines = results.exists() and results.stat().st_size > 0
-        return (
-            bool(has_lines or self._videos or blocks_folder(self.folder).exists())
-            or not self._manifest.exists()
-        )
+        if not self._manifest.exists() or self._videos or blocks_folder(self.folder).exists():
+            return True
+        return self.results.path.exists() and self.results.path.stat().st_size > 0
 
     def _lines(self) -> Iterator[tuple[bytes, dict | None]]:
         """Yield the lines of the results and their content, which is None for a damaged line."""

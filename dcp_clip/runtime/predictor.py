@@ -125,9 +125,9 @@ class OnnxPredictor:
         Raises:
             ImageReadError, ValueError: see `__call__`.
         """
-        given = image
+        if isinstance(image, np.ndarray):
+            image = image.copy()  # the program may use its array again
         image, size = self._read(image, size)
-        image = image.copy() if image is given else image  # a program may use its array again
         resized = self.resizing(image)
         features = self.model.encode(resized)
         encoded = EncodedImage(image, size, resized, features, self.folder.settings)

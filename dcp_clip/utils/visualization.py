@@ -135,8 +135,8 @@ def _paint_unknown(picture: np.ndarray, unknown: np.ndarray) -> None:
 
 def _stripes(side: int) -> Image.Image:
     """Return a square with diagonal grey stripes."""
-    y, x = np.indices((side, side))
-    light = (x + y) % max(4, side // 2) >= max(4, side // 2) // 2
+    period = max(4, side // 2)
+    light = np.indices((side, side)).sum(axis=0) % period >= period // 2
     return Image.fromarray(np.where(light[..., None], 225, UNKNOWN_COLOR).astype(np.uint8))
 
 

@@ -96,8 +96,7 @@ def _list_input(given: str, skipped: dict[str, str]) -> list[Path]:
         if not matches:
             reason = "the folder contains no file with an image extension"
             if videos := _list_folder(path, skipped, VIDEO_EXTENSIONS):
-                pattern = videos[0].with_name(f"*{videos[0].suffix}")
-                reason += f", but videos: give the files or a quoted pattern such as '{pattern}'"
+                reason += _but_videos(videos[0])
             raise ImageReadError(f"no images in {given}: {reason}")
         return matches
     if path.exists():
@@ -106,7 +105,7 @@ def _list_input(given: str, skipped: dict[str, str]) -> list[Path]:
         raise ImageReadError(f"no images in {given}: no such file or folder")
     suffix = path.suffix
     any_file = suffix != "" and not glob.has_magic(suffix)
-    matches = []
+    matches, video = [], None
     for match in _expand(Path(), path.parts, skipped):
         if match.is_dir():
             # '**/*' also matches the files in this folder.
@@ -114,15 +113,17 @@ def _list_input(given: str, skipped: dict[str, str]) -> list[Path]:
             matches += [] if covered else _list_folder(match, skipped)
         elif any_file or match.suffix.lower() in IMAGE_EXTENSIONS:
             matches.append(match)
+        elif match.suffix.lower() in VIDEO_EXTENSIONS:
+            video = match
     if not matches:
-        reason = "the pattern matches no image file"
-        for match in _expand(Path(), path.parts, skipped):
-            if match.suffix.lower() in VIDEO_EXTENSIONS:
-                pattern = Path(given).with_name(f"*{match.suffix}")
-                reason += f", but videos: give a quoted pattern of videos such as '{pattern}'"
-                break
+        reason = "the pattern matches no image file" + (_but_videos(video) if video else "")
         raise ImageReadError(f"no images in {given}: {reason}")
     return matches
+
+
+def _but_videos(video: Path) -> str:
+    pattern = video.with_name(f"*{video.suffix}")
+    return f", but videos: give the files or a quoted pattern such as '{pattern}'"
 
 
 def _is_wildcard(folder: Path, part: str) -> bool:

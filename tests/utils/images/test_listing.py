@@ -72,6 +72,14 @@ def test_a_folder_of_videos_is_explained(tmp_path, monkeypatch):
         list_images(["clips"])
 
 
+@pytest.mark.parametrize("given", ["clips/*", "cl*/*", "**/*"])
+def test_a_pattern_that_matches_videos_only_is_explained(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    touch("clips/a.mp4", "clips/notes.txt")
+    with pytest.raises(ImageReadError, match=r"no image file, but videos: .* 'clips/\*\.mp4'"):
+        listed(given)
+
+
 def test_heic_files_are_listed(tmp_path):
     for name in ("a.heic", "b.jpg", "c.txt"):
         (tmp_path / name).touch()
