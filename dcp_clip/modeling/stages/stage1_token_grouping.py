@@ -10,7 +10,8 @@ from dcp_clip.modeling.layers import check_heads
 
 __all__ = ["TokenGrouping", "merge_tokens"]
 
-_MAX_LOGITS = 16_000_000  # attention logits of one image in memory at a time: 64 MB
+# Attention logits of one image in memory at a time. On a CPU they fit into a cache.
+_CHUNK_CPU, _CHUNK_GPU = 1_000_000, 16_000_000
 
 
 class TokenGrouping(nn.Module):
@@ -49,19 +50,21 @@ class TokenGrouping(nn.Module):
         features = tokens.transpose(1, 2)
         qk = self.query_key(features * features.shape[2] ** 0.5)
         query, key = qk.unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query = query * query.shape[-1] ** -0.5
         chunks = [query]
         if not torch.compiler.is_compiling():  # the size is an input of an exported program
             # All attention logits of a large image would need gigabytes.
-            step = max(1, _MAX_LOGITS // (self.num_heads * key.shape[2]))
+            most = _CHUNK_GPU if query.is_cuda else _CHUNK_CPU
+            step = max(1, most // (self.num_heads * key.shape[2]))
             chunks = query.split(step, dim=2)
         mixed = [tokens @ self._attention(chunk, key, token_valid).mT for chunk in chunks]
         return F.normalize(tokens + torch.cat(mixed, dim=2), dim=1)
 
     def _attention(self, query: Tensor, key: Tensor, token_valid: Tensor) -> Tensor:
         """Return gated attention weights (B, n, N) of n queries (B, heads, n, dim / heads)."""
-        logits = query @ key.mT * query.shape[-1] ** -0.5  # (B, heads, n, N)
-        weight = logits.masked_fill(~token_valid[:, None, None], float("-inf")).softmax(3)
-        return (weight * self.gate.tanh().view(1, -1, 1, 1)).sum(1)
+        logits = query @ key.mT  # (B, heads, n, N)
+        weight = logits.masked_fill_(~token_valid[:, None, None], float("-inf")).softmax(3)
+        return (self.gate.tanh()[None] @ weight.flatten(2)).view(-1, *weight.shape[2:])
 
 
 def merge_tokens(tokens: Tensor, token_valid: Tensor, count: int) -> tuple[Tensor, Tensor]:

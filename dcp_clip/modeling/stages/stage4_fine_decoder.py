@@ -17,6 +17,8 @@ __all__ = ["BilinearDecoder", "PyramidDecoder"]
 _LEVELS = (("res4", 16), ("res3", 8), ("res2", 4))
 _NORMS = ("GN", "BN", "SyncBN", "LN", "")
 _GROUPS = 4  # of group norm
+# In evaluation, the category pathway computes this many values of maps at a time.
+_CHUNK_CPU, _CHUNK_GPU = 2_000_000, 256_000_000
 
 
 def _target_size(feature: Tensor, stride: int, target: int) -> tuple[int, int]:
@@ -59,16 +61,23 @@ class _CategoryStep(nn.Module):
             self.norm = norm_layer or nn.Identity()
             self.refine = _conv(channels, channels, norm)
 
-    def forward(self, maps: Tensor, image: Tensor, text_features: Tensor) -> Tensor:
-        """maps (B*K, C, h', w'), image (B, G, h, w), text_features (B, K, d) to (B*K, C, h, w)."""
-        maps = resize_to(self.mix(maps), image.shape[-2:])
+    def forward(self, maps: Tensor, guide: Tensor, text_features: Tensor) -> Tensor:
+        """
+        Args:
+            maps: (B*K, C, h', w').
+            guide: (B, C, h, w), the output of `self.guide` for the image features.
+            text_features: (B, K, d).
+
+        Returns:
+            (B*K, C, h, w).
+        """
+        maps = resize_to(self.mix(maps), guide.shape[-2:])
         maps = maps.unflatten(0, text_features.shape[:2])
         gate = 1 + self.gate(text_features)[..., None, None]
-        guide = self.guide(image)[:, None]
         # The maps of all categories at stride 4 are the model's largest tensor. They are changed in
         # place, except where autograd would copy them.
         add = torch.addcmul if maps.requires_grad else Tensor.addcmul_
-        maps = add(maps, gate, guide)
+        maps = add(maps, gate, guide[:, None])
         if self.norm is None:
             return F.relu_(maps).flatten(0, 1)
         maps = F.relu_(self.norm(maps.flatten(0, 1)))
@@ -200,26 +209,58 @@ class PyramidDecoder(nn.Module):
         Returns:
             fine logits (B, K, H/4, W/4), or at the stride of the regions.
         """
-        b, k = coarse.shape[:2]
-        image = self.visual(visual)
+        image, guides = self._image_pathway(visual, features)
         text_features = self.text_norm(text_features)
-        maps = self.embed(_category_input(coarse, proposal_valid).flatten(0, 1))
+        relative = _category_input(coarse, proposal_valid)
+        correction = self._category_pathway(relative, guides, text_features)
+        if self.pixel is not None:
+            pixels = self.pixel(image)
+            product = torch.einsum("bkc,bchw->bkhw", self.name(text_features), pixels)
+            correction = correction + product * pixels.shape[1] ** -0.5
+        fine = resize_to(coarse, correction.shape[-2:]) + correction
+        if self.regions is None:
+            return fine
+        return self.regions(fine, image, features["image"], pixel_valid, proposal_valid)
+
+    def _image_pathway(self, visual: Tensor, features: dict) -> tuple[Tensor, list[Tensor]]:
+        """Return the image features (B, G, H/4, W/4), and a guide (B, C, h, w) for each step."""
+        image, guides = self.visual(visual), []
         for key, target in _LEVELS:
             feature = features[key]
             size = _target_size(feature, self.strides[key], target)
             # Projection and resizing commute, and the projected features are cheaper to resize.
             lateral = resize_to(self.laterals[key](feature), size)
             image = self.merges[key](resize_to(image, size) + lateral)
-            maps = self.steps[key](maps, image, text_features)
-        correction = self.out(maps).view(b, k, *maps.shape[-2:])
-        if self.pixel is not None:
-            pixels = self.pixel(image)
-            product = torch.einsum("bkc,bchw->bkhw", self.name(text_features), pixels)
-            correction = correction + product * pixels.shape[1] ** -0.5
-        fine = resize_to(coarse, maps.shape[-2:]) + correction
-        if self.regions is None:
-            return fine
-        return self.regions(fine, image, features["image"], pixel_valid, proposal_valid)
+            guides.append(self.steps[key].guide(image))
+        return image, guides
+
+    def _category_pathway(
+        self, logits: Tensor, guides: list[Tensor], text_features: Tensor
+    ) -> Tensor:
+        """Compute the correction of each category from its logits.
+
+        Args:
+            logits: (B, K, 2, h, w), see :func:`_category_input`.
+            guides: see :meth:`_image_pathway`.
+            text_features: (B, K, d).
+
+        Returns:
+            (B, K, H/4, W/4).
+        """
+        chunks = [(logits, text_features)]
+        # Autograd keeps all maps, and an exported program has no loop. Otherwise the maps of a few
+        # categories fit into the cache of a CPU.
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            most = _CHUNK_GPU if logits.is_cuda else _CHUNK_CPU
+            step = max(1, most // guides[-1].numel())
+            chunks = list(zip(logits.split(step, dim=1), text_features.split(step, dim=1)))
+        corrections = []
+        for some, text in chunks:
+            maps = self.embed(some.flatten(0, 1))
+            for (key, _), guide in zip(_LEVELS, guides):
+                maps = self.steps[key](maps, guide, text)
+            corrections.append(self.out(maps).unflatten(0, text.shape[:2]).squeeze(2))
+        return torch.cat(corrections, dim=1)
 
 
 def _category_input(coarse: Tensor, proposal_valid: Tensor) -> Tensor:

@@ -66,5 +66,5 @@ def test_grouping_in_chunks_gives_the_same_result(monkeypatch):
     tokens = normalize(torch.randn(2, 16, 50), dim=1)
     valid = torch.arange(50).expand(2, -1) < torch.tensor([[50], [31]])
     whole = grouping(tokens, valid)
-    monkeypatch.setattr("dcp_clip.modeling.stages.stage1_token_grouping._MAX_LOGITS", 2 * 50 * 7)
+    monkeypatch.setattr("dcp_clip.modeling.stages.stage1_token_grouping._CHUNK_CPU", 2 * 50 * 7)
     torch.testing.assert_close(grouping(tokens, valid), whole)

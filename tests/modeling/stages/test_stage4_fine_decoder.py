@@ -56,3 +56,27 @@ def test_the_weights_are_shared_over_the_categories(make_cfg):
         torch.tensor([[True, True, True, False]]),
     )
     torch.testing.assert_close(padded[:, :3], out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["GN", "BN"])
+def test_categories_in_chunks_give_the_same_result(make_cfg, monkeypatch, norm):
+    """Evaluation computes a few categories at a time, training all of them at once."""
+    torch.manual_seed(0)
+    shapes = {f"res{i}": ShapeSpec(channels=4 * i, stride=2**i) for i in (2, 3, 4)}
+    decoder = PyramidDecoder(make_cfg(opts={NODE + "NORM": norm}), shapes, 6, 5).eval()
+    torch.nn.init.normal_(decoder.out.weight)
+    features = {f"res{i}": torch.randn(2, 4 * i, 64 >> i, 96 >> i) for i in (2, 3, 4)}
+    features["image"] = torch.randn(2, 3, 64, 96)
+    valid = torch.ones(2, 2, 3).bool(), torch.ones(2, 5).bool()
+    inputs = torch.randn(2, 5, 2, 3), torch.randn(2, 6, 2, 3), torch.randn(2, 5, 5), features
+    whole = decoder(*inputs, *valid)
+    module = "dcp_clip.modeling.stages.stage4_fine_decoder"
+    values = 2 * decoder.out.in_channels * 16 * 24  # the maps of one category of both images
+    maps = []
+    decoder.out.register_forward_hook(lambda module, inputs, output: maps.append(len(output)))
+    for count in (1, 2, 3):  # categories in a chunk
+        maps.clear()
+        monkeypatch.setattr(f"{module}._CHUNK_CPU", count * values)
+        with torch.no_grad():
+            torch.testing.assert_close(decoder(*inputs, *valid), whole, rtol=1e-4, atol=1e-5)
+        assert maps == [2 * min(count, 5 - start) for start in range(0, 5, count)]
