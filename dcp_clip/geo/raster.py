@@ -174,14 +174,14 @@ class Raster:
         for start in range(0, height, _ROWS):
             rows = slice(start, min(start + _ROWS, height))
             window = ((top + rows.start, top + rows.stop), (left, left + width))
-            values, valid[rows] = self._values(window)
-            image[:, rows] = self._scaled(values)
+            values, known, valid[rows] = self._values(window)
+            image[:, rows] = self._scaled(values, known)
         return image, valid
 
     def overview(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the raster reduced to at most 2048 pixels, as `read` does."""
-        values, valid = self._reduced
-        return self._scaled(values), valid
+        values, known, valid = self._reduced
+        return self._scaled(values, known), valid
 
     def blocks(self, side: int) -> Iterator[Region]:
         """Yield the squares of this side that cover the raster, row by row."""
@@ -191,13 +191,14 @@ class Raster:
                 yield top, left, min(side, height - top), min(side, width - left)
 
     @functools.cached_property
-    def _reduced(self) -> tuple[np.ndarray, np.ndarray]:
-        """The values (3, h, w) of the reduced raster, and where it has data, (h, w)."""
+    def _reduced(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The reduced raster, as `_values` returns it."""
         factor = min(1.0, _OVERVIEW / max(self.size))
         height, width = (max(1, round(side * factor)) for side in self.size)
         # float32 cannot tell large integers apart.
         exact = np.result_type(self.dataset.dtypes[0], np.float32)
         values, valid = np.empty((3, height, width), exact), np.empty((height, width), bool)
+        known = np.empty(values.shape, bool)
         # GDAL's own reduction takes 20 times as long.
         rows, columns = (
             [round(i * side / n) for i in range(n + 1)]
@@ -208,49 +209,61 @@ class Raster:
                 last = min(y + _PART, height), min(x + _PART, width)
                 window = (rows[y], rows[last[0]]), (columns[x], columns[last[1]])
                 place = np.s_[y : last[0], x : last[1]]
-                full, has_data = self._values(window)
+                full, has_value, has_data = self._values(window)
                 shape = last[1] - x, last[0] - y
-                # The mean of the pixels with data; a cell counts if it has any.
-                weight = has_data.astype(np.float32)
-                share = cv2.resize(weight, shape, interpolation=cv2.INTER_AREA)
-                valid[place] = share > 0
-                for channel, band in zip(values, full):
-                    known = np.where(has_data, band, 0).astype(exact)
-                    mean = cv2.resize(known, shape, interpolation=cv2.INTER_AREA)
+                valid[place] = _area_means(has_data, shape) > 0
+                # The mean of the pixels with a value; a cell counts if it has any.
+                for channel, mask, band, counts in zip(values, known, full, has_value):
+                    share = _area_means(counts, shape)
+                    mask[place] = share > 0
+                    mean = _area_means(np.where(counts, band, 0).astype(exact), shape)
                     channel[place] = mean / np.where(share > 0, share, 1)
-        return values, valid
+        return values, known, valid
 
-    def _values(self, window: tuple) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values (3, h, w) of a window, and where it has data, (h, w)."""
+    def _values(self, window: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Read a window.
+
+        Returns:
+            The values (3, h, w); (3, h, w) bool, where they are values of the band; (h, w) bool,
+            where the raster has data.
+        """
         rasterio = import_rasterio()
         bands = list(self.bands)
         try:
             values = self.dataset.read(bands, window=window)
-            # As in GDAL, a pixel has no data if no band has. A colour can be 0 in one band.
-            valid = (self.dataset.read_masks(bands, window=window) > 0).any(axis=0)
+            masks = self.dataset.read_masks(bands, window=window) > 0
         except rasterio.errors.RasterioIOError as error:
             raise ImageReadError(f"cannot read {self.path}: {error}") from error
+        # As in GDAL, a pixel has no data if no band has.
+        valid = masks.any(axis=0)
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(axis=0)
-        return values, valid
+        masks[[self._is_color(band) for band in bands]] = True
+        return values, masks & valid, valid
 
-    def _scaled(self, values: np.ndarray) -> np.ndarray:
-        """Return values (3, h, w) in the ranges as bytes."""
+    def _is_color(self, band: int) -> bool:
+        """Whether the value for "no data" is also a colour, such as 0 in one band of three."""
+        value, kind = self.dataset.nodatavals[band - 1], np.dtype(self.dataset.dtypes[band - 1])
+        return value == 0 or (kind.kind == "u" and value == np.iinfo(kind).max)
+
+    def _scaled(self, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Return values (3, h, w) in the ranges as bytes; unknown ones become 0."""
         if self.scaling == "none":
-            return values if values.dtype == np.uint8 else np.rint(values).astype(np.uint8)
+            return np.rint(np.where(known, values, 0)).astype(np.uint8)
         low, high = (np.array(x)[:, None, None] for x in zip(*self.ranges))
         exact = np.result_type(values.dtype, np.float32)
         scaled = (values.astype(exact) - low.astype(exact)) * (255 / (high - low)).astype(exact)
-        scaled = np.nan_to_num(scaled)
+        scaled = np.nan_to_num(np.where(known, scaled, 0))
         return np.rint(scaled).clip(0, 255).astype(np.uint8)
 
     def _percentiles(self) -> list[tuple[float, float]]:
-        values, valid = self._reduced
+        values, known, valid = self._reduced
         if not valid.any():
             raise ImageReadError(f"cannot read {self.path}: its bands have no data")
         ranges = []
-        for band in values:
-            low, high = np.percentile(band[valid].astype(np.float64), _PERCENTILES)
+        for band, has_value in zip(values, known):
+            some = band[has_value].astype(np.float64)
+            low, high = np.percentile(some, _PERCENTILES) if some.size else (0, 1)
             ranges.append((float(low), float(high if high > low else low + 1)))
         return ranges
 
@@ -278,3 +291,9 @@ class Raster:
                 "with gdal_translate -expand rgb"
             )
         return (bands[0],) * 3 if len(bands) == 1 else tuple(bands)
+
+
+def _area_means(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Reduce values (h, w) to this (width, height); a bool becomes the fraction of True."""
+    values = values.astype(np.float32) if values.dtype == bool else values
+    return cv2.resize(values, shape, interpolation=cv2.INTER_AREA)
