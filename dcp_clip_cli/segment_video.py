@@ -31,7 +31,7 @@ from dcp_clip.utils.images.files import ImageReadError
 from dcp_clip.utils.images.reading import reduced_size, shrink
 from dcp_clip.video.frames import VideoReader
 from dcp_clip.video.overlay import changed_fraction, write_overlay_video
-from dcp_clip.video.smoothing import SmoothedModel, check_smoothing
+from dcp_clip.video.smoothing import SmoothedModel, check_can_smooth, check_smoothing
 
 
 def segment_videos(
@@ -44,7 +44,7 @@ def segment_videos(
     Raises:
         RunFolderError: if the output folder cannot be used.
         ImageReadError: if no video can be read.
-        ValueError: if the smoothing is invalid.
+        ValueError: if the smoothing is invalid, or the model gives no logits to smooth.
     """
     output = Path(args.output)
     if args.smoothing is not None:
@@ -60,6 +60,8 @@ def segment_videos(
     with RunFolder(output) as folder, contextlib.ExitStack() as stack:
         readers, failures = _open_videos(videos, stack)
         predictor = make_predictor()
+        if args.smoothing is not None:
+            check_can_smooth(predictor.model)
         settings = run_settings(predictor, videos, __version__, formats)
         settings |= {"every": args.every, "smoothing": args.smoothing}
         # Frames are resized as a whole.
@@ -99,8 +101,9 @@ def segment_videos(
             if summary.signal:
                 return 128 + summary.signal
             labels = _label_maps(folder, path)
-            _report(path, labels)
-            if path in overlays and (todo or not overlays[path].exists()):
+            if labels:
+                _report(path, labels)
+            if labels and path in overlays and (todo or not overlays[path].exists()):
                 folder.record_video(overlays[path])
                 try:
                     _write_overlay(overlays[path], readers[path], labels, predictor, args.every)

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dcp_clip.modeling.large_image import gives_logits
 from dcp_clip.structures import SemSegProposals
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["SmoothedModel", "check_smoothing"]
+__all__ = ["SmoothedModel", "check_can_smooth", "check_smoothing"]
 
 _SMALL = 1e-3  # a frame with a smaller weight no longer matters
 
@@ -19,6 +20,15 @@ def check_smoothing(weight: float) -> None:
     """Raise a ValueError if the weight of the previous frames is not from 0 to below 1."""
     if not 0 <= weight < 1:
         raise ValueError(f"--smoothing is {weight}; it is from 0 to below 1, for example 0.6.")
+
+
+def check_can_smooth(model: nn.Module) -> None:
+    """Raise a ValueError if a segmentor gives no logits to average."""
+    if not gives_logits(model):
+        raise ValueError(
+            f"--smoothing averages logits, but a model of MODEL.META_ARCHITECTURE "
+            f"'{type(model).__name__}' gives labels without logits: choose another config."
+        )
 
 
 class SmoothedModel(nn.Module):
@@ -41,10 +51,11 @@ class SmoothedModel(nn.Module):
             weight: weight of the previous frames, 0 to 1 (exclusive).
 
         Raises:
-            ValueError: if the weight is not in this range.
+            ValueError: if the weight is not in this range, or the model gives no logits.
         """
         super().__init__()
         check_smoothing(weight)
+        check_can_smooth(model)
         self.model, self.weight = model, weight
         self._vocabulary: Vocabulary | None = None
         self.forget()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dcp_clip.modeling import DCPCLIP
 from dcp_clip.structures import SemSegProposals
 from dcp_clip.video.smoothing import SmoothedModel
 from dcp_clip.vocabulary import Vocabulary
@@ -25,6 +26,16 @@ def test_a_resumed_run_with_smoothing_starts_with_the_frames_before(run, tmp_pat
     with pytest.raises(SystemExit, match="--smoothing is 1.5"):
         run("--smoothing", "1.5", "--overwrite")
     assert [path.read_bytes() for path in sorted((out / "clip").iterdir())] == before
+
+
+def test_a_model_without_logits_is_refused_before_results_are_removed(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert run("--only", "labels") == (0, COUNT)
+    before = sorted(path.read_bytes() for path in (out / "clip").iterdir())
+    monkeypatch.setattr(DCPCLIP, "gives_logits", False, raising=False)
+    with pytest.raises(SystemExit, match="'DCPCLIP' gives labels without logits"):
+        run("--smoothing", "0.3", "--only", "labels", "--overwrite")
+    assert sorted(path.read_bytes() for path in (out / "clip").iterdir()) == before
 
 
 @pytest.mark.parametrize(("weight", "calls"), [("0", 2), ("0.02", 5), ("0.5", 6)])

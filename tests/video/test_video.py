@@ -154,6 +154,26 @@ def test_a_video_that_cannot_be_read_does_not_stop_the_others(run, clip, tmp_pat
         run("--input", broken)
 
 
+def test_a_video_without_any_result_does_not_stop_the_others(
+    run, write_clip, clip, tmp_path, monkeypatch, capsys
+):
+    """Its frames are in failures.jsonl, and there is no overlay video."""
+    bad, read = write_clip(tmp_path / "bad.mp4"), VideoReader.read
+
+    def fail(reader, job):
+        if job.image == bad:
+            raise ImageReadError(f"cannot read frame {job.frame} of {bad}")
+        return read(reader, job)
+
+    monkeypatch.setattr(VideoReader, "read", fail)
+    out = tmp_path / "out"
+    assert run("--input", str(bad), str(clip), "--format", "overlay", "coco") == (1, COUNT)
+    assert len((out / "failures.jsonl").read_text().splitlines()) == COUNT
+    assert not (out / "bad_overlay.mp4").exists()
+    assert (out / "clip_overlay.mp4").exists() and (out / "coco.json").exists()
+    assert "bad.mp4: 0.0 %" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_a_damaged_part_does_not_end_a_video(run, write_clip, tmp_path, codec):
     path = write_clip(tmp_path / "damaged.mp4", (48, 64), codec, range(20), g="5", bf="0")
