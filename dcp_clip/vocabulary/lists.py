@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from dcp_clip.vocabulary.category import Category, VocabularyError, shortened
 from dcp_clip.vocabulary.entries import categories_of, numbered, parse_color
-from dcp_clip.vocabulary.strings import FULL_WIDTH, has_file_suffix, unquoted
+from dcp_clip.vocabulary.strings import FULL_WIDTH, OPENING_QUOTES, has_file_suffix, unquoted
 
 # A line of CVAT's labelmap.txt: label:color_rgb:parts:actions.
 _CVAT_LINE = re.compile(r"([^:]+):\s*((?:\d{1,3}\s*,\s*){2}\d{1,3})?\s*:[^:]*:[^:]*")
@@ -61,6 +61,11 @@ def parse_lines(text: str, file: str) -> tuple[Category, ...]:
             raise VocabularyError(
                 f"{file}, line {number}: '{shortened(path)}' looks like a file, not like a name."
             )
+        if any(name[:1] in OPENING_QUOTES for name in names):
+            raise VocabularyError(
+                f"{file}, line {number}: the quotes in '{shortened(line)}' do not enclose single "
+                "names. Remove them, or write a list in JSON for names with commas."
+            )
         entries.append(names)
     if len(entries) == 1 and len(entries[0]) > 1:
         raise VocabularyError(
@@ -89,7 +94,8 @@ def parse_table(text: str, file: str) -> tuple[Category, ...]:
     none, in the table. A column with an unknown title is ignored.
 
     Raises:
-        VocabularyError: if the table is damaged, or it is not clear which column has the names.
+        VocabularyError: if the table is damaged, or it is not clear which column has the names, or
+            whether the names of the only row are categories or synonyms.
     """
     lines = [x for x in text.splitlines() if x.strip() and not _COMMENT.match(x)]
     if not lines:
@@ -113,6 +119,11 @@ def parse_table(text: str, file: str) -> tuple[Category, ...]:
                 "columns than names with a header, for example id,name,synonyms,color."
             )
     entries = [[cell for cell in row if cell] or [""] for row in rows]
+    if len(entries) == 1 and len(entries[0]) > 1:
+        raise VocabularyError(
+            f"{file} has only one row, so its names could be categories or synonyms. Write each "
+            "category in its own row."
+        )
     return categories_of(entries, file)
 
 

@@ -10,6 +10,8 @@ from dcp_clip.vocabulary.entries import categories_of, parse_json, parse_yaml
 # Separators of Chinese, Japanese, Arabic and full-width text, and a byte order mark.
 FULL_WIDTH = str.maketrans("；؛，、،｜", ";;,,,|", "\ufeff")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "„": "“", "«": "»", "「": "」"}
+# A name does not begin with one of these, but it may begin with an apostrophe.
+OPENING_QUOTES = ('"', "“", "„", "«")
 _FILE_SUFFIXES = frozenset(
     "txt names csv tsv json jsonl yaml yml xml pbtxt data cfg ini toml conf list lst md rst html "
     "htm pdf doc docx odt rtf xls xlsx ods ppt pptx log zip tar gz tgz bz2 xz 7z rar npy npz pkl "
@@ -166,7 +168,7 @@ def _read_name(name: str, text: str) -> str:
     name = name.removeprefix(mark).lstrip()
     if (plain := unquoted(name)) != name:
         return mark + plain
-    if name[:1] in ('"', "“", "„", "«"):
+    if name[:1] in OPENING_QUOTES:
         raise VocabularyError(
             f"The quotes in '{shortened(text.strip())}' do not enclose single names. Write "
             f'{_EXAMPLE} or ["sky", ["car", "automobile"]].'

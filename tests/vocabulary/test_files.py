@@ -219,6 +219,9 @@ def test_names_with_numbers_stay_names(tmp_path):
         ("a.json", '[{"name": "sky", "color": [0, 0]}]', "colour of 'sky'"),
         ("a.doc", "sky", "must end in"),
         ("a.txt", "sky; tree; car", "only one line"),
+        ("a.txt", "'sky'\n\"car, automobile\"\n", "line 2: the quotes"),
+        ("a.names", "“car, automobile”\nsky\n", "line 1: the quotes"),
+        ("a.csv", "sky,tree,road\n", "only one row"),
     ],
 )
 def test_invalid_files(tmp_path, name, content, message):

@@ -59,7 +59,8 @@ class AttentionProxy:
 
         Raises:
             ValueError: for a name or weights that timm does not have, weights that cannot be read
-                or downloaded, or another value of MODEL.CLIP.DENSE than 'maskclip'.
+                or downloaded, a tower that does not accept images of any size, or another value of
+                MODEL.CLIP.DENSE than 'maskclip'.
         """
         clip = cfg.MODEL.CLIP
         if not clip.PROXY.NAME:
@@ -95,10 +96,7 @@ class AttentionProxy:
         size = [max(round(side / self.stride), 1) * self.stride for side in images.shape[-2:]]
         if size != list(images.shape[-2:]):
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
-        (features,) = self.tower.forward_intermediates(
-            pixels, indices=1, norm=True, intermediates_only=True
-        )
-        features = features.float()
+        features = _last_features(self.tower, pixels).float()
         if features.shape[-2:] != tuple(grid):
             shrinks = features.shape[-2] >= grid[0] and features.shape[-1] >= grid[1]
             features = F.interpolate(features, grid, mode="area" if shrinks else "bilinear")
@@ -163,11 +161,30 @@ def _build_tower(name: str, pretrained: str) -> nn.Module:
             else f"{_NODE}.PRETRAINED: '{path}' does not hold weights of '{name}' "
             f"({_NODE}.NAME); give the file that belongs to this name. ({text})"
         ) from error
+    reason = ""
     if not hasattr(tower, "forward_intermediates") or not getattr(tower, "feature_info", None):
+        reason = "has no grid of features that timm can return"
+    else:
+        if isinstance(tower, (Eva, VisionTransformer)):
+            allow_any_size(tower)
+        stride = int(tower.feature_info[-1]["reduction"])
+        try:
+            _last_features(tower.eval(), torch.zeros(1, 3, 4 * stride, 6 * stride))
+        except Exception as error:  # towers raise many types of errors
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = f"does not accept images of any size ({text})"
+    if reason:
         raise ValueError(
-            f"{_NODE}.NAME is '{name}', which has no grid of features that timm can return; use a "
-            "vision transformer, for example 'vit_base_patch16_224' with PRETRAINED 'dino'."
+            f"{_NODE}.NAME is '{name}', which {reason}; use a vision transformer, for example "
+            "'vit_base_patch16_224' with PRETRAINED 'dino'."
         )
-    if isinstance(tower, (Eva, VisionTransformer)):
-        allow_any_size(tower)
     return tower
+
+
+@torch.no_grad()
+def _last_features(tower: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the last features (B, C, h, w) of a tower of timm, after its final norm."""
+    (features,) = tower.forward_intermediates(
+        pixels, indices=1, norm=True, intermediates_only=True
+    )
+    return features

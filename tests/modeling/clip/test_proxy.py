@@ -170,6 +170,12 @@ def test_a_tower_without_a_grid_is_refused(make_backbone, monkeypatch):
         make_backbone("test-vit-16", PROXY)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "hiera_tiny_224"])
+def test_a_tower_for_images_of_one_size_is_refused(make_backbone, name):
+    with pytest.raises(ValueError, match=f"'{name}', which does not accept images of any size"):
+        make_backbone("test-vit-16", PROXY | {"MODEL.CLIP.PROXY.NAME": name})
+
+
 @torch.no_grad()
 def test_the_benchmark_counts_it_beside_the_encoder(make_cfg):
     subject = BenchmarkModel(make_cfg("test-vit-16", PROXY), (64, 64), (64, 64))
