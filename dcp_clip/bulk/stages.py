@@ -26,7 +26,6 @@ from dcp_clip.bulk.partitions import BulkFolder
 from dcp_clip.bulk.storage import locate, read_bytes
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.formats.coco import to_coco
-from dcp_clip.modeling.finite import NonFiniteError
 from dcp_clip.prediction import Prediction, make_prediction
 from dcp_clip.runtime.resizing import Resizing
 from dcp_clip.utils.atomic_files import WriteError
@@ -35,6 +34,8 @@ from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["RunModel", "outcome_of", "read_partition", "write_partition"]
 
+# Older versions of PyTorch have no class for the errors of a GPU.
+_DEVICE_ERRORS = getattr(torch, "AcceleratorError", ())
 _READ_AT_ONCE = 16  # files of a partition that threads read before they are decoded
 _SIZE = [("height", pa.int32()), ("width", pa.int32())]
 _ERROR = ("error", pa.string())
@@ -185,7 +186,9 @@ class RunModel:
             with torch.no_grad():
                 outputs = self.predictor.model(inputs)
                 return [outcome_of(self._prediction(output)) for output in outputs]
-        except (NonFiniteError, torch.OutOfMemoryError) as error:
+        except Exception as error:  # PyTorch has many types; the next images may be fine
+            if isinstance(error, _DEVICE_ERRORS):
+                raise  # a GPU in this state gives no more results
             if len(inputs) == 1:
                 return [{"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}]
             return [outcome for one in inputs for outcome in self._segment([one])]

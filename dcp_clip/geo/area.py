@@ -26,7 +26,8 @@ def check_has_areas(path: Any, crs: Any) -> None:
     if crs is None:
         raise ValueError(
             f"{path} has no coordinate system, so its polygons have no area: {choice}, or assign "
-            "one with gdal_edit -a_srs."
+            "one with gdal_edit -a_srs. If the file has ground control points, apply them with "
+            "gdalwarp."
         )
     try:
         transform(crs, _EQUAL_AREA, [0.0], [0.0])

@@ -121,18 +121,19 @@ class Refusing(torch.nn.Module):
         return self.model(inputs)
 
 
-def test_memory_error_of_the_upsampling(monkeypatch, predictor, photographs):
-    """On a GPU, the largest tensors are those of `make_prediction`."""
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_memory_error_of_the_upsampling(monkeypatch, predictor, photographs, kind):
+    """On a GPU, the largest tensors are those of `make_prediction`. A CPU has another error."""
     image = torch.zeros(3, 40, 56, dtype=torch.uint8)
     inputs = [{"image": image, "height": 40, "width": 56, "vocabulary": predictor.vocabulary}] * 2
     stage = object.__new__(RunModel)
     stage.predictor = predictor
 
     def fail(*_):
-        raise torch.OutOfMemoryError("out of memory")
+        raise kind("out of memory")
 
     monkeypatch.setattr("dcp_clip.bulk.stages.make_prediction", fail)
-    assert stage._segment(inputs) == [{"error": "OutOfMemoryError: out of memory"}] * 2
+    assert stage._segment(inputs) == [{"error": f"{kind.__name__}: out of memory"}] * 2
 
 
 def test_batches_of_equal_size(cluster, predictor, tmp_path):

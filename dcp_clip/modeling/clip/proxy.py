@@ -184,7 +184,5 @@ def _build_tower(name: str, pretrained: str) -> nn.Module:
 @torch.no_grad()
 def _last_features(tower: nn.Module, pixels: Tensor) -> Tensor:
     """Return the last features (B, C, h, w) of a tower of timm, after its final norm."""
-    (features,) = tower.forward_intermediates(
-        pixels, indices=1, norm=True, intermediates_only=True
-    )
+    (features,) = tower.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)
     return features

@@ -148,7 +148,7 @@ def _pool(maps: Tensor, factor: int) -> Tensor:
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """The kernel covers the pixels of a cell and of its neighbours up to their middle."""
+    """With a stride, the kernel is centred on the first pixel of a cell."""
     kernel_size = 2 * stride - 1 if stride > 1 else 3
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
