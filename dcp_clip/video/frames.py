@@ -47,6 +47,7 @@ class VideoReader:
         path: the file.
         count: number of frames.
         rate: frames per second.
+        pixel_aspect: width of a pixel divided by its height.
     """
 
     def __init__(self, path: str | Path):
@@ -63,6 +64,7 @@ class VideoReader:
         with self._open() as container:
             stream = container.streams.video[0]
             self.rate = Fraction(stream.average_rate or 25)
+            self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
             # The headers of many files have a wrong number, or none. Packets are not decoded. Those
             # before the start of a clip that was cut without encoding are discarded.
             packets = container.demux(stream)

@@ -94,6 +94,7 @@ def write_overlay_video(
                 stream = container.add_stream("libx264", rate=reader.rate / every)
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = "yuv420p"
+                stream.codec_context.sample_aspect_ratio = reader.pixel_aspect
                 stream.options = {"crf": "20", "preset": "veryfast"}
                 stream.time_base = stream.codec_context.time_base = _TICK
                 start, before = seconds, -1

@@ -7,13 +7,14 @@ from dcp_clip.predictor import Predictor
 from dcp_clip_cli import segment
 
 
-def _write_clip(path, size=(48, 64), codec="libx264", times=range(7), **options):
+def _write_clip(path, size=(48, 64), codec="libx264", times=range(7), aspect=1, **options):
     """Write frames whose grey rises by 30 from frame to frame, at times in fifths of a second."""
     av = pytest.importorskip("av")
     path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=5, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
         for i, time in enumerate(times):
             image = np.full((*size, 3), 30 * i % 256, np.uint8)
             image[:, 32:] = 255 - 30 * i % 256

@@ -1,6 +1,7 @@
 """Videos: every frame once, the overlay video, and resuming."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -217,6 +218,13 @@ def test_the_overlay_has_the_times_of_the_video(run, write_clip, tmp_path):
     with av.open(str(tmp_path / "out" / "phone_overlay.mp4")) as container:
         found = [frame.time for frame in container.decode(video=0)]
     assert found == pytest.approx([time / 5 for time in times], abs=1e-3)
+
+
+def test_the_overlay_has_the_pixel_aspect_of_the_video(run, write_clip, tmp_path):
+    path = write_clip(tmp_path / "wide.mp4", aspect=Fraction(16, 11))
+    assert run("--input", str(path))[0] == 0
+    with av.open(str(tmp_path / "out" / "wide_overlay.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
 
 
 def test_a_killed_run_leaves_no_outdated_overlay(run, write_clip, clip, tmp_path, monkeypatch):
