@@ -23,7 +23,7 @@ REPORT = """
 import torch
 from detectron2.utils.collect_env import collect_env_info
 print(collect_env_info())
-print("DCP-CLIP does not use detectron2._C, so a line above that it is not built is no problem.")
+print("DCP-CLIP does not need detectron2._C: ignore the line above if it is not built.")
 if hasattr(torch.cpu, "get_capabilities"):
     cpu = torch.cpu.get_capabilities()
     is_native = any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

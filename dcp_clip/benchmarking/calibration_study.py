@@ -33,7 +33,7 @@ from dcp_clip.evaluation.unknown_detection import (
     require_sklearn,
     unknown_signals,
 )
-from dcp_clip.modeling.large_image import gives_logits
+from dcp_clip.modeling.large_image import require_logits
 from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
@@ -88,11 +88,7 @@ class CalibrationStudy:
         if not torch.cuda.is_available():
             self.cfg.MODEL.DEVICE = "cpu"
         self.model = build_model(self.cfg).eval()
-        if not gives_logits(self.model):
-            raise ValueError(
-                f"MODEL.META_ARCHITECTURE '{self.cfg.MODEL.META_ARCHITECTURE}' gives labels "
-                "without logits, so its confidence cannot be calibrated: choose another model."
-            )
+        require_logits(self.model, "its confidence cannot be calibrated")
         self._pixels = pixels
         load_weights(self.model, self.cfg.MODEL.WEIGHTS, calibrated=not refit)
         self.results: dict[str, Any] = {

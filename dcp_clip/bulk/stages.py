@@ -186,9 +186,9 @@ class RunModel:
             with torch.no_grad():
                 outputs = self.predictor.model(inputs)
                 return [outcome_of(self._prediction(output)) for output in outputs]
+        except _DEVICE_ERRORS:
+            raise  # a GPU in this state gives no more results
         except Exception as error:  # PyTorch has many types; the next images may be fine
-            if isinstance(error, _DEVICE_ERRORS):
-                raise  # a GPU in this state gives no more results
             if len(inputs) == 1:
                 return [{"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}]
             return [outcome for one in inputs for outcome in self._segment([one])]

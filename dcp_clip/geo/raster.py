@@ -174,14 +174,14 @@ class Raster:
         for start in range(0, height, _ROWS):
             rows = slice(start, min(start + _ROWS, height))
             window = ((top + rows.start, top + rows.stop), (left, left + width))
-            values, known, valid[rows] = self._values(window)
-            image[:, rows] = self._scaled(values, known)
+            values, known = self._values(window)
+            image[:, rows], valid[rows] = self._scaled(values, known), known.any(axis=0)
         return image, valid
 
     def overview(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the raster reduced to at most 2048 pixels, as `read` does."""
-        values, known, valid = self._reduced
-        return self._scaled(values, known), valid
+        values, known = self._reduced
+        return self._scaled(values, known), known.any(axis=0)
 
     def blocks(self, side: int) -> Iterator[Region]:
         """Yield the squares of this side that cover the raster, row by row."""
@@ -191,14 +191,13 @@ class Raster:
                 yield top, left, min(side, height - top), min(side, width - left)
 
     @functools.cached_property
-    def _reduced(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _reduced(self) -> tuple[np.ndarray, np.ndarray]:
         """The reduced raster, as `_values` returns it."""
         factor = min(1.0, _OVERVIEW / max(self.size))
         height, width = (max(1, round(side * factor)) for side in self.size)
         # float32 cannot tell large integers apart.
         exact = np.result_type(self.dataset.dtypes[0], np.float32)
-        values, valid = np.empty((3, height, width), exact), np.empty((height, width), bool)
-        known = np.empty(values.shape, bool)
+        values, known = np.empty((3, height, width), exact), np.empty((3, height, width), bool)
         # GDAL's own reduction takes 20 times as long.
         rows, columns = (
             [round(i * side / n) for i in range(n + 1)]
@@ -209,23 +208,22 @@ class Raster:
                 last = min(y + _PART, height), min(x + _PART, width)
                 window = (rows[y], rows[last[0]]), (columns[x], columns[last[1]])
                 place = np.s_[y : last[0], x : last[1]]
-                full, has_value, has_data = self._values(window)
+                full, has_value = self._values(window)
                 shape = last[1] - x, last[0] - y
-                valid[place] = _area_means(has_data, shape) > 0
                 # The mean of the pixels with a value; a cell counts if it has any.
                 for channel, mask, band, counts in zip(values, known, full, has_value):
                     share = _area_means(counts, shape)
                     mask[place] = share > 0
                     mean = _area_means(np.where(counts, band, 0).astype(exact), shape)
                     channel[place] = mean / np.where(share > 0, share, 1)
-        return values, known, valid
+        return values, known
 
-    def _values(self, window: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _values(self, window: tuple) -> tuple[np.ndarray, np.ndarray]:
         """Read a window.
 
         Returns:
-            The values (3, h, w); (3, h, w) bool, where they are values of the band; (h, w) bool,
-            where the raster has data.
+            The values (3, h, w); (3, h, w) bool, False where a band has no value. A pixel has data
+            if any band has a value.
         """
         rasterio = import_rasterio()
         bands = list(self.bands)
@@ -238,27 +236,30 @@ class Raster:
         valid = masks.any(axis=0)
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(axis=0)
-        masks[[self._is_color(band) for band in bands]] = True
-        return values, masks & valid, valid
+        masks[self._nodata_is_color] = True
+        return values, masks & valid
 
-    def _is_color(self, band: int) -> bool:
-        """Whether the value for "no data" is also a colour, such as 0 in one band of three."""
-        value, kind = self.dataset.nodatavals[band - 1], np.dtype(self.dataset.dtypes[band - 1])
-        return value == 0 or (kind.kind == "u" and value == np.iinfo(kind).max)
+    @functools.cached_property
+    def _nodata_is_color(self) -> list[bool]:
+        """For each band, whether the value for "no data" is also a colour, such as 0."""
+        dataset, bands = self.dataset, [band - 1 for band in self.bands]
+        kinds = [(dataset.nodatavals[i], np.dtype(dataset.dtypes[i])) for i in bands]
+        return [v == 0 or (kind.kind == "u" and v == np.iinfo(kind).max) for v, kind in kinds]
 
     def _scaled(self, values: np.ndarray, known: np.ndarray) -> np.ndarray:
         """Return values (3, h, w) in the ranges as bytes; unknown ones become 0."""
-        if self.scaling == "none":
-            return np.rint(np.where(known, values, 0)).astype(np.uint8)
-        low, high = (np.array(x)[:, None, None] for x in zip(*self.ranges))
-        exact = np.result_type(values.dtype, np.float32)
-        scaled = (values.astype(exact) - low.astype(exact)) * (255 / (high - low)).astype(exact)
-        scaled = np.nan_to_num(np.where(known, scaled, 0))
-        return np.rint(scaled).clip(0, 255).astype(np.uint8)
+        if self.scaling != "none":
+            low, high = (np.array(x)[:, None, None] for x in zip(*self.ranges))
+            exact = np.result_type(values.dtype, np.float32)
+            scale = (255 / (high - low)).astype(exact)
+            values = np.nan_to_num((values.astype(exact) - low.astype(exact)) * scale)
+        if values.dtype != np.uint8:
+            values = np.rint(values).clip(0, 255).astype(np.uint8)
+        return np.where(known, values, np.uint8(0))
 
     def _percentiles(self) -> list[tuple[float, float]]:
-        values, known, valid = self._reduced
-        if not valid.any():
+        values, known = self._reduced
+        if not known.any():
             raise ImageReadError(f"cannot read {self.path}: its bands have no data")
         ranges = []
         for band, has_value in zip(values, known):

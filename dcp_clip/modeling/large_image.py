@@ -11,7 +11,14 @@ from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.structures import SemSegLabels
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["LARGE_IMAGE_PIXELS", "LargeImage", "gives_logits", "segment_large_image", "window_of"]
+__all__ = [
+    "LARGE_IMAGE_PIXELS",
+    "LargeImage",
+    "gives_logits",
+    "require_logits",
+    "segment_large_image",
+    "window_of",
+]
 
 # Image files with more pixels are segmented in windows at their full resolution.
 LARGE_IMAGE_PIXELS = 16_000_000
@@ -28,6 +35,20 @@ def window_of(model: nn.Module) -> SlidingWindow:
 def gives_logits(model: nn.Module) -> bool:
     """Whether the model gives logits, which can be averaged over windows, and not only labels."""
     return getattr(model, "gives_logits", True)
+
+
+def require_logits(model: nn.Module, consequence: str) -> None:
+    """Raise a ValueError if the model gives only labels.
+
+    Args:
+        model: a segmentor.
+        consequence: what is impossible without logits, such as "it cannot segment windows".
+    """
+    if not gives_logits(model):
+        raise ValueError(
+            f"A model of MODEL.META_ARCHITECTURE '{type(model).__name__}' gives labels without "
+            f"logits, so {consequence}: choose another config."
+        )
 
 
 class LargeImage:
@@ -64,11 +85,7 @@ class LargeImage:
         Raises:
             ValueError: if the model gives no logits.
         """
-        if not gives_logits(model):
-            raise ValueError(
-                f"A model of MODEL.META_ARCHITECTURE '{type(model).__name__}' gives labels without "
-                "logits, so it cannot segment an image in windows: choose another config."
-            )
+        require_logits(model, "it cannot segment an image in windows")
         self.size = size
         self._model, self._vocabulary, self._read = model, vocabulary, read
         self._window = window_of(model)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dcp_clip.modeling.large_image import gives_logits
+from dcp_clip.modeling.large_image import require_logits
 from dcp_clip.structures import SemSegProposals
 from dcp_clip.vocabulary import Vocabulary
 
@@ -24,11 +24,7 @@ def check_smoothing(weight: float) -> None:
 
 def check_can_smooth(model: nn.Module) -> None:
     """Raise a ValueError if a segmentor gives no logits to average."""
-    if not gives_logits(model):
-        raise ValueError(
-            f"--smoothing averages logits, but a model of MODEL.META_ARCHITECTURE "
-            f"'{type(model).__name__}' gives labels without logits: choose another config."
-        )
+    require_logits(model, "--smoothing cannot average them")
 
 
 class SmoothedModel(nn.Module):

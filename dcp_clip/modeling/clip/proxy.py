@@ -41,7 +41,7 @@ class AttentionProxy:
             clip_mean, clip_std: of the pixels that a call gets; RGB, 0 to 255 scale.
         """
         self.tower = tower.requires_grad_(False).eval()
-        self.stride = int(tower.feature_info[-1]["reduction"])
+        self.stride = _stride_of(tower)
         mean, std = (255 * torch.tensor(tower.pretrained_cfg[key]) for key in ("mean", "std"))
         # From pixels normalised for CLIP to pixels normalised for the tower.
         self._scale = (torch.tensor(clip_std) / std)[:, None, None]
@@ -161,27 +161,34 @@ def _build_tower(name: str, pretrained: str) -> nn.Module:
             else f"{_NODE}.PRETRAINED: '{path}' does not hold weights of '{name}' "
             f"({_NODE}.NAME); give the file that belongs to this name. ({text})"
         ) from error
-    reason = ""
-    if not hasattr(tower, "forward_intermediates") or not getattr(tower, "feature_info", None):
-        reason = "has no grid of features that timm can return"
-    else:
-        if isinstance(tower, (Eva, VisionTransformer)):
-            allow_any_size(tower)
-        stride = int(tower.feature_info[-1]["reduction"])
-        try:
-            _last_features(tower.eval(), torch.zeros(1, 3, 4 * stride, 6 * stride))
-        except Exception as error:  # towers raise many types of errors
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            reason = f"does not accept images of any size ({text})"
-    if reason:
+    if problem := _problem_of(tower):
         raise ValueError(
-            f"{_NODE}.NAME is '{name}', which {reason}; use a vision transformer, for example "
+            f"{_NODE}.NAME is '{name}', which {problem}; use a vision transformer, for example "
             "'vit_base_patch16_224' with PRETRAINED 'dino'."
         )
     return tower
 
 
 @torch.no_grad()
+def _problem_of(tower: nn.Module) -> str:
+    """Prepare a tower for images of any size, and try one; returns why it cannot be used, or ""."""
+    if not hasattr(tower, "forward_intermediates") or not getattr(tower, "feature_info", None):
+        return "has no grid of features that timm can return"
+    if isinstance(tower, (Eva, VisionTransformer)):
+        allow_any_size(tower)
+    stride = _stride_of(tower)
+    try:
+        _last_features(tower.eval(), torch.zeros(1, 3, 4 * stride, 6 * stride))
+    except Exception as error:  # towers raise many types of errors
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"does not accept images of any size ({text})"
+    return ""
+
+
+def _stride_of(tower: nn.Module) -> int:
+    return int(tower.feature_info[-1]["reduction"])
+
+
 def _last_features(tower: nn.Module, pixels: Tensor) -> Tensor:
     """Return the last features (B, C, h, w) of a tower of timm, after its final norm."""
     (features,) = tower.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)
