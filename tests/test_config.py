@@ -238,11 +238,6 @@ def test_bgr_is_an_error():
         setup_cfg(opts=["INPUT.FORMAT", "BGR"])
 
 
-def test_test_time_augmentation_is_an_error():
-    with pytest.raises(ValueError, match=r"TEST\.AUG\.ENABLED is True, but there is no"):
-        setup_cfg(opts=["TEST.AUG.ENABLED", "True"])
-
-
 def test_options_override_the_file():
     path = ROOT / "configs" / "camvid" / "dcp_clip_tiny.yaml"
     assert setup_cfg(path, ["MODEL.DCP_CLIP.DIM", "64"]).MODEL.DCP_CLIP.DIM == 64

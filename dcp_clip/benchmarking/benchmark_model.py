@@ -86,9 +86,12 @@ class BenchmarkModel:
         self._pixels = torch.randn(1, 3, *padded, generator=generator).to(self.device)
 
     def encoder(self, batch: int = 1) -> Callable[[], dict[str, Tensor]]:
-        """The forward pass of CLIP's image encoder alone, without a proxy, on `batch` images."""
+        """The forward pass of CLIP's image encoder alone, on `batch` images.
+
+        It is without a proxy and without test-time augmentation.
+        """
         backbone = copy(self.model.backbone)
-        backbone.proxy = None
+        backbone.proxy = backbone.views = None
         pixels = self._pixels.expand(batch, -1, -1, -1).contiguous()
 
         def run() -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ def setup_cfg(
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
             that must be positive is not, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is set, MODEL.DEVICE
-            is unknown, INPUT.FORMAT is not "RGB", TEST.AUG.ENABLED is True, an entry of
+            is unknown, INPUT.FORMAT is not "RGB", an entry of
             DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
             MODEL.IMPORTS names a module that is not in `imports`.
     """
@@ -151,11 +151,6 @@ def _check_values(cfg: CfgNode) -> None:
         raise ValueError(
             f"OUTPUT_DIR is '{cfg.OUTPUT_DIR}', but must be a folder of this machine: give the URL "
             "in SOLVER.CHECKPOINT_COPY, which gets a copy of each checkpoint."
-        )
-    if cfg.TEST.AUG.ENABLED:
-        raise ValueError(
-            "TEST.AUG.ENABLED is True, but there is no test-time augmentation: set it to False. "
-            "MODEL.DCP_CLIP.SLIDING_WINDOW.SIZE segments large images in windows."
         )
     if cfg.INPUT.FORMAT != "RGB":
         raise ValueError(

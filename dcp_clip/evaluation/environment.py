@@ -100,6 +100,8 @@ def _describe_choices(cfg: CfgNode) -> dict[str, str]:
         rows["imported modules"] = ", ".join(cfg.MODEL.IMPORTS)
     if limit := cfg.TEST.MAX_IMAGES:
         rows["images"] = f"at most {limit} of each data set, evenly spaced (TEST.MAX_IMAGES)"
+    if cfg.TEST.AUG.ENABLED:
+        rows["test-time augmentation"] = _format_settings(cfg.TEST.AUG, ("FLIP", "SCALES"))
     return rows
 
 

@@ -54,6 +54,11 @@ def check_exportable(cfg: CfgNode, model: nn.Module) -> None:
             "MODEL.CLIP.PROXY.NAME is set, but an exported program has one image encoder; export "
             "with MODEL.CLIP.PROXY.NAME ''."
         )
+    if model.backbone.views is not None:
+        raise ExportError(
+            "TEST.AUG.ENABLED is True, but an exported program has one encoder pass for an image "
+            "of any size; export with TEST.AUG.ENABLED False."
+        )
     if cfg.MODEL.CLIP.DENSE == "scclip":
         raise ExportError(
             "MODEL.CLIP.DENSE is 'scclip', whose number of outliers follows from the size of the "

@@ -154,6 +154,14 @@ def test_environment_contains_every_setting(make_cfg, small_model, key, value, r
     assert str(value) in after[row] or row == "precision"
 
 
+def test_environment_contains_test_time_augmentation(make_cfg, small_model):
+    changed = make_cfg("test-vit-16", {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": (0.7,)})
+    found = environment.evaluation_environment(changed, small_model)
+    assert found["test-time augmentation"] == "FLIP True, SCALES (0.7,)"
+    default = environment.evaluation_environment(make_cfg("test-vit-16"), small_model)
+    assert "test-time augmentation" not in default
+
+
 # An evaluation does not depend on them, or only together with another key.
 WITHOUT_EFFECT = {
     "MODEL.CLIP.TRAIN_IMAGE",

@@ -112,6 +112,7 @@ def test_a_program_of_torch_export_can_be_loaded(folder, onnx):
             "MODEL.CLIP.ENCODER_WINDOW",
         ),
         ({"INPUT.RESIZE_TEST": "opencv"}, "INPUT.RESIZE_TEST is 'opencv'"),
+        ({"TEST.AUG.ENABLED": True}, "TEST.AUG.ENABLED is True"),
         ({"MODEL.CLIP.NAME": "test-vit-16", "MODEL.CLIP.DENSE": "scclip"}, "DENSE is 'scclip'"),
     ],
 )

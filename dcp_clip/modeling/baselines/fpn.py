@@ -61,6 +61,11 @@ class FPNSegmentor(OpenVocabularySegmentor):
                 "leave only data sets with the same categories."
             )
         bottom_up, dim = build_backbone(cfg), cfg.MODEL.BASELINES.DIM
+        if bottom_up.views is not None:
+            raise ValueError(
+                "TEST.AUG.ENABLED is True, but it averages CLIP's dense features, which "
+                "FPNSegmentor does not use: set it to False."
+            )
         shapes = bottom_up.output_shape()
         levels = [level for level in _STRIDES if level in shapes]
         if len(levels) < 3 or any(shapes[level].stride != _STRIDES[level] for level in levels):

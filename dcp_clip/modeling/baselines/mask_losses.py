@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -146,6 +145,8 @@ class MaskQueryCriterion(nn.Module):
             + self.mask_weight * bce / pixels.shape[1]
             + self.dice_weight * _pairwise_dice(pixels, targets)
         )
+        from scipy.optimize import linear_sum_assignment  # it would slow down every program's start
+
         pairs = linear_sum_assignment(cost.cpu().numpy())
         queries, order = (torch.as_tensor(x, device=pixels.device) for x in pairs)
         return queries, order

@@ -7,6 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from dcp_clip.modeling.clip.augmented_views import AugmentedViews
 from dcp_clip.modeling.clip.dense_attention import DenseAttention
 from dcp_clip.modeling.clip.encoder_windows import encode_in_windows
 from dcp_clip.modeling.clip.families import build_image_tower
@@ -39,6 +40,9 @@ class CLIPBackbone(Backbone):
 
     With `proxy`, a second, frozen tower decides which positions share their dense features; the
     other outputs stay equal.
+
+    With `views`, in evaluation mode, ``dense`` and ``pooled`` are averages over several views of
+    the image.
     """
 
     @configurable
@@ -52,6 +56,7 @@ class CLIPBackbone(Backbone):
         window: int = 0,
         window_stride: int = 0,
         proxy: AttentionProxy | None = None,
+        views: AugmentedViews | None = None,
     ):
         """
         Args:
@@ -63,6 +68,7 @@ class CLIPBackbone(Backbone):
             window: size of the encoder windows in pixels; 0 for none.
             window_stride: pixels from one encoder window to the next.
             proxy: gives the attention between the positions of ``dense``; None for CLIP's own.
+            views: test-time augmentation; None for none.
 
         Raises:
             ValueError: for a tower that no family supports, or windows that do not fit its grid.
@@ -72,7 +78,7 @@ class CLIPBackbone(Backbone):
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.window, self.window_stride = window, window_stride
         self._tower = build_image_tower(visual, dense_attention)
-        self.proxy = proxy
+        self.proxy, self.views = proxy, views
         self._check_windows()
 
     @classmethod
@@ -89,6 +95,7 @@ class CLIPBackbone(Backbone):
             "window": node.ENCODER_WINDOW,
             "window_stride": node.ENCODER_WINDOW_STRIDE,
             "proxy": AttentionProxy.from_config(cfg, mean, std),
+            "views": AugmentedViews.from_config(cfg),
         }
 
     def _check_windows(self) -> None:
@@ -137,15 +144,20 @@ class CLIPBackbone(Backbone):
                 f"The image has {images.shape[-2]} x {images.shape[-1]} pixels, but this encoder "
                 f"needs multiples of {divisor}; pad it first."
             )
-        if self.window and max(images.shape[-2:]) > self.window:
-            out = encode_in_windows(self._encode, images, self.window, self.window_stride)
-            out["pooled"] = self._tower.pooled(images)
-        else:
+        if self.views is None or self.training:
             out = self._encode(images)
+        else:
+            out = self.views.encode(self._encode, images, divisor)
         out["image"] = images
         return out
 
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
+        if not self.window or max(images.shape[-2:]) <= self.window:
+            return self._encode_whole(images)
+        out = encode_in_windows(self._encode_whole, images, self.window, self.window_stride)
+        return out | {"pooled": self._tower.pooled(images)}
+
+    def _encode_whole(self, images: Tensor) -> dict[str, Tensor]:
         if self.proxy is None:
             return self._tower.encode(images)
         stride = self._tower.shapes["dense"].stride

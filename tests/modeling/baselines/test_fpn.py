@@ -64,6 +64,8 @@ def test_it_trains_and_evaluates_on_its_own_vocabulary_only(
     assert torch.equal(other.maps, output.maps)
     with pytest.raises(ValueError, match="set DATASETS.TRAIN"):
         build_model(make_cfg(clip, {**opts, "DATASETS.TRAIN": ()}))
+    with pytest.raises(ValueError, match=r"TEST\.AUG\.ENABLED is True, but .* does not use"):
+        build_model(make_cfg(clip, {**opts, "TEST.AUG.ENABLED": True}))
 
 
 @torch.no_grad()
