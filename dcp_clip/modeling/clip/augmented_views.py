@@ -27,11 +27,12 @@ class AugmentedViews:
     Here only the encoder runs on every view, and the decoders run once on the averaged features.
 
     Attributes:
-        scales: sizes of the views, relative to the image. The image itself is always a view.
+        scales: sizes of further views, relative to the image. Sizes are rounded to whole cells of
+            the encoder, so a small image can have the same size, or its own, at several scales.
         flip: also use the mirror image of each view.
 
     Raises:
-        ValueError: if there is no view besides the image, or a scale is not above 0 and at most 4.
+        ValueError: if there is no view besides the image, or a scale is 1, not above 0 or above 4.
     """
 
     scales: tuple[float, ...] = ()
@@ -39,10 +40,10 @@ class AugmentedViews:
 
     def __post_init__(self) -> None:
         for scale in self.scales:
-            if not isinstance(scale, int | float) or not 0 < scale <= _MAX_SCALE:
+            if not isinstance(scale, int | float) or scale == 1 or not 0 < scale <= _MAX_SCALE:
                 raise ValueError(
                     f"{_NODE}.SCALES contains {scale!r}; a scale must be a number above 0 and "
-                    f"at most {_MAX_SCALE:g}."
+                    f"at most {_MAX_SCALE:g}, but not 1, as the image itself is always a view."
                 )
         if not (self.flip or self.scales):
             raise ValueError(
@@ -74,8 +75,7 @@ class AugmentedViews:
     ) -> dict[str, Tensor]:
         """Encode the views of a batch, and average ``dense`` and ``pooled``.
 
-        The vectors are normalised to unit length before the average. The other features are those
-        of the images themselves.
+        The other features are those of the images themselves.
 
         Args:
             encode: maps images (B, 3, H, W) to their features, with ``dense`` (B, D, h, w) and
@@ -88,18 +88,17 @@ class AugmentedViews:
         """
         features = encode(images)
         grid = features["dense"].shape[-2:]
-        totals = {key: F.normalize(features[key].float(), dim=1) for key in ("dense", "pooled")}
-        for size, flipped in self._others(images.shape[-2:], divisor):
+        views = {key: [features[key].float()] for key in ("dense", "pooled")}
+        for size, mirrored in self._others(images.shape[-2:], divisor):
             view = images
             if size != images.shape[-2:]:
                 # Sharper than bilinear, which loses a fifth of the gain.
                 view = F.interpolate(images, size, mode="bicubic", antialias=True)
-            found = encode(view.flip(-1) if flipped else view)
+            found = encode(view.flip(-1) if mirrored else view)
             dense = found["dense"].float()
-            dense = resize_to(dense.flip(-1) if flipped else dense, grid)
-            totals["dense"] += F.normalize(dense, dim=1)
-            totals["pooled"] += F.normalize(found["pooled"].float(), dim=1)
-        return features | {key: F.normalize(total, dim=1) for key, total in totals.items()}
+            views["dense"].append(resize_to(dense.flip(-1) if mirrored else dense, grid))
+            views["pooled"].append(found["pooled"].float())
+        return features | {key: _average(vectors) for key, vectors in views.items()}
 
     def _others(self, size: tuple[int, int], divisor: int) -> Iterator[tuple[tuple, bool]]:
         """Yield the (height, width) of each view except the image, and whether it is mirrored."""
@@ -111,3 +110,12 @@ class AugmentedViews:
         views = itertools.product(sizes, (False, True) if self.flip else (False,))
         next(views)  # the image
         yield from views
+
+
+def _average(vectors: list[Tensor]) -> Tensor:
+    """Average the directions and the lengths of vectors (B, D, ...).
+
+    A view whose vectors are longer does not count more.
+    """
+    direction = F.normalize(sum(F.normalize(x, dim=1) for x in vectors), dim=1)
+    return direction * (sum(x.norm(dim=1, keepdim=True) for x in vectors) / len(vectors))

@@ -24,8 +24,8 @@ class CLIPBackbone(Backbone):
     ``forward`` takes images (B, 3, H, W) that are normalised with :attr:`pixel_mean` and
     :attr:`pixel_std`. H and W must be multiples of :attr:`size_divisibility`. It returns a dict of
 
-    * ``res2`` to ``res4``, and ``res5`` of a convolutional tower with stride 32: the feature
-      pyramid, with the strides that :meth:`output_shape` gives;
+    * ``res2`` to ``res4``, and ``res5`` and ``res6`` of convolutional towers with strides 32 and
+      64: the feature pyramid, with the strides that :meth:`output_shape` gives;
     * ``dense`` (B, D, h, w): a feature for each position of the last grid, in CLIP's joint
       embedding space, not normalised;
     * ``pooled`` (B, D): what ``encode_image`` returns for the same pixels, not normalised;
@@ -35,14 +35,14 @@ class CLIPBackbone(Backbone):
     computes these outputs.
 
     With `window`, the tower encodes larger images in overlapping windows of about its training
-    resolution, see :func:`encode_in_windows`. ``pooled`` is always computed from the whole image,
-    so it stays equal to ``encode_image``.
+    resolution, see :func:`encode_in_windows`. ``pooled`` is computed from the whole image, so it
+    stays equal to ``encode_image``.
 
     With `proxy`, a second, frozen tower decides which positions share their dense features; the
     other outputs stay equal.
 
     With `views`, in evaluation mode, ``dense`` and ``pooled`` are averages over several views of
-    the image.
+    the image, so ``pooled`` is no longer equal to ``encode_image``.
     """
 
     @configurable
@@ -144,16 +144,17 @@ class CLIPBackbone(Backbone):
                 f"The image has {images.shape[-2]} x {images.shape[-1]} pixels, but this encoder "
                 f"needs multiples of {divisor}; pad it first."
             )
+        in_windows = self.window and max(images.shape[-2:]) > self.window
+        # An image that fits into a window stays whole in all its views.
+        encode = self._encode_in_windows if in_windows else self._encode_whole
         if self.views is None or self.training:
-            out = self._encode(images)
+            out = encode(images)
         else:
-            out = self.views.encode(self._encode, images, divisor)
+            out = self.views.encode(encode, images, divisor)
         out["image"] = images
         return out
 
-    def _encode(self, images: Tensor) -> dict[str, Tensor]:
-        if not self.window or max(images.shape[-2:]) <= self.window:
-            return self._encode_whole(images)
+    def _encode_in_windows(self, images: Tensor) -> dict[str, Tensor]:
         out = encode_in_windows(self._encode_whole, images, self.window, self.window_stride)
         return out | {"pooled": self._tower.pooled(images)}
 
