@@ -13,9 +13,10 @@
 Prints a Markdown table for each config: batch 1, evaluation mode, text features in the cache.
 
 - encoder: the forward pass of CLIPBackbone, which is what encode_image computes, with the feature
-  pyramid and the dense features, without a proxy (MODEL.CLIP.PROXY). whole: the forward pass up to
-  the category of every pixel, with the proxy. Both take turns, so that other load on the machine
-  affects both. added: whole without encoder; its ms are without the proxy.
+  pyramid and the dense features, without a proxy (MODEL.CLIP.PROXY) and without test-time
+  augmentation (TEST.AUG). whole: the forward pass up to the category of every pixel, with both.
+  Both take turns, so that other load on the machine affects both. added: whole without encoder; its
+  ms are without the proxy and without test-time augmentation.
 - ms: median wall-clock time. relative time: whole (or training step) divided by encoder.
 - GFLOPs: convolutions, matrix products and attention; a multiply-add counts as 2 FLOPs.
 - peak MiB: the most memory that tensors occupy at one time, with the output but without weights

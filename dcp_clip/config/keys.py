@@ -274,8 +274,8 @@ def _add_evaluation(cfg: CN) -> None:
     # Evaluate only this many images of each data set, evenly spaced in its list; 0 for all.
     cfg.TEST.MAX_IMAGES = 0
     # Test-time augmentation (TEST.AUG.ENABLED): with TEST.AUG.FLIP, the encoder also processes the
-    # mirror image, and both also at these sizes, relative to the image. TEST.AUG.MIN_SIZES and
-    # MAX_SIZE are not used.
+    # mirror image, and both also at these sizes, relative to the image and rounded to multiples of
+    # the encoder's stride. TEST.AUG.MIN_SIZES and MAX_SIZE are not used.
     cfg.TEST.AUG.SCALES = (0.9, 1.1)
     # Pixels whose confidence is smaller become unknown in `Predictor` and the demo; 0 for none.
     cfg.TEST.UNKNOWN_BELOW = 0.0

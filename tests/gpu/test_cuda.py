@@ -74,9 +74,10 @@ def answers(model, images):
     return [(x["proposals"]["ids"].cpu(), x["sem_seg"].to("cpu")) for x in outputs]
 
 
+@pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("clip", CLIPS)
-def test_the_answers_are_those_of_the_cpu(make_model, make_image, clip):
-    model = make_model(clip)
+def test_the_answers_are_those_of_the_cpu(make_model, make_image, clip, augmented):
+    model = make_model(clip, {"TEST.AUG.ENABLED": augmented})
     images = [make_image(*size, seed=i) for i, size in enumerate([(64, 80), (64, 80), (33, 200)])]
     expected = answers(model, images)
     for (ids, sem_seg), (other_ids, other) in zip(
