@@ -211,7 +211,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="FOLDER")
-    add("--metric", action="append", metavar="NAME", help="repeatable (default: mIoU_things)")
+    add(
+        "--metric",
+        action="append",
+        metavar="NAME",
+        help="repeatable (default: mIoU_things, or mIoU)",
+    )
     add("--milliseconds", action="store_true", help="also the model's milliseconds for an image")
     add("--runs", metavar="A,B", help="only these runs, in this order (default: all)")
     add("--against", metavar="RUN", help="subtract each other run from this run, seed by seed")
@@ -223,9 +228,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # for terminals without "±"
         sys.stdout.reconfigure(errors="backslashreplace")
     args = get_parser().parse_args(argv)
-    metrics = _unique([*(args.metric or ["mIoU_things"]), *[MILLISECONDS] * args.milliseconds])
     try:
         values = read_values(args.folders)
+        default = "mIoU_things" if any(key[2] == "mIoU_things" for key in values) else "mIoU"
+        metrics = _unique([*(args.metric or [default]), *[MILLISECONDS] * args.milliseconds])
         runs = args.runs.split(",") if args.runs else _unique(run for run, _, _ in values)
         values = select(values, metrics, _unique([*runs, *filter(None, [args.against])]))
     except SummaryError as error:

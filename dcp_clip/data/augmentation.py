@@ -63,7 +63,7 @@ class ResizeForTest(T.ResizeShortestEdge):
     def model_input(self, image: np.ndarray) -> torch.Tensor:
         """Resize an (H, W, 3) uint8 RGB image to a (3, h, w) uint8 tensor."""
         resized = self.get_transform(image).apply_image(image)
-        return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return torch.as_tensor(resized.transpose(2, 0, 1).copy())
 
 
 def build_sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+from dcp_clip.utils.atomic_files import atomic_write
 
 __all__ = ["set_up_logs"]
 
@@ -20,7 +23,9 @@ _FILE_ONLY = ("Environment info", "Contents of args", "Running with full config"
 def set_up_logs(cfg: CfgNode, args: argparse.Namespace, debug: bool = False) -> None:
     """Do what Detectron2's ``default_setup`` does: loggers, ``config.yaml`` and the seed.
 
-    Log files are in UTF-8 in every locale. The screen shows no tracebacks and no long messages.
+    An evaluation keeps the ``config.yaml`` of a training in OUTPUT_DIR; its own config is in the
+    log. Log files are in UTF-8 in every locale. The screen shows no tracebacks and no long
+    messages.
 
     Args:
         cfg: the whole config.
@@ -41,8 +46,15 @@ def set_up_logs(cfg: CfgNode, args: argparse.Namespace, debug: bool = False) -> 
             handler.stream.reconfigure(encoding="utf-8", errors="backslashreplace")
         elif not debug:
             handler.addFilter(_is_for_screen)
+    config = Path(cfg.OUTPUT_DIR, "config.yaml")
+    trained = getattr(args, "eval_only", False) and config.with_name("last_checkpoint").exists()
+    kept = config.read_bytes() if trained and config.exists() else None
     # default_setup would read the config file in the encoding of the locale.
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
+    if kept is not None and comm.is_main_process():
+        with atomic_write(config) as file:
+            file.write(kept)
+        logging.getLogger(__name__).info("Kept %s, the config of the training", config)
     if args.config_file:
         logging.getLogger(__name__).info("Config file: %s", args.config_file)
 

@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 
-from dcp_clip.vocabulary.category import Category, VocabularyError, shortened
+from dcp_clip.vocabulary.category import Category, VocabularyError, shortened, warn_once
 from dcp_clip.vocabulary.entries import categories_of, numbered, parse_color
 from dcp_clip.vocabulary.strings import FULL_WIDTH, OPENING_QUOTES, has_file_suffix, unquoted
 
@@ -49,7 +49,7 @@ def parse_lines(text: str, file: str) -> tuple[Category, ...]:
             for label in labels
         ]
         return categories_of(entries, file)
-    numbers = _line_numbers([line for _, line in lines])
+    numbers = _line_numbers([line for _, line in lines], file)
     if numbers:
         lines = [(n, _NUMBERED_LINE.fullmatch(line)[3]) for n, line in lines]
     entries = []
@@ -76,15 +76,23 @@ def parse_lines(text: str, file: str) -> tuple[Category, ...]:
     return numbered(numbers, categories, file) if numbers else categories
 
 
-def _line_numbers(lines: list[str]) -> list[int] | None:
+def _line_numbers(lines: list[str], file: str) -> list[int] | None:
     """Return the number at the start of each line; None if the numbers may be parts of names."""
     matches = [_NUMBERED_LINE.fullmatch(line) for line in lines]
-    if len(lines) < 2 or not all(matches):
+    if not lines or not all(matches):
         return None
     numbers = [int(match[1]) for match in matches]
-    consecutive = numbers == list(range(numbers[0], numbers[0] + len(lines))) and numbers[0] <= 1
-    separated = all(not match[2].isspace() or "\t" in match[2] for match in matches)
-    return numbers if consecutive or separated else None
+    if len(lines) > 1:
+        count_all = any(sorted(numbers) == list(range(i, i + len(lines))) for i in (0, 1))
+        separated = all(not match[2].isspace() or "\t" in match[2] for match in matches)
+        if count_all or separated:
+            return numbers
+    warn_once(
+        f"The names in {file} begin with numbers, for example '{shortened(lines[0])}'. If these "
+        "are ids, write at least two lines with a colon after each id, such as "
+        f"'{numbers[0]}: {shortened(matches[0][3])}'."
+    )
+    return None
 
 
 def parse_table(text: str, file: str) -> tuple[Category, ...]:

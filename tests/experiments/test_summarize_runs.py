@@ -60,6 +60,12 @@ def test_table(summarize_runs, runs, capsys):
     ]
 
 
+def test_data_without_things_shows_the_mean_iou(summarize_runs, tmp_path, capsys):
+    write(tmp_path / "a", own=None)
+    summarize_runs.main([str(tmp_path / "a")])
+    assert "mIoU, " in capsys.readouterr().out
+
+
 def test_several_metrics_and_milliseconds(summarize_runs, runs, capsys):
     summarize_runs.main([str(runs), "--metric", "mIoU", "--metric", "recall_things"])
     found = rows(capsys.readouterr().out)
