@@ -169,7 +169,7 @@ def test_spread_is_the_sample_standard_deviation(summarize_runs, values):
         ("{", r"seed1/results\.json is not a report"),
         ('{"results": {"a": 3}}', r"seed1/results\.json is not a report"),
         ('{"datasets": []}', r"seed1/results\.json is not a report .*KeyError"),
-        ('{"results": {}}', "no result has the metric 'mIoU_things'; there are: none"),
+        ('{"results": {}}', "no result has the metric 'mIoU'; there are: none"),
     ],
 )
 def test_folders_that_cannot_be_summarised(summarize_runs, tmp_path, content, message):
