@@ -74,9 +74,9 @@ def setup_cfg(
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
             that must be positive is not, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is set, MODEL.DEVICE
-            is unknown, INPUT.FORMAT is not "RGB", an entry of
-            DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
-            MODEL.IMPORTS names a module that is not in `imports`.
+            is unknown, INPUT.FORMAT is not "RGB", an entry of DATASETS.SEM_SEG_FOLDERS is wrong, a
+            module of `imports` does not exist, or MODEL.IMPORTS names a module that is not in
+            `imports`.
     """
     cfg = get_cfg() if cfg is None else cfg
     chain = read_config_chain(find_config(config_file)) if config_file else []

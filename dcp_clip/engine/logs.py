@@ -12,6 +12,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from dcp_clip.engine.checkpoints.safe_checkpointer import LAST
 from dcp_clip.utils.atomic_files import atomic_write
 
 __all__ = ["set_up_logs"]
@@ -47,8 +48,8 @@ def set_up_logs(cfg: CfgNode, args: argparse.Namespace, debug: bool = False) -> 
         elif not debug:
             handler.addFilter(_is_for_screen)
     config = Path(cfg.OUTPUT_DIR, "config.yaml")
-    trained = getattr(args, "eval_only", False) and config.with_name("last_checkpoint").exists()
-    kept = config.read_bytes() if trained and config.exists() else None
+    is_of_training = config.exists() and config.with_name(LAST).exists()
+    kept = config.read_bytes() if args.eval_only and is_of_training else None
     # default_setup would read the config file in the encoding of the locale.
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
     if kept is not None and comm.is_main_process():

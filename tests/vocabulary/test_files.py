@@ -167,22 +167,6 @@ def test_words_of_yaml_stay_words(tmp_path):
     assert names == ("yes", "no", "on", "12", "null", "2001-01-01")
 
 
-@pytest.mark.parametrize("names", [("7 up", "3 musketeers"), ("0 road",), ("1 road", "3 car")])
-def test_names_with_numbers_stay_names(tmp_path, caplog, names):
-    """The numbers may be ids, so a warning says how to write ids."""
-    path = tmp_path / "a.txt"
-    path.write_text("\n".join(names))
-    assert Vocabulary.from_file(path).display_names == names
-    assert f"The names in {path} begin with numbers, for example '{names[0]}'" in caplog.text
-    assert f"such as '{names[0].replace(' ', ': ', 1)}'" in caplog.text
-
-
-def test_numbers_in_another_order_are_ids(tmp_path, caplog):
-    (tmp_path / "a.txt").write_text("2 car\n0 road\n1 tree\n")
-    names = Vocabulary.from_file(tmp_path / "a.txt").display_names
-    assert names == ("road", "tree", "car") and not caplog.records
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

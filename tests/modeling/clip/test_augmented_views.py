@@ -14,15 +14,6 @@ CLIPS = ["test-convnext", "test-vit-16", "test-vit-14-quickgelu"]
 CELL = 8
 
 
-@pytest.fixture
-def make_backbone(make_cfg, randomize):
-    def make(clip, **opts):
-        torch.manual_seed(0)
-        return randomize(build_backbone(make_cfg(clip, opts))).eval()
-
-    return make
-
-
 def augmented(scales=(), flip=True):
     return {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": scales, "TEST.AUG.FLIP": flip}
 
@@ -35,7 +26,7 @@ def some_images(height, width, batch=2):
 @pytest.mark.parametrize("scales", [(), (0.5, 1.5)])
 def test_mirror_image_has_mirrored_features(make_backbone, clip, scales):
     """Without augmentation, these random towers distinguish an image from its mirror image."""
-    backbone, plain = make_backbone(clip, **augmented(scales)), make_backbone(clip)
+    backbone, plain = make_backbone(clip, augmented(scales)), make_backbone(clip)
     images = some_images(4 * backbone.size_divisibility, 2 * backbone.size_divisibility)
     with torch.no_grad():
         of_image, of_mirror = backbone(images), backbone(images.flip(-1))
@@ -48,7 +39,7 @@ def test_mirror_image_has_mirrored_features(make_backbone, clip, scales):
 
 @pytest.mark.parametrize("clip", CLIPS)
 def test_only_dense_and_pooled_features_change(make_backbone, clip):
-    backbone, plain = make_backbone(clip, **augmented((0.5,))), make_backbone(clip)
+    backbone, plain = make_backbone(clip, augmented((0.5,))), make_backbone(clip)
     images = some_images(2 * backbone.size_divisibility, 3 * backbone.size_divisibility)
     with torch.no_grad():
         found, expected = backbone(images), plain(images)
@@ -62,7 +53,7 @@ def test_only_dense_and_pooled_features_change(make_backbone, clip):
 
 
 def test_training_uses_the_image_alone(make_backbone):
-    backbone, plain = make_backbone("test-vit-16", **augmented()), make_backbone("test-vit-16")
+    backbone, plain = make_backbone("test-vit-16", augmented()), make_backbone("test-vit-16")
     images = some_images(32, 48)
     found, expected = backbone.train()(images), plain.train()(images)
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
@@ -104,7 +95,7 @@ WINDOWS = {"MODEL.CLIP.ENCODER_WINDOW": 64, "MODEL.CLIP.ENCODER_WINDOW_STRIDE": 
 
 
 def test_windows_of_the_encoder_are_averaged_too(make_backbone):
-    backbone = make_backbone("test-vit-16", **augmented(), **WINDOWS)
+    backbone = make_backbone("test-vit-16", augmented() | WINDOWS)
     images = some_images(64, 96)
     with torch.no_grad():
         found, mirrored = backbone(images), backbone(images.flip(-1))
@@ -113,7 +104,7 @@ def test_windows_of_the_encoder_are_averaged_too(make_backbone):
 
 def test_image_of_one_window_stays_whole_at_larger_sizes(make_backbone, monkeypatch):
     """Its views are as many passes of the encoder."""
-    backbone, seen = make_backbone("test-vit-16", **augmented((1.5,)), **WINDOWS), []
+    backbone, seen = make_backbone("test-vit-16", augmented((1.5,)) | WINDOWS), []
     encode = backbone._tower.encode
     monkeypatch.setattr(
         backbone._tower, "encode", lambda x: seen.append(tuple(x.shape[-2:])) or encode(x)
