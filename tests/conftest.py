@@ -6,8 +6,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
+from helpers.fork_server import ForkServer
 from hypothesis import settings
 from PIL import Image
 from tqdm import tqdm
@@ -147,20 +146,12 @@ def fork_program():
     servers = []
 
     def start(program, *modules, **environment):
-        server = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "forked_program.py", ROOT / program, *modules],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        server = ForkServer(modules, environment)
         servers.append(server)
 
         def run(arguments, folder, action="none", at=0):
-            request = {"arguments": [*map(str, arguments)], "folder": str(folder)}
-            server.stdin.write(json.dumps({**request, "action": action, "at": at}) + "\n")
-            server.stdin.flush()
-            answer = json.loads(server.stdout.readline())
+            disturbance = {"folder": str(folder), "action": action, "at": at}
+            answer = server.run(ROOT / program, arguments, **disturbance)
             # The workers of a process that is killed may complain.
             assert action == "kill" or "Traceback" not in answer["err"], answer["err"]
             return answer
@@ -169,7 +160,7 @@ def fork_program():
 
     yield start
     for server in servers:
-        server.communicate()  # it ends at the end of its input
+        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ python -m pytest tests/test_kills.py --kills 20
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ PRETRAIN = {
     "SOLVER.EMA_DECAY": 0.9,
     "TEST.EVAL_PERIOD": 3,
 }
+# A module that draws the textures of the pre-training once, before the forks. It takes seconds.
+DRAW_TEXTURES = """
+from dcp_clip.emoji_scenes.names import load_name_list
+from dcp_clip.emoji_scenes.pretraining import drawing, pairs
+
+stuff = tuple(kind.name for kind in load_name_list().stuff)
+drawing._texture_levels(stuff, pairs.PairOptions().textures)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +74,13 @@ def start(request, fork_program, folders, write_sprites, tmp_path_factory):
         modules = ["dcp_clip.engine"]
     else:
         config, options = "emoji_scenes/clip_tiny.yaml", PRETRAIN
-        modules = ["dcp_clip.emoji_scenes.pretraining"]
+        modules = ["draw_textures"]
     data = tmp_path_factory.mktemp("data")
     write_sprites(data)
+    (data / "draw_textures.py").write_text(DRAW_TEXTURES)
     modules.append("torch.utils.tensorboard")
-    program = fork_program(request.param, *modules, DETECTRON2_DATASETS=str(data))
+    environment = {"DETECTRON2_DATASETS": str(data), "PYTHONPATH": f"{ROOT}{os.pathsep}{data}"}
+    program = fork_program(request.param, *modules, **environment)
 
     def run(output, *flags, action="none", at=0):
         values = {**options, "OUTPUT_DIR": output}

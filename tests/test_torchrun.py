@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers.training_program import fork_server
 
 from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip_cli.train import parse_args
@@ -73,12 +74,15 @@ def workspace(tmp_path_factory, write_stripes):
     return folder
 
 
-def run(workspace, output, *command, **options):
-    """Run the program; return its exit status and its output."""
-    options = {**OPTIONS, "OUTPUT_DIR": output, **options}
-    pairs = [str(x) for pair in options.items() for x in pair]
+def pairs(output, **options):
+    """Return the KEY VALUE pairs of a run."""
+    return [str(x) for pair in {**OPTIONS, "OUTPUT_DIR": output, **options}.items() for x in pair]
+
+
+def torchrun(workspace, output, *arguments, **options):
+    """Run torchrun; return its exit status and its output."""
     done = subprocess.run(
-        [sys.executable, *map(str, command), *pairs],
+        [sys.executable, *TORCHRUN, *map(str, arguments), *pairs(output, **options)],
         cwd=workspace,
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
@@ -100,16 +104,16 @@ def assert_equal(first, second):
 @pytest.fixture(scope="module")
 def launched(workspace):
     """The weights of two processes that Detectron2's launcher has started."""
-    arguments = ["--config-file", CONFIG, "--num-gpus", "2"]
-    status, log = run(workspace, "launched", "program.py", *arguments)
-    assert status == 0, log[-3000:]
+    arguments = ["--config-file", CONFIG, "--num-gpus", "2", *pairs("launched")]
+    answer = fork_server().run(workspace / "program.py", arguments, cwd=str(workspace))
+    assert answer["status"] == 0, answer["err"][-3000:]
     return weights(workspace, "launched")
 
 
 def test_the_same_weights_as_the_launcher(workspace, launched):
     """Also if a process is killed: torchrun restarts both from the last checkpoint."""
     arguments = ["--max-restarts", "1", "killed.py", "--resume", "--config-file", CONFIG]
-    status, log = run(workspace, "torchrun", *TORCHRUN, *arguments)
+    status, log = torchrun(workspace, "torchrun", *arguments)
     assert status == 0, log[-3000:]
     assert re.search(r"Starting training from iteration 2\b", log)
     assert_equal(weights(workspace, "torchrun"), launched)
@@ -124,14 +128,13 @@ def test_the_same_evaluation_as_one_process(workspace, launched, monkeypatch, wr
         "INPUT.MIN_SIZE_TEST": 48,
     }
     arguments = ["--config-file", CONFIG, "--eval-only"]
-    status, log = run(workspace, "two", *TORCHRUN, "program.py", *arguments, **options)
+    status, log = torchrun(workspace, "two", "program.py", *arguments, **options)
     assert status == 0, log[-3000:]
-    options |= {"OUTPUT_DIR": "one", "DATASETS.TRAIN": ("mini_sem_seg_train",)}
-    pairs = [str(x) for pair in {**OPTIONS, **options}.items() for x in pair]
+    options |= {"DATASETS.TRAIN": ("mini_sem_seg_train",)}
     monkeypatch.chdir(workspace)
     register_sem_seg("mini_sem_seg_train", "images", "labels", ["sky", "tree", "car"])
     try:
-        args = parse_args([*map(str, arguments), *pairs])
+        args = parse_args([*map(str, arguments), *pairs("one", **options)])
         evaluate(read_config(args), args)
     finally:
         DatasetCatalog.remove("mini_sem_seg_train")

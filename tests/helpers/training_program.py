@@ -1,15 +1,13 @@
 """Run train_net.py as a program on a small data set."""
 
+import functools
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from helpers.fork_server import ForkServer
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -52,34 +50,25 @@ def write_data(folder: Path, count: int, seed: int) -> None:
         Image.fromarray(many).save(folder / "labels16" / f"{i}.tif")
 
 
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return the server of the trainings of this process."""
+    return ForkServer(["dcp_clip_cli.training", "torch.utils.tensorboard"])
+
+
+def command_line(output: str, *arguments: str, **options) -> list[str]:
+    """Return the arguments of the program."""
+    pairs = {**OPTIONS, "OUTPUT_DIR": output, **options}.items()
+    return ["--config-file", str(CONFIG), *arguments, *(str(x) for pair in pairs for x in pair)]
+
+
 def launch(
-    workspace: Path,
-    output: str,
-    *arguments: str,
-    program: str = "program.py",
-    environment: dict[str, str] | None = None,
-    **options,
+    workspace: Path, output: str, *arguments: str, program: str = "program.py", **options
 ) -> tuple[int, str]:
-    """Run the program; return its exit status and its output."""
-    options = {**OPTIONS, "OUTPUT_DIR": output, **options}
-    command = [sys.executable, program, "--config-file", str(CONFIG), *arguments]
-    command += [str(x) for pair in options.items() for x in pair]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=workspace,
-        env={**variables, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that its children can be ended with it
-    )
-    try:
-        log, _ = process.communicate(timeout=300)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, log
+    """Run the program; return its exit status and its output, at the end its errors."""
+    command = command_line(output, *arguments, **options)
+    answer = fork_server().run(workspace / program, command, cwd=str(workspace))
+    return answer["status"], answer["out"] + answer["err"]
 
 
 def train_net(workspace: Path, output: str, *arguments: str, **options) -> str:

@@ -1,13 +1,11 @@
 """What train_net.py shows: errors, names of any script, and the log."""
 
+import os
 import shutil
+import subprocess
+import sys
 
-from helpers.training_program import (
-    CONFIG,
-    launch,
-    train_net,
-    two_processes,
-)
+from helpers.training_program import CONFIG, ROOT, command_line, launch, two_processes
 
 from dcp_clip_cli.training import describe
 
@@ -42,11 +40,19 @@ DATASETS:
 def test_names_that_the_locale_has_not(workspace):
     """The log is in UTF-8; the screen shows the numbers of the characters."""
     (workspace / "chinese.yaml").write_text(CHINESE, encoding="utf-8")
-    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "", "OMP_NUM_THREADS": "1"}
     options = {"DATASETS.TRAIN": ("mini",), "DATASETS.TEST": ("mini",), "SOLVER.MAX_ITER": 2}
-    arguments = ["--config-file", "chinese.yaml"]
-    screen = train_net(workspace, "chinese", *arguments, environment=locale, **options)
-    log = (workspace / "chinese" / "log.txt").read_text(encoding="utf-8")
+    arguments = command_line("chinese", "--config-file", "chinese.yaml", **options)
+    run = subprocess.run(  # a fork would have the locale of its server
+        [sys.executable, "program.py", *arguments],
+        cwd=workspace,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **locale},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    screen, log = run.stdout, (workspace / "chinese" / "log.txt").read_text(encoding="utf-8")
+    assert run.returncode == 0, screen
     assert "Traceback" not in screen + log and "Error" not in screen
     assert "天空" in log and r"\u5929\u7a7a" in screen
 

@@ -1,9 +1,9 @@
-"""Run a program many times in forked processes, and disturb each run at a given moment.
+"""Run programs in forked processes. A run can be disturbed at a given moment.
 
-    python tests/forked_program.py PROGRAM MODULE ...
+    python tests/helpers/forked_program.py MODULE ...
 
 The modules are imported once, before the first run. Reads one request per line of standard input,
-and answers each with a line: both are JSON. The client is the fixture `fork_program`.
+and answers each with a line: both are JSON. The client is `ForkServer`.
 """
 
 import importlib
@@ -93,9 +93,14 @@ class Disturbance:
             os.kill(self.process, signal.SIGTERM)
 
 
-def run_program(program: str, request: dict, counter: str) -> int:
-    """Run the program in this process, write the number of moments, and return the exit status."""
-    disturbance = Disturbance(request["folder"], request["action"], request["at"])
+def run_program(request: dict, folder: Path) -> None:
+    """Run a program in this process, and write its output and the number of moments to files."""
+    for fd, name in enumerate(("out", "err"), 1):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), fd)
+    program, disturbance = request["program"], None
+    if "folder" in request:
+        disturbance = Disturbance(request["folder"], request["action"], request["at"])
+    os.chdir(request.get("cwd", "."))
     sys.argv = [program, *request["arguments"]]
     sys.path[0] = str(Path(program).parent)
     status = 0
@@ -105,40 +110,34 @@ def run_program(program: str, request: dict, counter: str) -> int:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             sys.stderr.write(f"{error.code}\n")
-    Path(counter).write_text(str(disturbance.count))
-    return status
+    except BaseException:  # the program does not handle it
+        status = 1
+        sys.excepthook(*sys.exc_info())
+    if disturbance is not None:
+        (folder / "moments").write_text(str(disturbance.count))
+    sys.exit(status)
 
 
-def answer(program: str, request: dict) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        counter = Path(folder, "moments")
-        names = [Path(folder, "out"), Path(folder, "err")]
+def answer(request: dict) -> dict:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            for fd, name in enumerate(names, 1):
-                os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), fd)
-            status = 70  # an exception that the program does not handle
-            try:
-                status = run_program(program, request, str(counter))
-                sys.stdout.flush()
-            finally:
-                if status == 70:
-                    sys.excepthook(*sys.exc_info())
-                sys.stderr.flush()
-                os._exit(status)
+        fork = multiprocessing.get_context("fork")
+        child = fork.Process(target=run_program, args=(request, folder))
+        child.start()
         os.close(writer)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        child.join()
         os.read(reader, 1)  # returns when the workers of the process have ended, too
         os.close(reader)
-        out, err = (name.read_text() for name in names)
-        moments = int(counter.read_text()) if counter.exists() else 0
-    return {"status": status, "out": out, "err": err, "moments": moments}
+        out, err = ((folder / name).read_text() for name in ("out", "err"))
+        moments = folder / "moments"
+        count = int(moments.read_text()) if moments.exists() else 0
+    return {"status": child.exitcode, "out": out, "err": err, "moments": count}
 
 
 if __name__ == "__main__":
-    for module in sys.argv[2:]:
+    for module in sys.argv[1:]:
         importlib.import_module(module)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(answer(sys.argv[1], json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
         sys.stdout.flush()
