@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
 
 from dcp_clip.evaluation.mean_iou import read_checked_labels
 
@@ -167,7 +166,7 @@ def label_confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
         logits: (N, K).
         temperature: see :func:`dcp_clip.utils.upsampling.winners`.
     """
-    return softmax(logits.astype(np.float64) / temperature, axis=1).max(axis=1)
+    return scipy.special.softmax(logits.astype(np.float64) / temperature, axis=1).max(axis=1)
 
 
 def fit_temperature(logits: np.ndarray, right: np.ndarray) -> float:
@@ -185,7 +184,9 @@ def fit_temperature(logits: np.ndarray, right: np.ndarray) -> float:
         confidence = label_confidence(logits, np.exp(log_temperature)).clip(1e-6, 1 - 1e-6)
         return -np.log(np.where(right, confidence, 1 - confidence)).mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-2.5, 3.5), method="bounded").x))
+    return float(
+        np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-2.5, 3.5), method="bounded").x)
+    )
 
 
 def reliability(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
-from scipy.special import entr, logit, softmax
+import scipy
 
 from dcp_clip.evaluation.calibration import PixelSamples, label_confidence
 
@@ -44,19 +44,19 @@ def unknown_signals(
         ImportError: if scikit-learn is not installed.
     """
     confidence = label_confidence(samples.logits, temperature)
-    probability = softmax(samples.logits.astype(np.float64) / temperature, axis=1)
+    probability = scipy.special.softmax(samples.logits.astype(np.float64) / temperature, axis=1)
     signals = {
         "confidence": 1 - confidence,
-        "entropy over the proposals": entr(probability).sum(axis=1),
+        "entropy over the proposals": scipy.special.entr(probability).sum(axis=1),
         "score of stage 1": -samples.scores,
     }
     if np.isfinite(samples.presence).all():
         signals["presence of stage 5"] = 1 - samples.presence
     columns = [
-        logit(np.clip(1 - confidence, 1e-5, 1 - 1e-5)),
+        scipy.special.logit(np.clip(1 - confidence, 1e-5, 1 - 1e-5)),
         signals["entropy over the proposals"],
         samples.scores,
-        logit(np.clip(np.nan_to_num(samples.presence), 1e-5, 1 - 1e-5)),
+        scipy.special.logit(np.clip(np.nan_to_num(samples.presence), 1e-5, 1 - 1e-5)),
     ]
     features = np.stack(columns, axis=1)
     features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import scipy  # its parts are loaded when they are used; that takes long
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
@@ -145,9 +146,7 @@ class MaskQueryCriterion(nn.Module):
             + self.mask_weight * bce / pixels.shape[1]
             + self.dice_weight * _pairwise_dice(pixels, targets)
         )
-        from scipy.optimize import linear_sum_assignment  # it would slow down every program's start
-
-        pairs = linear_sum_assignment(cost.cpu().numpy())
+        pairs = scipy.optimize.linear_sum_assignment(cost.cpu().numpy())
         queries, order = (torch.as_tensor(x, device=pixels.device) for x in pairs)
         return queries, order
 
