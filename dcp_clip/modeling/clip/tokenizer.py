@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import open_clip
@@ -24,19 +25,23 @@ class PrefixTokenizer(SimpleTokenizer):
     encode any text but needs more tokens.
     """
 
-    def __init__(self, vocab_size: int, **kwargs):
+    def __init__(self, whole: SimpleTokenizer, vocab_size: int):
         """
         Args:
+            whole: the tokenizer with all merges. It is not read again from its file, which takes
+                longer than to load a small model.
             vocab_size: number of tokens: 512 bytes, the merges, and the start and end of text.
 
         Raises:
             ValueError: if `vocab_size` is below 514.
         """
-        super().__init__(**kwargs)
         if vocab_size < 514:
             raise ValueError(
                 f"vocab_size is {vocab_size}; it must be at least 514 (the bytes, start and end)."
             )
+        self.__dict__.update(whole.__dict__)
+        # The merged words are kept. Those of `whole` have other merges.
+        self.cache = {token: token for token in ("<start_of_text>", "<end_of_text>")}
         merges = list(self.bpe_ranks)[: vocab_size - 514]
         symbols = list(self.encoder)[:512]
         tokens = symbols + ["".join(m) for m in merges] + ["<start_of_text>", "<end_of_text>"]
@@ -114,12 +119,18 @@ def build_tokenizer(model_name: str, vocab_size: int, weights: Path | None = Non
     Returns:
         a callable from a list of strings to token ids (N, L).
     """
-    config = open_clip.get_model_config(model_name) or {}
-    if config.get("text_cfg", {}).get("hf_tokenizer_name"):
+    text = (open_clip.get_model_config(model_name) or {}).get("text_cfg", {})
+    if text.get("hf_tokenizer_name"):
         return HubTokenizer(model_name, None if weights is None else weights.parent)
+    return _build_tokenizer(model_name, vocab_size, json.dumps(text))
+
+
+@lru_cache(maxsize=4)
+def _build_tokenizer(model_name: str, vocab_size: int, text: str):
+    """A tokenizer of open_clip. Models with the same name and config (JSON) `text` share it."""
     tokenizer = open_clip.get_tokenizer(model_name)
     if isinstance(tokenizer, SimpleTokenizer) and vocab_size < tokenizer.vocab_size:
-        return PrefixTokenizer(vocab_size, context_length=tokenizer.context_length)
+        return PrefixTokenizer(tokenizer, vocab_size)
     return tokenizer
 
 

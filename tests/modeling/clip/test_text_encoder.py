@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from torch.nn import functional as F
 
 from dcp_clip.modeling import TextEncoder
@@ -18,7 +19,7 @@ NAMES = Vocabulary(["sky", "tall tree", ["car", "automobile", "motor car"], "Str
 @pytest.mark.parametrize("clip", [*CLIPS, "dcp-tiny-cnn"])
 def test_features_are_those_of_encode_text(make_cfg, randomize, clip):
     model = randomize(load_clip(make_cfg(clip)))
-    tokenizer = PrefixTokenizer(model.text.vocab_size, context_length=32)
+    tokenizer = PrefixTokenizer(SimpleTokenizer(context_length=32), model.text.vocab_size)
     encoder = TextEncoder(
         text=model.text, tokenizer=tokenizer, model_name=clip, templates=("a {}.",)
     ).eval()

@@ -1,5 +1,6 @@
 """The tokenizer with few tokens encodes any text."""
 
+import functools
 import json
 import sys
 
@@ -7,6 +8,7 @@ import open_clip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.modeling.clip.tokenizer import PrefixTokenizer, build_tokenizer, tokenize
@@ -31,13 +33,33 @@ def test_any_text_can_be_encoded(vocab_size, text):
     assert tokenizer.decode(ids) == full.decode(full.encode(text))
 
 
-_TOKENIZERS = {}
+@functools.cache  # the file of the merges takes long to read
+def _whole():
+    return SimpleTokenizer(context_length=32)
 
 
+@functools.cache
 def _tokenizer(vocab_size):
-    if vocab_size not in _TOKENIZERS:  # each takes a second
-        _TOKENIZERS[vocab_size] = PrefixTokenizer(vocab_size, context_length=32)
-    return _TOKENIZERS[vocab_size]
+    return PrefixTokenizer(_whole(), vocab_size)
+
+
+def test_the_whole_tokenizer_is_not_changed():
+    whole, new = _whole(), SimpleTokenizer(context_length=32)
+    assert PrefixTokenizer(whole, 700).encode("segmentation") != whole.encode("segmentation")
+    assert whole.encode("segmentation") == new.encode("segmentation")
+    assert (whole.encoder, whole.bpe_ranks) == (new.encoder, new.bpe_ranks)
+
+
+def test_models_with_the_same_config_share_a_tokenizer(monkeypatch):
+    """It is read once; a model with the same name and another config gets its own."""
+    first = build_tokenizer("test-convnext", 1024)
+    assert build_tokenizer("test-convnext", 1024) is first
+    assert build_tokenizer("test-convnext", 2048).vocab_size == 2048
+    config = open_clip.get_model_config("test-convnext")
+    config["text_cfg"] = {**config["text_cfg"], "context_length": 16}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "test-convnext", config)
+    assert build_tokenizer("test-convnext", 1024)(["sky"]).shape == (1, 16)
+    assert first(["sky"]).shape == (1, 32)
 
 
 @FEW
@@ -49,7 +71,7 @@ def test_with_all_tokens_it_is_the_tokenizer_of_open_clip(text):
 
 def test_fewer_tokens_than_bytes_are_refused():
     with pytest.raises(ValueError, match="300"):
-        PrefixTokenizer(300)
+        PrefixTokenizer(_whole(), 300)
 
 
 @pytest.fixture
