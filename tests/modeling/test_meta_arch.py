@@ -96,6 +96,22 @@ def test_bf16_is_close_to_fp32(make_model, make_input, train_one_step, evaluate,
     train_one_step(fast, batch)
 
 
+@pytest.mark.parametrize("clip", ["test-convnext", "test-vit-16", "dcp-tiny-cnn-s16"])
+@pytest.mark.parametrize("size", [(200, 7), (150, 16), (7, 200)])
+def test_bf16_of_a_narrow_image_is_close_to_fp32(make_model, make_image, clip, size):
+    """Also in a second call: convolutions with one column of results read other memory."""
+    exact, fast = (make_model(clip, {NODE + "BF16": bf16}).backbone for bf16 in (False, True))
+    divisor = fast.size_divisibility
+    image = make_image(*(-(-side // divisor) * divisor for side in size))[None] / 255
+    expected = exact(image)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = fast(image)
+        for name in ("dense", "pooled"):
+            cosine = F.cosine_similarity(found[name].float(), expected[name], dim=1)
+            assert cosine.min() > 0.99, name
+
+
 def test_stage_1_ranks_in_fp32(make_model, make_input, evaluate):
     """bf16 has three digits, which do not distinguish 20,000 categories."""
     model = make_model(opts={NODE + "BF16": True})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -147,10 +150,11 @@ class CLIPBackbone(Backbone):
         in_windows = self.window and max(images.shape[-2:]) > self.window
         # An image that fits into a window stays whole in all its views.
         encode = self._encode_in_windows if in_windows else self._encode_whole
-        if self.views is None or self.training:
-            out = encode(images)
-        else:
-            out = self.views.encode(encode, images, divisor)
+        with _precision(images, divisor):
+            if self.views is None or self.training:
+                out = encode(images)
+            else:
+                out = self.views.encode(encode, images, divisor)
         out["image"] = images
         return out
 
@@ -164,3 +168,15 @@ class CLIPBackbone(Backbone):
         stride = self._tower.shapes["dense"].stride
         grid = images.shape[-2] // stride, images.shape[-1] // stride
         return self._tower.encode_mixed(images, self.proxy(images, grid))
+
+
+def _precision(images: Tensor, divisor: int) -> contextlib.AbstractContextManager:
+    """float32 for images with one column of positions on a CPU, else the caller's precision.
+
+    There, a strided bf16 convolution with one column of results reads uninitialised memory
+    (PyTorch 2.14, oneDNN 3.12, AVX-512).
+    """
+    half = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if half and images.shape[-1] <= divisor:
+        return torch.autocast("cpu", enabled=False)
+    return contextlib.nullcontext()
