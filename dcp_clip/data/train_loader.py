@@ -23,8 +23,9 @@ from dcp_clip.data.vocabularies import dataset_vocabulary
 
 __all__ = ["ResumableLoader", "build_train_loader", "preserve_random_state"]
 
-# Detectron2's other samplers count the boxes of each category.
-_SAMPLERS = ("TrainingSampler", "RandomSubsetTrainingSampler", "WeightedTrainingSampler")
+# RepeatFactorTrainingSampler counts the boxes of each category. RandomSubsetTrainingSampler needs a
+# key that Detectron2's config does not have.
+_SAMPLERS = ("TrainingSampler", "WeightedTrainingSampler")
 _POSITION = "_position"  # of a record in the stream; removed before the model sees the record
 
 

@@ -74,7 +74,10 @@ class TextEncoder:
         pooling, groups = self._folder["synonym_pooling"], vocabulary.synonyms
         if pooling == "first":
             groups = tuple(names[:1] for names in groups)
-        features = self._encode_names([name for names in groups for name in names])
+        names = [name for names in groups for name in names]
+        # A name of several categories is encoded once, so that their features are exactly equal.
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        features = self._encode_names(list(number))[[number[name] for name in names]]
         counts = np.array([len(names) for names in groups])
         rows = _name_rows(counts)
         if pooling == "max" or counts.max() == 1:

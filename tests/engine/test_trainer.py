@@ -229,7 +229,9 @@ def test_processes_with_different_checkpoints_are_an_error(config, run, monkeypa
         Trainer(config()).resume_or_load(resume=True)
 
 
-@pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "x"])
-def test_samplers_of_boxes_are_an_error(config, sampler):
+@pytest.mark.parametrize(
+    "sampler", ["RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler", "x"]
+)
+def test_samplers_that_cannot_be_used_are_an_error(config, sampler):
     with pytest.raises(ValueError, match=f"SAMPLER_TRAIN is '{sampler}'.*WeightedTrainingSampler"):
         Trainer.build_train_loader(config(**{"DATALOADER.SAMPLER_TRAIN": sampler}))
