@@ -189,6 +189,8 @@ def test_unknown_keys_suggest_close_ones(tmp_path, key, suggestion, in_file):
         (["SOLVER.IMS_PER_BATCH", "-2"], "SOLVER.IMS_PER_BATCH is -2, but must be at least 1"),
         (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu', which PyTorch does not know: set it to"),
+        (["INPUT.MIN_SIZE_TEST", "-5"], "INPUT.MIN_SIZE_TEST is -5, but must be at least 0"),
+        (["INPUT.MAX_SIZE_TEST", "-1"], "INPUT.MAX_SIZE_TEST is -1, but must be at least 0"),
         (["TEST.MAX_IMAGES", "-1"], "TEST.MAX_IMAGES is -1, but must be at least 0"),
         (["MODEL.MASK_ON", "1"], "MODEL.MASK_ON must be True or False"),
         (["MODEL.WEIGHTS", 3], "MODEL.WEIGHTS must be a text, but is 3: write it in quotation"),

@@ -99,7 +99,7 @@ def setup_cfg(
     for node, key in ((cfg, "OUTPUT_DIR"), (cfg.SOLVER, "CHECKPOINT_COPY")):
         node[key] = os.path.expanduser(node[key])
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.DEVICE = "cpu"  # "cuda" is Detectron2's default
     data.register_config_folders(cfg)
     cfg.DATASETS.TRAIN = data.resolve_dataset_names(cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = data.resolve_dataset_names(cfg.DATASETS.TEST)
@@ -127,6 +127,9 @@ def _check_values(cfg: CfgNode) -> None:
             value = value[part]
         if value < 1:
             raise ValueError(f"{key} is {value}, but must be at least 1.")
+    for key, value in cfg.INPUT.items():
+        if key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST") and value < 0:
+            raise ValueError(f"INPUT.{key} is {value}, but must be at least 0.")
     if cfg.SOLVER.BASE_LR <= 0:
         raise ValueError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}, but must be above 0.")
     default = detectron2_cfg().MODEL

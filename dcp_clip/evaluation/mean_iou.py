@@ -138,12 +138,13 @@ class MeanIoUEvaluator(SemSegEvaluator):
             **{c: scores.num_categories(c) for c in ("present", "present_or_predicted", "all")},
             **{f"mIoU_{c}": 100 * scores.mean_iou(c) for c in ("present_or_predicted", "all")},
         }
-        logger.info("%s: %s", self._dataset_name, dict(results))
+        plain = {name: float(value) for name, value in results["sem_seg"].items()}
+        short = {name: round(value, 2) for name, value in plain.items()}
+        logger.info("%s: %s", self._dataset_name, short)
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             with atomic_write(Path(folder) / "sem_seg_predictions.json", "w") as file:
                 json.dump(self._predictions, file)
-            plain = {name: float(value) for name, value in results["sem_seg"].items()}
             write_tensors(Path(folder) / "sem_seg_evaluation.pth", plain)
         return results
 

@@ -22,6 +22,8 @@ def describe_difference(before: Any, now: Mapping[str, Any]) -> str:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             texts += [describe_difference(old, new)]
+        elif key == "working folder" and None in (old, new):
+            texts.append("one run has relative paths of images, and the other absolute paths")
         elif old != new:
             short = max(len(str(old)), len(str(new))) <= 40
             texts.append(f"{key} was {old} and is {new}" if short else f"{key} differs")

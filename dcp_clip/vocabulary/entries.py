@@ -191,11 +191,13 @@ def _sorted_by_id(categories: list[Category], ids: list[Any], where: str) -> lis
         )
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     if [numbers[i] for i in order] != list(range(len(numbers))):
+        last = len(numbers) - 1
+        example = f"id {numbers[order[0]]} is category 0"
+        example += f", id {numbers[order[-1]]} is category {last}" if last else ""
         warn_once(
-            f"The ids in {where} are not 0 to {len(numbers) - 1}. The categories are numbered from "
-            f"0 in the order of their ids: id {numbers[order[0]]} is category 0, id "
-            f"{numbers[order[-1]]} is category {len(numbers) - 1}. Label maps must contain these "
-            "numbers, not the ids."
+            f"{where}: the ids are not the numbers from 0 on. The categories are numbered from 0 "
+            f"in the order of their ids: {example}. Label maps must contain these numbers, not the "
+            "ids."
         )
     return [
         replace(categories[i], train_id=position, raw_id=numbers[i])

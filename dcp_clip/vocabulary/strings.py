@@ -1,6 +1,7 @@
 """Parse vocabularies in strings, and refuse strings that are probably not names."""
 
 import contextlib
+import json
 import re
 from pathlib import Path
 
@@ -189,5 +190,5 @@ def _refuse_path(name: str) -> None:
             synonyms = f" If these are synonyms, write '{shortened(', '.join(parts))};'."
         raise VocabularyError(
             f"'{shortened(name)}' looks like a path.{synonyms} If it is one name, write a list: "
-            f'["{shortened(name)}"].'
+            f"{json.dumps([shortened(name)], ensure_ascii=False)}."
         )

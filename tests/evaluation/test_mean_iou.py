@@ -115,6 +115,7 @@ def test_one_figure_is_logged_and_written(register, evaluate, v06, tmp_path, cap
     evaluator = MeanIoUEvaluator(NAME, output_dir=str(tmp_path / "out"))
     evaluate(evaluator, records, [[[0, 0, 1, 2]]], 4)
     text = caplog.text
+    assert "float64" not in text
     assert "upstream's" not in text and len(re.findall(r"'mIoU': [^,]*75\.0", text)) == 1
     written = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth")
     assert written["mIoU"] == 75

@@ -136,6 +136,14 @@ def test_a_path_is_not_a_category(text):
         Vocabulary.parse(text)
 
 
+@pytest.mark.parametrize("name", ["back\\slash", "a\\table", 'the "big" / sky', "天空/海"])
+def test_the_advice_for_a_path_is_the_name(name):
+    with pytest.raises(VocabularyError, match="looks like a path") as error:
+        Vocabulary.parse(f"{name}; tree")
+    advice = str(error.value).partition("write a list: ")[2]
+    assert Vocabulary.parse(advice.removesuffix(".")).synonyms == ((name,),)
+
+
 def test_files_and_folders_are_not_categories(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sky").write_text("The name of this file has no extension.")
