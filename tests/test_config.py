@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from dcp_clip.config import setup_cfg
 
@@ -201,6 +202,16 @@ def test_wrong_options_are_one_sentence(opts, message):
     with pytest.raises(ValueError, match=message) as raised:
         setup_cfg(opts=opts)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_a_gpu_that_is_asked_for_must_exist(monkeypatch, tmp_path, device):
+    """The default, and the config of a training on another machine, use the CPU instead."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"MODEL.DEVICE is '{device}', but PyTorch finds no GPU"):
+        setup_cfg(opts=["SEED", "1", "MODEL.DEVICE", device])
+    (tmp_path / "config.yaml").write_text("MODEL:\n  DEVICE: cuda\n")
+    assert setup_cfg(tmp_path / "config.yaml").MODEL.DEVICE == setup_cfg().MODEL.DEVICE == "cpu"
 
 
 @pytest.mark.parametrize("opts", [["_BASE_", "x.yaml"], ["MODEL.WEIGHTS=a", "SEED"]])

@@ -63,10 +63,10 @@ def setup_cfg(
             and stages, and its function ``add_config(cfg)`` can add keys (docs/new_head.md).
 
     Returns:
-        The config. MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" if there is no CUDA
-        device. A file of prompt templates beside its config file has its path. The data sets of
-        DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names in DATASETS.TRAIN and
-        DATASETS.TEST are replaced by ours (dcp_clip/data/aliases.py).
+        The config. MODEL.DEVICE, "cuda" by Detectron2's default, becomes "cpu" if there is no GPU
+        and `opts` do not ask for one. A file of prompt templates beside its config file has its
+        path. The data sets of DATASETS.SEM_SEG_FOLDERS are registered, and other projects' names in
+        DATASETS.TRAIN and DATASETS.TEST are replaced by ours (dcp_clip/data/aliases.py).
 
     Raises:
         FileNotFoundError: if the config file, or a file in its ``_BASE_``, does not exist.
@@ -98,8 +98,13 @@ def setup_cfg(
     _check_values(cfg)
     for node, key in ((cfg, "OUTPUT_DIR"), (cfg.SOLVER, "CHECKPOINT_COPY")):
         node[key] = os.path.expanduser(node[key])
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"  # "cuda" is Detectron2's default
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+        if cfg.MODEL.DEVICE != "cuda" or "MODEL.DEVICE" in list(opts)[::2]:
+            raise ValueError(
+                f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no GPU: leave it out to "
+                "use the CPU."
+            )
+        cfg.MODEL.DEVICE = "cpu"
     data.register_config_folders(cfg)
     cfg.DATASETS.TRAIN = data.resolve_dataset_names(cfg.DATASETS.TRAIN)
     cfg.DATASETS.TEST = data.resolve_dataset_names(cfg.DATASETS.TEST)
