@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -13,7 +15,7 @@ from dcp_clip.modeling.finite import check_logits
 from dcp_clip.modeling.segmentor import OpenVocabularySegmentor
 from dcp_clip.modeling.training_free.labels import Thresholds, label_pixels
 from dcp_clip.modeling.training_free.pamr import pixel_adaptive_refinement
-from dcp_clip.modeling.training_free.windows import PADDINGS, pixel_similarity
+from dcp_clip.modeling.training_free.windows import PADDINGS, EncoderWindows
 from dcp_clip.structures import Proposals, Refinement, SemSegLabels, TextFeatures, output_size
 from dcp_clip.utils.upsampling import resized_bands
 from dcp_clip.vocabulary import Vocabulary
@@ -111,23 +113,33 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
             logits[i, :, :height, :width] = self.scale * best
         return {"fine": logits}, Proposals.all_categories(logits), None
 
-    def _similarity(self, image: Tensor, text: TextFeatures) -> Tensor:
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """See :meth:`OpenVocabularySegmentor.encode_image`; "dense" for each chunk of windows."""
+        return [{"dense": dense} for dense in self._encode(self._normalised(image))]
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
+
+    def _encode(self, image: Tensor) -> Iterator[Tensor]:
+        def encode(pixels: Tensor) -> Tensor:
+            with self._autocast():
+                return self.backbone(pixels)["dense"]
+
+        return self._windows().encode(encode, image)
+
+    def _windows(self) -> EncoderWindows:
+        patch = self.backbone.size_divisibility
+        return EncoderWindows(patch, self.encoder_window, self.encoder_stride, self.padding)
+
+    def _similarity(
+        self, image: Tensor, text: TextFeatures, features: Iterable[Tensor] | None = None
+    ) -> Tensor:
         """(N, H, W) similarities of all names at the pixels of a normalised image (3, H, W)."""
+        features = self._encode(image) if features is None else features
         # Similarities decide between categories, so never in half precision.
         with torch.autocast(self.device.type, enabled=False):
-            return pixel_similarity(
-                self._encode,
-                image,
-                text.embeddings.float(),
-                patch=self.backbone.size_divisibility,
-                window=self.encoder_window,
-                stride=self.encoder_stride,
-                padding=self.padding,
-            )
-
-    def _encode(self, pixels: Tensor) -> Tensor:
-        with self._autocast():
-            return self.backbone(pixels)["dense"]
+            return self._windows().similarity(features, text.embeddings.float(), image.shape[-2:])
 
     def _losses(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> dict[str, Tensor]:
         raise ValueError(
@@ -139,9 +151,9 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
         return [self._result(x, text) for x in batched_inputs]
 
     def _result(self, inputs: dict, text: TextFeatures) -> dict:
-        image = (inputs["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std
-        size = output_size(inputs)
-        maps = self._similarity(image, text)
+        image, size = self._normalised(inputs["image"]), output_size(inputs)
+        kept = inputs.get("features")
+        maps = self._similarity(image, text, None if kept is None else (x["dense"] for x in kept))
         scores = torch.stack([maps[rows].amax() for rows in text.category_rows])
         check_logits(scores)
         if self.pamr_steps:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.encoder_windows import window_starts
 
-__all__ = ["PADDINGS", "pixel_similarity"]
+__all__ = ["PADDINGS", "EncoderWindows"]
 
 PADDINGS = {
     "none": "the encoder does not see pixels beyond the last whole patch (SCLIP, NACLIP)",
@@ -21,56 +22,80 @@ PADDINGS = {
 _WINDOWS_PER_CHUNK = 8
 
 
-def pixel_similarity(
-    encode: Callable[[Tensor], Tensor],
-    image: Tensor,
-    text_features: Tensor,
-    *,
-    patch: int,
-    window: int,
-    stride: int,
-    padding: str,
-) -> Tensor:
-    """Compute the similarity of every name at every pixel.
+@dataclass(frozen=True)
+class EncoderWindows:
+    """The overlapping windows in which an image is encoded.
 
-    The similarities of a window are upsampled to its pixels. A pixel has the mean over the windows
-    that contain it. Windows begin every `stride` pixels; the last one of a row or column ends with
-    the image.
+    Windows begin every `stride` pixels; the last one of a row or column ends with the image.
 
-    Args:
-        encode: from pixels (B, 3, h, w), multiples of `patch`, to dense features (B, D, h / patch,
-            w / patch).
-        image: (3, H, W), normalised.
-        text_features: (N, D) of unit length.
+    Attributes:
         patch: stride of the encoder in pixels.
         window: height and width of a window in pixels; 0 for the whole image.
         stride: pixels from one window to the next.
         padding: a key of :data:`PADDINGS`: what happens where a window is not a multiple of
             `patch`. With "none" and "end" the map is stretched over the window.
-
-    Returns:
-        (N, H, W) float32.
     """
-    height, width = image.shape[-2:]
-    size = min(window or height, height), min(window or width, width)
-    places = [
-        (y, x)
-        for y in window_starts(height, size[0], stride)
-        for x in window_starts(width, size[1], stride)
-    ]
-    margins = [_margins(side, patch, padding) for side in size]
-    total = image.new_zeros(len(text_features), height, width)
-    count = image.new_zeros(height, width)
-    for first in range(0, len(places), _WINDOWS_PER_CHUNK):
-        chunk = places[first : first + _WINDOWS_PER_CHUNK]
-        crops = torch.stack([image[:, y : y + size[0], x : x + size[1]] for y, x in chunk])
-        dense = F.normalize(encode(F.pad(crops, (*margins[1], *margins[0]))).float(), dim=1)
-        for (y, x), features in zip(chunk, dense, strict=True):
-            maps = torch.einsum("nd,dhw->nhw", text_features, features)
-            place = (..., slice(y, y + size[0]), slice(x, x + size[1]))
-            total[place] += _upsample(maps, size, margins, padding)
-            count[place] += 1
-    return total / count
+
+    patch: int
+    window: int
+    stride: int
+    padding: str
+
+    def encode(self, encode: Callable[[Tensor], Tensor], image: Tensor) -> Iterator[Tensor]:
+        """Encode the windows of an image (3, H, W), which is normalised.
+
+        Args:
+            encode: from pixels (B, 3, h, w), multiples of `patch`, to dense features (B, D, h /
+                patch, w / patch).
+            image: the image.
+
+        Yields:
+            (B, D, h / patch, w / patch) dense features of unit length of up to 8 windows.
+        """
+        size, margins, chunks = self._layout(image.shape[-2:])
+        for places in chunks:
+            crops = torch.stack([image[:, y : y + size[0], x : x + size[1]] for y, x in places])
+            yield F.normalize(encode(F.pad(crops, (*margins[1], *margins[0]))).float(), dim=1)
+
+    def similarity(
+        self, features: Iterable[Tensor], text_features: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Compute the similarity of every name at every pixel.
+
+        The similarities of a window are upsampled to its pixels. A pixel has the mean over the
+        windows that contain it.
+
+        Args:
+            features: the result of :meth:`encode` for the image.
+            text_features: (N, D) of unit length.
+            size: height H and width W of the image.
+
+        Returns:
+            (N, H, W) float32.
+        """
+        total = text_features.new_zeros(len(text_features), *size)
+        count = text_features.new_zeros(size)
+        window, margins, chunks = self._layout(size)
+        for places, chunk in zip(chunks, features, strict=True):
+            for (y, x), dense in zip(places, chunk, strict=True):
+                maps = torch.einsum("nd,dhw->nhw", text_features, dense)
+                place = (..., slice(y, y + window[0]), slice(x, x + window[1]))
+                total[place] += _upsample(maps, window, margins, self.padding)
+                count[place] += 1
+        return total / count
+
+    def _layout(self, size: tuple[int, int]) -> tuple[tuple[int, int], list, list]:
+        """The size of a window, its margins, and the places of the windows in chunks."""
+        height, width = (min(self.window or side, side) for side in size)
+        places = [
+            (y, x)
+            for y in window_starts(size[0], height, self.stride)
+            for x in window_starts(size[1], width, self.stride)
+        ]
+        margins = [_margins(side, self.patch, self.padding) for side in (height, width)]
+        firsts = range(0, len(places), _WINDOWS_PER_CHUNK)
+        chunks = [places[first : first + _WINDOWS_PER_CHUNK] for first in firsts]
+        return (height, width), margins, chunks
 
 
 def _margins(side: int, patch: int, padding: str) -> tuple[int, int]:

@@ -208,7 +208,11 @@ def test_in_python(make_image, monkeypatch):
     monkeypatch.setattr("dcp_clip.predictor.LARGE_IMAGE_PIXELS", 1000)
     np.testing.assert_array_equal(predictor(image).label_map, found.label_map)
     predictor.set_image(image)
-    np.testing.assert_array_equal(predictor.predict().label_map, found.label_map)
+    with monkeypatch.context() as patch:  # a kept image is not encoded again
+        patch.setattr(type(predictor.model.backbone), "forward", None)
+        np.testing.assert_array_equal(predictor.predict().label_map, found.label_map)
+    other = predictor(image, vocabulary="sky; tree; cat").label_map
+    np.testing.assert_array_equal(predictor.predict("sky; tree; cat").label_map, other)
     with pytest.raises(ValueError, match="'SimilaritySegmentor' gives labels without logits"):
         segment_large_image(predictor.model, predictor.vocabulary, make_image(90, 120))
 

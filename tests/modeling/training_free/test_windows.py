@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcp_clip.modeling.training_free.windows import PADDINGS, pixel_similarity
+from dcp_clip.modeling.training_free.windows import PADDINGS, EncoderWindows
 
 PATCH = 4
 
@@ -70,7 +70,7 @@ def test_pixels_have_the_mean_over_their_windows(padding, size, window, stride):
             crop = image[:, y : y + height, x : x + width]
             total[:, y : y + height, x : x + width] += window_maps(encode, crop, text, padding)
             count[y : y + height, x : x + width] += 1
-    options = {"patch": PATCH, "window": window, "stride": stride, "padding": padding}
-    found = pixel_similarity(encode, image, text, **options)
+    windows = EncoderWindows(PATCH, window, stride, padding)
+    found = windows.similarity(windows.encode(encode, image), text, size)
     torch.testing.assert_close(found, total / count, rtol=1e-5, atol=1e-6)
     assert not any(assert_multiple)
