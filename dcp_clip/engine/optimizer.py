@@ -55,7 +55,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Reads SOLVER.{OPTIMIZER, BASE_LR, IMAGE_LR_MULTIPLIER, TEXT_LR_MULTIPLIER, MUON_LR_MULTIPLIER,
     MOMENTUM, NESTEROV, WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, CLIP_GRADIENTS}.
     CLIP_GRADIENTS.CLIP_TYPE may also be "full_model". WEIGHT_DECAY_NORM also applies to scales,
-    gates, position embeddings and class embeddings.
+    gates, position embeddings and class embeddings. The parameter groups contain the names of their
+    parameters, so that a checkpoint can be resumed with other groups.
 
     Raises:
         ValueError: if SOLVER.OPTIMIZER is unknown, SOLVER.BIAS_LR_FACTOR is not 1, or the model has
@@ -103,6 +104,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
     else:
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    params = [{**group, "params": [(names[p], p) for p in group["params"]]} for group in params]
     return optimizer(params, lr=lr, **options)
 
 

@@ -32,6 +32,7 @@ from dcp_clip.engine.checkpoints.training_folder import training_record
 from dcp_clip.engine.ema import EMAHook
 from dcp_clip.engine.metrics import MetricsHook
 from dcp_clip.engine.optimizer import build_optimizer
+from dcp_clip.engine.optimizer_state import keep_groups
 from dcp_clip.engine.resume import ResumeHook
 from dcp_clip.engine.weight_interpolation import WeightInterpolationHook
 from dcp_clip.evaluation import (
@@ -46,7 +47,6 @@ from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
 __all__ = ["Trainer"]
 
 _FINAL = "model_final"  # Detectron2's name of the last checkpoint
-_CHOSEN = ("initial_lr", "weight_decay")  # of parameter groups, which a checkpoint also contains
 logger = logging.getLogger(__name__)
 
 
@@ -96,8 +96,8 @@ class Trainer(DefaultTrainer):
         """Resume the training in OUTPUT_DIR, or load MODEL.WEIGHTS.
 
         Resumed training continues with the same images and random numbers that the interrupted
-        training would have used next, see :class:`ResumeHook`. Learning rates and weight decays are
-        those of the config, also if they have changed.
+        training would have used next, see :class:`ResumeHook`. Learning rates, weight decays and
+        other settings of the optimizer are those of the config, also if they have changed.
 
         Raises:
             WeightsError: if MODEL.WEIGHTS does not fit the model, see :func:`load_weights`.
@@ -113,18 +113,17 @@ class Trainer(DefaultTrainer):
                     "that all machines share, or set SOLVER.CHECKPOINT_COPY."
                 )
         if resume and self.checkpointer.has_checkpoint():
-            groups = self._trainer.optimizer.param_groups
-            chosen = [{key: group[key] for key in _CHOSEN} for group in groups]
+            optimizer = self._trainer.optimizer
+            optimizer.register_load_state_dict_pre_hook(keep_groups)
             super().resume_or_load(resume=True)
             if self.start_iter > self.max_iter:
                 raise ValueError(
                     f"SOLVER.MAX_ITER is {self.max_iter}, but the last checkpoint in "
                     f"'{self.cfg.OUTPUT_DIR}' has {self.start_iter} iterations: increase it."
                 )
-            self.scheduler.base_lrs = [values["initial_lr"] for values in chosen]
-            groups, rates = self._trainer.optimizer.param_groups, self.scheduler.get_lr()
-            for group, values, rate in zip(groups, chosen, rates, strict=True):
-                group.update(values, lr=rate)
+            self.scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            for group, rate in zip(optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+                group["lr"] = rate
             loader = self._trainer.data_loader
             if isinstance(loader, ResumableLoader) and not self._resume_hook.has_loaded:
                 # A checkpoint of an earlier version, without the state of the loader.
