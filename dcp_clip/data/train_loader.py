@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,12 @@ from dcp_clip.data.aliases import resolve_dataset_name
 from dcp_clip.data.dataset_mapper import SemSegDatasetMapper, SeveralVocabulariesMapper
 from dcp_clip.data.vocabularies import dataset_vocabulary
 
-__all__ = ["ResumableLoader", "build_train_loader", "preserve_random_state"]
+__all__ = [
+    "ResumableLoader",
+    "build_train_loader",
+    "preserve_random_state",
+    "redistribute",
+]
 
 # RepeatFactorTrainingSampler counts the boxes of each category. RandomSubsetTrainingSampler needs a
 # key that Detectron2's config does not have.
@@ -57,6 +62,7 @@ class ResumableLoader:
         self._images = stream.dataset = _SeededImages(stream.dataset, seed, comm.get_rank())
         self._sampler = stream.sampler = _StreamSampler(stream.sampler)
         self._used = 0  # images that were taken from the stream
+        self._pending: set[int] = set()  # positions before it that have not been taken yet
 
     def __iter__(self) -> Iterator[list[dict]]:
         with preserve_random_state():  # without groups, it draws a seed for the workers
@@ -67,6 +73,7 @@ class ResumableLoader:
             waiting = self._waiting()
             positions = [record.pop(_POSITION) for record in batch]
             self._used = max(self._used, *(p + 1 for p in [*positions, *waiting]))
+            self._pending.difference_update(positions, waiting)
             yield batch
 
     def _waiting(self) -> list[int]:
@@ -81,7 +88,7 @@ class ResumableLoader:
             "seed": self._images.seed,
             "sampler_seed": getattr(self._sampler.sampler, "_seed", None),
             "used": self._used,
-            "waiting": sorted(self._waiting()),
+            "waiting": sorted(self._pending.union(self._waiting())),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -89,12 +96,35 @@ class ResumableLoader:
         self._images.seed = state["seed"]
         if state["sampler_seed"] is not None:
             self._sampler.sampler._seed = state["sampler_seed"]
-        self._used = state["used"]
+        self._used, self._pending = state["used"], set(state["waiting"])
         self._sampler.start, self._sampler.waiting = state["used"], frozenset(state["waiting"])
 
     def skip(self, count: int) -> None:
         """Start after the first `count` images of the stream. Call it before the first batch."""
         self._used = self._sampler.start = count
+
+
+def redistribute(states: Sequence[dict], rank: int, num_processes: int) -> dict:
+    """Return the state with which a process continues the loaders of another number of processes.
+
+    Process r of n processes takes every n-th image of a common stream, from image r on. The new
+    processes take the images that no old process has used, so none is repeated or missed.
+
+    Args:
+        states: of :meth:`ResumableLoader.state_dict`, one for each old process. The seeds are those
+            of the first one.
+        rank: of the new process.
+        num_processes: number of new processes.
+    """
+    used = [state["used"] for state in states]
+    end = -(-len(states) * max(used) // num_processes)  # images of the new process until there
+    unused = {r + len(states) * p for r, state in enumerate(states) for p in state["waiting"]}
+    for image in range(len(states) * min(used), end * num_processes):
+        position, process = divmod(image, len(states))
+        if position >= used[process]:
+            unused.add(image)
+    waiting = sorted(i // num_processes for i in unused if i % num_processes == rank)
+    return {**states[0], "used": end, "waiting": waiting}
 
 
 class _StreamSampler(Sampler):

@@ -10,7 +10,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from dcp_clip.data.train_loader import ResumableLoader
+from dcp_clip.data.train_loader import ResumableLoader, redistribute
 
 __all__ = ["ResumeHook"]
 
@@ -52,10 +52,12 @@ class ResumeHook(HookBase):
     def load_state_dict(self, state: dict) -> None:
         """
         Args:
-            state: the result of :meth:`state_dict`, from any number of processes.
+            state: the result of :meth:`state_dict`, from any number of processes. With another
+                number, the order of the images changes, but the seeds are those of the first
+                process, so no image of the epoch is repeated or missed.
         """
         self.has_loaded = True
-        processes = state["processes"]
+        self._states = processes = state["processes"]  # for a checkpoint before the first step
         if len(processes) != comm.get_world_size():
             logger.warning(
                 "The checkpoint is from a training with %d processes, but this one has %d: the "
@@ -64,10 +66,11 @@ class ResumeHook(HookBase):
                 comm.get_world_size(),
             )
             if self._loader is not None:
-                used = sum(process["loader"]["used"] for process in processes)
-                self._loader.skip(used // comm.get_world_size())
+                loaders = [process["loader"] for process in processes]
+                self._loader.load_state_dict(
+                    redistribute(loaders, comm.get_rank(), comm.get_world_size())
+                )
             return
-        self._states = processes  # for a checkpoint before the first step
         own = processes[comm.get_rank()]
         self._random_state = own["random"]
         if self._loader is not None:

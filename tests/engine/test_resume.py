@@ -14,6 +14,7 @@ from PIL import Image
 from dcp_clip.data.catalog import register_sem_seg
 from dcp_clip.data.train_loader import build_train_loader
 from dcp_clip.engine.checkpoints.training_folder import training_folder
+from dcp_clip.engine.resume import ResumeHook
 
 NAME = "test_resume_sem_seg"
 OPTIONS = {
@@ -236,3 +237,14 @@ def test_random_seed_is_kept(make_config):
     second = build_train_loader(cfg)
     second.load_state_dict({**first.state_dict(), "used": 0, "waiting": []})
     assert_same_batches(batches(second, 2), expected)
+
+
+def test_random_seed_is_kept_by_another_number_of_processes(make_config):
+    cfg = make_config("a", SEED=-1)
+    state, resumed = build_train_loader(cfg).state_dict(), build_train_loader(cfg)
+    # Two processes have used three images each.
+    processes = [{"loader": {**state, "used": 3}, "random": {}}] * 2
+    hook = ResumeHook(resumed, 2)
+    hook.load_state_dict({"processes": processes})
+    assert resumed.state_dict() == {**state, "used": 6}
+    assert hook.state_dict() == {"processes": processes}  # for a checkpoint before the first step
