@@ -85,6 +85,9 @@ def segment_videos(
         folder.begin([*overlays.values(), *files, *[output / COCO_FILE] * ("coco" in formats)])
         for path, error in failures.items():
             _report_failure(folder, path, error)
+        for path, reader in readers.items():
+            if reader.is_truncated:
+                _report_failure(folder, path, _truncation(reader))
         for path, frames in jobs.items():
             todo = [job for job in frames if record_key(path, job.frame) not in folder.finished]
             if len(todo) < len(frames):
@@ -138,6 +141,13 @@ def _open_videos(
     if not readers:
         raise next(iter(failures.values()))
     return readers, failures
+
+
+def _truncation(reader: VideoReader) -> ImageReadError:
+    return ImageReadError(
+        f"{reader.path} is truncated: only the {reader.count} frames before its missing end are "
+        "segmented; copy the complete file and repeat the run to get the others"
+    )
 
 
 def _report_failure(folder: RunFolder, path: Path, error: ImageReadError) -> None:

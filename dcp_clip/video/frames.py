@@ -13,6 +13,7 @@ from dcp_clip.folder_run.line_file import file_state
 from dcp_clip.folder_run.pipeline import Job, ReadImage
 from dcp_clip.utils.images.files import ImageReadError
 from dcp_clip.utils.images.listing import VIDEO_EXTENSIONS
+from dcp_clip.video.truncation import is_truncated
 
 __all__ = ["VideoReader", "import_av", "is_video"]
 
@@ -48,6 +49,7 @@ class VideoReader:
         count: number of frames.
         rate: frames per second.
         pixel_aspect: width of a pixel divided by its height.
+        is_truncated: whether the end of the file is missing, so that it had more frames.
     """
 
     def __init__(self, path: str | Path):
@@ -69,6 +71,7 @@ class VideoReader:
             # before the start of a clip that was cut without encoding are discarded.
             packets = container.demux(stream)
             self.count = sum(1 for packet in packets if packet.size and not packet.is_discard)
+            self.is_truncated = is_truncated(path, container.format.name)
         if not self.count:
             raise ImageReadError(f"cannot read {path}: the video has no frames")
         self._damaged = 0  # parts that could not be decoded

@@ -7,12 +7,14 @@ from dcp_clip.predictor import Predictor
 from dcp_clip_cli import segment
 
 
-def _write_clip(path, size=(48, 64), codec="libx264", times=range(7), aspect=1, **options):
+def _write_clip(
+    path, size=(48, 64), codec="libx264", times=range(7), aspect=1, container=(), **options
+):
     """Write frames whose grey rises by 30 from frame to frame, at times in fifths of a second."""
     av = pytest.importorskip("av")
     path.parent.mkdir(exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=5, options=options)
+    with av.open(str(path), "w", options=dict(container)) as output:
+        stream = output.add_stream(codec, rate=5, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.sample_aspect_ratio = aspect
         for i, time in enumerate(times):
@@ -21,9 +23,9 @@ def _write_clip(path, size=(48, 64), codec="libx264", times=range(7), aspect=1, 
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = time
             for packet in stream.encode(frame):
-                container.mux(packet)
+                output.mux(packet)
         for packet in stream.encode():
-            container.mux(packet)
+            output.mux(packet)
     return path
 
 
