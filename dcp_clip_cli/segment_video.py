@@ -104,7 +104,7 @@ def segment_videos(
             if summary.signal:
                 return 128 + summary.signal
             labels = _label_maps(folder, path)
-            if labels:
+            if len(labels) > 1:
                 _report(path, labels)
             if labels and path in overlays and (todo or not overlays[path].exists()):
                 folder.record_video(overlays[path])

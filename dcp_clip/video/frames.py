@@ -50,6 +50,7 @@ class VideoReader:
         rate: frames per second.
         pixel_aspect: width of a pixel divided by its height.
         is_truncated: whether the end of the file is missing, so that it had more frames.
+        end: the time in seconds at which the last frame that `frames` has decoded ends.
     """
 
     def __init__(self, path: str | Path):
@@ -74,6 +75,7 @@ class VideoReader:
             self.is_truncated = is_truncated(path, container.format.name)
         if not self.count:
             raise ImageReadError(f"cannot read {path}: the video has no frames")
+        self.end = 0.0
         self._damaged = 0  # parts that could not be decoded
         self._frames = self.frames()
 
@@ -116,9 +118,11 @@ class VideoReader:
             stream.thread_type = "AUTO"
             try:
                 for number, frame in enumerate(self._decode(container, stream)):
+                    seconds = number / self.rate if frame.time is None else frame.time
+                    length = (frame.duration or 0) * (frame.time_base or 0) or 1 / self.rate
+                    self.end = float(seconds + length)
                     if wanted is not None and number not in wanted:
                         continue
-                    seconds = number / self.rate if frame.time is None else frame.time
                     image = frame.to_ndarray(format="rgb24")
                     if frame.rotation:  # anticlockwise, as telephones store upright videos
                         image = np.ascontiguousarray(np.rot90(image, frame.rotation // 90))

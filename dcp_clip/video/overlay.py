@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -71,7 +72,8 @@ def write_overlay_video(
         reader: the video.
         label_maps: files by number of the frame.
         vocabulary: names and colours.
-        every: the overlay has every n-th frame, at its time in the video.
+        every: the overlay has every n-th frame, at its time in the video. The last one is shown
+            up to the end of the video.
 
     Raises:
         ImageReadError: if the video cannot be read.
@@ -81,7 +83,7 @@ def write_overlay_video(
     shares, unknown = mean_shares(label_maps.values(), vocabulary)
     bar = tqdm(total=len(label_maps), desc=path.name, unit=" frames")
     with bar, av.open(str(unfinished), "w", format="mp4") as container:
-        stream = None
+        stream, last = None, None
         for number, seconds, image in reader.frames(range(0, reader.count, every)):
             if number not in label_maps:
                 continue
@@ -95,20 +97,31 @@ def write_overlay_video(
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.sample_aspect_ratio = reader.pixel_aspect
-                stream.options = {"crf": "20", "preset": "veryfast"}
+                # Without B-frames, packets have the order of the frames.
+                stream.options = {"crf": "20", "preset": "veryfast", "bf": "0"}
                 stream.time_base = stream.codec_context.time_base = _TICK
                 start, before = seconds, -1
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             # The times of the video, because telephones record with a varying rate.
             before = max(before + 1, round((seconds - start) / _TICK))
             frame.pts, frame.time_base = before, _TICK
-            for packet in stream.encode(frame):
-                container.mux(packet)
+            last = _mux(container, last, stream.encode(frame))
             bar.update()
         if stream is not None:
-            for packet in stream.encode():
-                container.mux(packet)
+            last = _mux(container, last, stream.encode())
+            # The encoder supposes a constant rate: a clip with one frame would have n frame times.
+            last.duration = max(1, round((reader.end - start) / _TICK) - last.pts)
+            container.mux(last)
     os.replace(unfinished, path)
+
+
+def _mux(container: Any, last: Any, packets: Iterable[Any]) -> Any:
+    """Write the packets before the last one, and return that one."""
+    for packet in packets:
+        if last is not None:
+            container.mux(last)
+        last = packet
+    return last
 
 
 def _read(path: Path) -> np.ndarray:
