@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dcp_clip.geo.raster import Raster, Region, import_rasterio
+from dcp_clip.geo.raster import Raster, Region
+from dcp_clip.geo.rasterio_files import import_rasterio
 from dcp_clip.utils.label_maps import UNKNOWN_COLOR
 from dcp_clip.vocabulary import Vocabulary
 

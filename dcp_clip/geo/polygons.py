@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_clip.geo.area import check_has_areas, ground_areas, signed_area
-from dcp_clip.geo.raster import import_rasterio
+from dcp_clip.geo.rasterio_files import import_rasterio
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["polygon_suffix", "write_polygons"]

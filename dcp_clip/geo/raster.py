@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import cv2
 import numpy as np
 from PIL import TiffImagePlugin
 
+from dcp_clip.geo.rasterio_files import gdal_reason, import_rasterio, open_raster
 from dcp_clip.utils.images.files import ImageReadError
 
-__all__ = ["Raster", "Region", "check_range", "import_rasterio", "is_geotiff"]
+__all__ = ["Raster", "Region", "check_range", "is_geotiff"]
 
 Region = tuple[int, int, int, int]  # top, left, height and width in pixels
 
@@ -37,19 +37,6 @@ _PERCENTILES = (2.0, 98.0)
 _ROWS = 512  # read at once at full resolution; it bounds the memory
 _PART = 128  # side in pixels of the parts of the reduced raster that are read at once
 _OVERVIEW = 2048  # long side in pixels of the reduced raster
-
-
-def import_rasterio() -> Any:
-    """Import rasterio.
-
-    Raises:
-        ImportError: if it is not installed; the message says how to install it.
-    """
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ImportError("Rasters need the package rasterio: pip install rasterio") from error
-    return rasterio
 
 
 def is_geotiff(path: str | os.PathLike) -> bool:
@@ -87,9 +74,7 @@ def _open(path: Path) -> Any:
     if driver is None:
         raise ImageReadError(f"cannot read {path}: it is no TIFF, JPEG 2000, JPEG or PNG file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(path.resolve(), driver=driver)
+        return open_raster(path.resolve(), driver=driver)
     except rasterio.errors.RasterioIOError as error:
         raise ImageReadError(f"cannot read {path}: {error}") from error
 
@@ -231,7 +216,8 @@ class Raster:
             values = self.dataset.read(bands, window=window)
             masks = self.dataset.read_masks(bands, window=window) > 0
         except rasterio.errors.RasterioIOError as error:
-            raise ImageReadError(f"cannot read {self.path}: {error}") from error
+            reason = f"it is truncated or damaged ({gdal_reason(error)}); copy or create it again"
+            raise ImageReadError(f"cannot read {self.path}: {reason}") from error
         # As in GDAL, a pixel has no data if no band has.
         valid = masks.any(axis=0)
         if values.dtype.kind == "f":

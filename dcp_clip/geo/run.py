@@ -24,7 +24,8 @@ from dcp_clip.found_categories import FoundCategory, area_shares, find_categorie
 from dcp_clip.geo.area import check_has_areas
 from dcp_clip.geo.label_file import label_type, write_geotiff, write_label_geotiff
 from dcp_clip.geo.polygons import polygon_suffix, write_polygons
-from dcp_clip.geo.raster import Raster, Region, import_rasterio
+from dcp_clip.geo.raster import Raster, Region
+from dcp_clip.geo.rasterio_files import import_rasterio
 from dcp_clip.modeling.large_image import LargeImage, window_of
 from dcp_clip.prediction import make_prediction
 from dcp_clip.predictor import Predictor

@@ -271,3 +271,13 @@ def test_files_of_other_formats_are_refused(run, tmp_path, capsys):
     path = write(tmp_path / "b.tif", np.ones((3, 8, 8), np.uint8), crs=None)
     assert run(path, "--format", "polygons") == 1
     assert "no coordinate system" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": "deflate"}, {"tiled": True}])
+def test_a_truncated_raster_is_one_sentence(run, make_image, tmp_path, capsys, options):
+    path = write(tmp_path / "cut.tif", make_image(300, 300).numpy(), **options)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert run(path) == 1
+    (failure,) = map(json.loads, (tmp_path / "out" / "failures.jsonl").read_text().splitlines())
+    assert "cut.tif: it is truncated or damaged (TIFF" in failure["error"]
+    assert "See previous exception" not in capsys.readouterr().err
