@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dcp_clip.geo.raster import Raster, Region
-from dcp_clip.geo.rasterio_files import import_rasterio
+from dcp_clip.geo.rasterio_files import open_raster
 from dcp_clip.utils.label_maps import UNKNOWN_COLOR
 from dcp_clip.vocabulary import Vocabulary
 
@@ -81,7 +81,6 @@ def write_geotiff(
     Raises:
         OSError: if the file cannot be written.
     """
-    rasterio = import_rasterio()
     source = raster.dataset
     points, points_crs = source.gcps
     profile = {
@@ -99,7 +98,7 @@ def write_geotiff(
         "bigtiff": "if_safer",
     }
     profile |= {"gcps": points} if points else {"transform": source.transform}
-    with rasterio.open(path, "w", **profile) as target:
+    with open_raster(path, "w", **profile) as target:
         if colors:
             target.write_colormap(1, colors)
         target.update_tags(1, **tags)

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_clip.geo.area import check_has_areas, ground_areas, signed_area
-from dcp_clip.geo.rasterio_files import import_rasterio
+from dcp_clip.geo.rasterio_files import import_rasterio, open_raster
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["polygon_suffix", "write_polygons"]
@@ -51,9 +51,8 @@ def write_polygons(labels: Path, path: Path, vocabulary: Vocabulary) -> dict[int
         ValueError: if the raster has no coordinate system on the Earth.
         OSError: if the file cannot be written.
     """
-    rasterio = import_rasterio()
     areas: dict[int, float] = {}
-    with rasterio.open(labels) as dataset:
+    with open_raster(labels) as dataset:
         check_has_areas(labels, dataset.crs)
         writer = _write_geopackage if path.suffix == ".gpkg" else _write_geojson
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -107,8 +106,8 @@ def _polygons(dataset: Any, count: int, folder: Path) -> Iterator[tuple[dict[str
     options |= {"crs": dataset.crs, "transform": dataset.transform}
     files = folder / "values.tif", folder / "mask.tif"
     with (
-        rasterio.open(files[0], "w", dtype=dataset.dtypes[0], **options) as values,
-        rasterio.open(files[1], "w", dtype="uint8", **options) as mask,
+        open_raster(files[0], "w", dtype=dataset.dtypes[0], **options) as values,
+        open_raster(files[1], "w", dtype="uint8", **options) as mask,
     ):
         strips = range(0, height, step)
         for top in tqdm(strips, "polygons", unit=" strips", disable=len(strips) == 1):
@@ -126,7 +125,7 @@ def _polygons(dataset: Any, count: int, folder: Path) -> Iterator[tuple[dict[str
                 mark = rasterize(open_parts, labels.shape, transform=place, dtype="uint8")
                 values.write(labels * mark, 1, window=((top, bottom), (0, width)))
                 mask.write(mark, 1, window=((top, bottom), (0, width)))
-    with rasterio.open(files[0]) as values, rasterio.open(files[1]) as mask:
+    with open_raster(files[0]) as values, open_raster(files[1]) as mask:
         yield from shapes(rasterio.band(values, 1), rasterio.band(mask, 1), 4)
 
 

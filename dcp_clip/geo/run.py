@@ -25,7 +25,7 @@ from dcp_clip.geo.area import check_has_areas
 from dcp_clip.geo.label_file import label_type, write_geotiff, write_label_geotiff
 from dcp_clip.geo.polygons import polygon_suffix, write_polygons
 from dcp_clip.geo.raster import Raster, Region
-from dcp_clip.geo.rasterio_files import import_rasterio
+from dcp_clip.geo.rasterio_files import open_raster
 from dcp_clip.modeling.large_image import LargeImage, window_of
 from dcp_clip.prediction import make_prediction
 from dcp_clip.predictor import Predictor
@@ -215,7 +215,7 @@ class RasterRun:
 
     def _write_overlay(self, labels: Path, path: Path, found: list[FoundCategory]) -> None:
         image, _ = self.raster.overview()
-        with import_rasterio().open(labels) as dataset:
+        with open_raster(labels) as dataset:
             small = dataset.read(1, out_shape=image.shape[1:])
         shares, unknown = area_shares(found, len(self._vocabulary))
         picture = np.ascontiguousarray(image.transpose(1, 2, 0))

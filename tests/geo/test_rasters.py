@@ -281,3 +281,11 @@ def test_a_truncated_raster_is_one_sentence(run, make_image, tmp_path, capsys, o
     (failure,) = map(json.loads, (tmp_path / "out" / "failures.jsonl").read_text().splitlines())
     assert "cut.tif: it is truncated or damaged (TIFF" in failure["error"]
     assert "See previous exception" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error::rasterio.errors.NotGeoreferencedWarning")
+def test_a_picture_without_georeference_gives_no_warning(run, make_image, tmp_path):
+    Image.fromarray(make_image(50, 60).numpy().transpose(1, 2, 0)).save(tmp_path / "odd.png")
+    formats = ("labels", "confidence", "overlay")
+    assert run(tmp_path / "odd.png", "--bands", "3,2,1", "--format", *formats) == 0
+    assert (tmp_path / "out" / "odd_confidence.tif").exists()
