@@ -1,8 +1,17 @@
 """Arguments that several commands have, and their types."""
 
 import argparse
+from pathlib import Path
 
-__all__ = ["DEFAULT_CONFIG", "add_import", "add_model_arguments", "check_backend", "positive"]
+__all__ = [
+    "DEFAULT_CONFIG",
+    "add_import",
+    "add_model_arguments",
+    "check_backend",
+    "output_name",
+    "output_path",
+    "positive",
+]
 
 DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 
@@ -50,3 +59,17 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
+
+
+def output_name(text: str) -> str:
+    """Parse a path or URL to write to; an empty one would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is empty: name where to write, or . for the current folder"
+        )
+    return text
+
+
+def output_path(text: str) -> Path:
+    """Parse a path to write to, as `output_name` does."""
+    return Path(output_name(text))

@@ -42,7 +42,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dcp_clip_cli.arguments import DEFAULT_CONFIG, add_model_arguments, check_backend, positive
+from dcp_clip_cli.arguments import (
+    DEFAULT_CONFIG,
+    add_model_arguments,
+    check_backend,
+    output_path,
+    positive,
+)
 
 # Those of dcp_clip.folder_run.result_files, which imports PyTorch.
 FORMATS = ("overlay", "labels", "confidence", "coco", "polygons", "labelme", "label_studio")
@@ -75,7 +81,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "between synonyms; without semicolons, commas separate categories), a file of names, "
         "or the name of a data set; default: the categories of the training set",
     )
-    add("--output", default="output/demo", help="folder for the results (default: %(default)s)")
+    output_help = "folder for the results (default: %(default)s)"
+    add("--output", type=output_path, default="output/demo", help=output_help)
     add(
         *("--format", "--only"),
         dest="formats",

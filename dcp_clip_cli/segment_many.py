@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dcp_clip_cli.arguments import add_model_arguments, check_backend, positive
+from dcp_clip_cli.arguments import add_model_arguments, check_backend, output_name, positive
 
 PACKAGES = ("ray", "pyarrow")
 
@@ -44,7 +44,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="paths or URLs of the inputs")
-    add("--output", required=True, help="path or URL of a folder that all workers can write to")
+    output_help = "path or URL of a folder that all workers can write to"
+    add("--output", required=True, type=output_name, help=output_help)
     add("--vocabulary", help="names, a file of names or a data set, as for `dcp-clip segment`")
     labels_help = "label maps in the results: COCO run-length encoding for each category, or PNG"
     add("--labels", choices=("rle", "png"), default="rle", help=labels_help)

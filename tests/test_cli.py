@@ -62,3 +62,30 @@ def test_ctrl_c_has_its_exit_status(monkeypatch):
 def test_errors_of_the_user_are_one_sentence(capsys):
     with pytest.raises(SystemExit, match="^config file 'absent.yaml' does not exist"):
         cli.main(["evaluate", "--config-file", "absent.yaml"])
+
+
+@pytest.mark.parametrize(
+    "program, arguments",
+    [
+        ("demo/demo.py", ["--input", "in"]),
+        ("tools/segment_many.py", ["--input", "in"]),
+        ("tools/dry_run.py", ["--config-file", "a.yaml"]),
+        ("tools/export.py", []),
+        ("tools/export_weights.py", ["a.pth"]),
+        ("tools/montage.py", ["in"]),
+        ("tools/reproduce_emoji_scenes.py", []),
+    ],
+)
+def test_an_empty_path_for_the_output_is_an_error(
+    load_program, monkeypatch, tmp_path, capsys, program, arguments
+):
+    """It would be the current folder, and fill or overwrite that."""
+    monkeypatch.chdir(tmp_path)
+    module = load_program(program)
+    start = module.parse_args if program == "tools/export_weights.py" else module.main
+    for empty in ("", " "):
+        with pytest.raises(SystemExit) as raised:
+            start(["--output", empty, *arguments])
+        assert raised.value.code == 2
+        assert f"--output: '{empty}' is empty: name where to write" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import add_import
+from dcp_clip_cli.arguments import add_import, output_path
 
 _PHOTOGRAPH = (480, 640)  # (H, W) of the images before resizing: the most frequent in COCO
 
@@ -36,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--config-file", required=True, metavar="YAML")
     add_import(parser)
     output_help = "default: output/dry_run/<folder of the config>/<name of the config>"
-    add("--output", type=Path, metavar="DIR", help=output_help)
+    add("--output", type=output_path, metavar="DIR", help=output_help)
     add("--num-gpus", type=int, metavar="N", help="default: SOLVER.REFERENCE_WORLD_SIZE, or 1")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     return parser

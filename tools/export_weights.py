@@ -27,7 +27,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import add_import
+from dcp_clip_cli.arguments import add_import, output_path
 
 TOWER = "backbone."
 _SUFFIXES = (".pth", ".pt", ".bin")  # of PyTorch's format; other readers choose by the suffix
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("checkpoint", type=Path, help="checkpoint of train_net.py")
     parser.add_argument("weights", type=Path, nargs="?", help="file to write")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="model folder to write, new or empty"
+        "--output", type=output_path, metavar="FOLDER", help="model folder to write, new or empty"
     )
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="results.json of these weights, for --output"

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import output_path
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -17,7 +19,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="FOLDER", help="output folders of demo.py")
-    add("--output", type=Path, required=True, metavar="PNG", help="the picture to write")
+    add("--output", type=output_path, required=True, metavar="PNG", help="the picture to write")
     add("--columns", type=int, default=2, help="pairs of pictures in a row (default: 2)")
     add("--side", type=int, default=320, help="long side of a picture in pixels (default: 320)")
     add("--only", type=int, nargs="+", metavar="N", help="use these results, counted from 0")

@@ -36,7 +36,7 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
-from dcp_clip_cli.arguments import add_import, positive
+from dcp_clip_cli.arguments import add_import, output_path, positive
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = "configs/emoji_scenes/ablation.yaml"
@@ -268,7 +268,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", type=Path, default=ROOT / "output" / "emoji_scenes", metavar="FOLDER")
+    add("--output", type=output_path, default=ROOT / "output" / "emoji_scenes", metavar="FOLDER")
     add("--variants", metavar="A,B", help="names of rows (default: all that do not take hours)")
     add("--seeds", type=seed_list, metavar="1,2", help="seeds of the trainings (default: 1,2,3)")
     add("--iterations", type=positive, metavar="N", help="of each training (default: the config's)")
