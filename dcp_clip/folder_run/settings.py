@@ -20,11 +20,13 @@ def describe_difference(before: Any, now: Mapping[str, Any]) -> str:
     texts = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
-            texts += [describe_difference(old, new)]
+            texts.append(describe_difference(old, new))
         elif key == "working folder" and None in (old, new):
             texts.append("one run has relative paths of images, and the other absolute paths")
-        elif old != new:
+        else:
             short = max(len(str(old)), len(str(new))) <= 40
             texts.append(f"{key} was {old} and is {new}" if short else f"{key} differs")
     texts = [text for text in texts if text]

@@ -13,12 +13,13 @@ from dcp_clip.folder_run.line_file import file_state
 from dcp_clip.folder_run.pipeline import Job, ReadImage
 from dcp_clip.utils.images.files import ImageReadError
 from dcp_clip.utils.images.listing import VIDEO_EXTENSIONS
-from dcp_clip.video.truncation import is_truncated
 
 __all__ = ["VideoReader", "import_av", "is_video"]
 
 # The formats of FFmpeg that hold their frames themselves; playlists can name other files.
 _FORMATS = "asf,avi,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg"
+# FFmpeg's names of the formats whose files state their duration. It estimates that of the others.
+_WITH_DURATION = ("matroska", "mov")
 
 
 def import_av() -> Any:
@@ -68,16 +69,34 @@ class VideoReader:
             stream = container.streams.video[0]
             self.rate = Fraction(stream.average_rate or 25)
             self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
-            # The headers of many files have a wrong number, or none. Packets are not decoded. Those
-            # before the start of a clip that was cut without encoding are discarded.
-            packets = container.demux(stream)
-            self.count = sum(1 for packet in packets if packet.size and not packet.is_discard)
-            self.is_truncated = is_truncated(path, container.format.name)
+            self.count, self.is_truncated = self._read_packets(container, stream)
         if not self.count:
             raise ImageReadError(f"cannot read {path}: the video has no frames")
         self.end = 0.0
         self._damaged = 0  # parts that could not be decoded
         self._frames = self.frames()
+
+    def _read_packets(self, container: Any, stream: Any) -> tuple[int, bool]:
+        """Return the number of frames, and whether the end of the file is missing.
+
+        Packets are not decoded. The headers of many files have a wrong number of frames, or none.
+        """
+        count, times, end = 0, [], 0.0
+        for packet in container.demux():  # sound can be longer than the pictures
+            is_frame = packet.size > 0 and packet.stream == stream
+            # Packets before the start of a clip that was cut without encoding are discarded.
+            count += is_frame and not packet.is_discard
+            if packet.pts is not None:
+                seconds = float(packet.pts * packet.time_base)
+                end = max(end, seconds + float((packet.duration or 0) * packet.time_base))
+                times += [seconds] if is_frame else []
+        if container.duration is None or container.format.name.split(",")[0] not in _WITH_DURATION:
+            return count, False
+        # The last frame of a slide show can be shown for longer than its packet says.
+        times = sorted(times)
+        longest = max((b - a for a, b in zip(times, times[1:])), default=0.0)
+        missing = container.duration / self._av.time_base - end
+        return count, missing > max(1.0, 2 * longest)
 
     def __enter__(self) -> VideoReader:
         return self
