@@ -155,6 +155,7 @@ def segment_files(
         total=len(jobs),
         unit=" images",
         bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{rate_noinv_fmt}, {remaining} left]",
+        disable=not jobs,
     )
 
     def report_failure(job: Job, error: Exception) -> None:

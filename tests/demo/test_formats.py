@@ -109,6 +109,9 @@ def test_a_run_with_coco_is_resumed(demo, fake_model, read_results, capsys):
     records = read_results("out")
     assert len(records) == 4 and fake_model.calls == 3 + 4 - len(finished) + 1
     check_coco(records)
+    capsys.readouterr()
+    assert demo.main(args) == 0
+    assert "0/0" not in capsys.readouterr().err  # no progress bar without images
     Path("out", finished[0]["coco"]).write_text("{")
     assert f"{finished[0]['coco']} is damaged: delete it" in run_error(demo, args)
     # Other formats are other settings, and --overwrite removes all files of the run.
