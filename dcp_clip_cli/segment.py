@@ -228,7 +228,7 @@ def run(args: argparse.Namespace) -> int:
     from dcp_clip.folder_run.result_files import SUFFIXES, result_files
     from dcp_clip.utils.images.samples import find_photographs
 
-    output, formats = Path(args.output), args.formats
+    output, formats = args.output, args.formats
     samples = find_photographs() if args.samples else []
     if args.samples and not samples:
         raise FileNotFoundError(

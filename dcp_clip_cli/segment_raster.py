@@ -30,7 +30,7 @@ def segment_rasters(
         ValueError: for a format that rasters do not have, or an invalid range.
         RunFolderError: if the output folder cannot be used.
     """
-    output, formats = Path(args.output), args.formats
+    output, formats = args.output, args.formats
     others = [name for name in formats if name not in RASTER_FORMATS]
     if others:
         known = ", ".join(RASTER_FORMATS)

@@ -46,7 +46,7 @@ def segment_videos(
         ImageReadError: if no video can be read.
         ValueError: if the smoothing is invalid, or the model gives no logits to smooth.
     """
-    output = Path(args.output)
+    output = args.output
     if args.smoothing is not None:
         check_smoothing(args.smoothing)  # before --overwrite removes results
     # The overlays of the frames become one video, which is made of the label maps.

@@ -33,6 +33,7 @@ _POSITIVE = (
     "MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM",
     "MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM",
 )
+_NOT_NEGATIVE = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
 
 
 def get_cfg() -> CfgNode:
@@ -126,15 +127,13 @@ def _check_values(cfg: CfgNode) -> None:
         raise ValueError(
             f"TEST.MAX_IMAGES is {cfg.TEST.MAX_IMAGES}, but must be at least 0 (0 for all images)."
         )
-    for key in _POSITIVE:
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value < 1:
-            raise ValueError(f"{key} is {value}, but must be at least 1.")
-    for key, value in cfg.INPUT.items():
-        if key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST") and value < 0:
-            raise ValueError(f"INPUT.{key} is {value}, but must be at least 0.")
+    for keys, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
+        for key in keys:
+            value = cfg
+            for part in key.split("."):
+                value = value[part]
+            if value < least:
+                raise ValueError(f"{key} is {value}, but must be at least {least}.")
     if cfg.SOLVER.BASE_LR <= 0:
         raise ValueError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}, but must be above 0.")
     default = detectron2_cfg().MODEL

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dcp_clip.formats.regions import find_regions
+from dcp_clip.utils.optional_packages import import_optional
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["to_fiftyone", "to_huggingface", "to_supervision"]
@@ -46,12 +47,7 @@ def to_supervision(
     Raises:
         ImportError: if supervision is not installed.
     """
-    try:
-        import supervision
-    except ImportError as error:
-        raise ImportError(
-            "to_supervision needs the package supervision: pip install supervision"
-        ) from error
+    supervision = import_optional("supervision", "to_supervision needs")
     regions = list(find_regions(label_map, vocabulary, confidence))
     boxes = [(r.left, r.top, r.left + r.box[2], r.top + r.box[3]) for r in regions]
     masks = [region.full_mask() for region in regions]

@@ -6,6 +6,8 @@ import os
 import warnings
 from typing import Any
 
+from dcp_clip.utils.optional_packages import import_optional
+
 __all__ = ["gdal_reason", "import_rasterio", "open_raster"]
 
 
@@ -15,11 +17,7 @@ def import_rasterio() -> Any:
     Raises:
         ImportError: if it is not installed; the message says how to install it.
     """
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ImportError("Rasters need the package rasterio: pip install rasterio") from error
-    return rasterio
+    return import_optional("rasterio", "Rasters need")
 
 
 def open_raster(path: str | os.PathLike, mode: str = "r", **options: Any) -> Any:

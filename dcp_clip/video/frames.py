@@ -13,6 +13,7 @@ from dcp_clip.folder_run.line_file import file_state
 from dcp_clip.folder_run.pipeline import Job, ReadImage
 from dcp_clip.utils.images.files import ImageReadError
 from dcp_clip.utils.images.listing import VIDEO_EXTENSIONS
+from dcp_clip.utils.optional_packages import import_optional
 
 __all__ = ["VideoReader", "import_av", "is_video"]
 
@@ -28,11 +29,7 @@ def import_av() -> Any:
     Raises:
         ImportError: if it is not installed; the message says how to install it.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("Videos need the package PyAV: pip install av") from error
-    return av
+    return import_optional("av", "Videos need", package="PyAV")
 
 
 def is_video(path: str | Path) -> bool:

@@ -70,8 +70,9 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
             raise ValueError(f"{_NODE}.PADDING is '{padding}'; known are {', '.join(PADDINGS)}.")
         if pamr_steps < 0:
             raise ValueError(f"{_NODE}.PAMR_STEPS is {pamr_steps}; it must be 0 or more.")
-        self.encoder_window, self.encoder_stride = encoder_window, encoder_stride
-        self.scale, self.padding = scale, padding
+        patch = self.backbone.size_divisibility
+        self.windows = EncoderWindows(patch, encoder_window, encoder_stride, padding)
+        self.scale = scale
         self.thresholds, self.pamr_steps = thresholds, pamr_steps
 
     @classmethod
@@ -126,11 +127,7 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
             with self._autocast():
                 return self.backbone(pixels)["dense"]
 
-        return self._windows().encode(encode, image)
-
-    def _windows(self) -> EncoderWindows:
-        patch = self.backbone.size_divisibility
-        return EncoderWindows(patch, self.encoder_window, self.encoder_stride, self.padding)
+        return self.windows.encode(encode, image)
 
     def _similarity(
         self, image: Tensor, text: TextFeatures, features: Iterable[Tensor] | None = None
@@ -139,7 +136,7 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
         features = self._encode(image) if features is None else features
         # Similarities decide between categories, so never in half precision.
         with torch.autocast(self.device.type, enabled=False):
-            return self._windows().similarity(features, text.embeddings.float(), image.shape[-2:])
+            return self.windows.similarity(features, text.embeddings.float(), image.shape[-2:])
 
     def _losses(self, batched_inputs: list[dict], vocabulary: Vocabulary) -> dict[str, Tensor]:
         raise ValueError(
