@@ -18,6 +18,7 @@ CLIPS = ["test-convnext", "test-vit-14-quickgelu"]
 SIZES = st.sampled_from([(33, 47), (64, 64), (1, 1), (5, 200), (97, 20)])
 SYNONYM_POOLING = "MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING"
 K = "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS"
+AUGMENTED = {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": (0.5, 1.5)}
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +100,12 @@ def test_3_new_names_at_any_place(models, make_image, seed, twelve_categories, r
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-@pytest.mark.parametrize("surplus", [0, 1, 30])
+@pytest.mark.parametrize(("surplus", "opts"), [(0, {}), (1, {}), (30, {}), (1, AUGMENTED)])
 def test_4_enough_proposals_are_the_same_as_no_proposal_stage(
-    models, make_image, clip, surplus, twelve_categories, run, assert_same
+    models, make_image, clip, surplus, opts, twelve_categories, run, assert_same
 ):
-    limited = models(clip, {K: len(twelve_categories) + surplus})
-    unlimited = models(clip, {"MODEL.DCP_CLIP.PROPOSAL.NAME": "AllCategories"})
+    limited = models(clip, {K: len(twelve_categories) + surplus} | opts)
+    unlimited = models(clip, {"MODEL.DCP_CLIP.PROPOSAL.NAME": "AllCategories"} | opts)
     image = make_image(45, 70)
     with_stage, without = (
         run(limited, image, twelve_categories),
@@ -136,17 +137,19 @@ def test_5_images_of_a_batch_do_not_influence_each_other(
     assert [x["sem_seg"].image_size for x in together[1:]] == sizes[1:]
 
 
-# ---- variants of the stages: stage 1 ranks on few merged tokens, or stage 5 reassigns
+# ---- variants: stage 1 ranks on few merged tokens, stage 5 reassigns, or CLIP sees several views
+
+VARIANTS = ("merged", "reassigned", "augmented")
 
 
-@pytest.fixture(
-    scope="module", params=[(clip, kind) for clip in CLIPS for kind in ("merged", "reassigned")]
-)
+@pytest.fixture(scope="module", params=[(clip, kind) for clip in CLIPS for kind in VARIANTS])
 def variant(make_model, request):
     clip, kind = request.param
     if kind == "reassigned":
         opts = {"MODEL.DCP_CLIP.CLASS_REFINEMENT.NAME": "ReassignmentRefinement"}
         return make_model(clip, opts)
+    if kind == "augmented":
+        return make_model(clip, AUGMENTED)
     model = make_model(clip)
     model.proposal.num_tokens = 3
     return model
@@ -175,6 +178,8 @@ def test_5_variants(variant, make_image, sizes, seed, twelve_categories):
         alone = [variant([x])[0] for x in inputs]
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a["proposals"]["ids"], b["proposals"]["ids"])
+        torch.testing.assert_close(a["proposals"], b["proposals"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a["sem_seg"].logits, b["sem_seg"].logits, rtol=1e-3, atol=1e-3)
 
 
 # ---- contract 7: any size
