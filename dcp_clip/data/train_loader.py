@@ -61,8 +61,7 @@ class ResumableLoader:
         seed = comm.shared_random_seed() if seed is None else seed
         self._images = stream.dataset = _SeededImages(stream.dataset, seed, comm.get_rank())
         self._sampler = stream.sampler = _StreamSampler(stream.sampler)
-        self._used = 0  # images that were taken from the stream
-        self._pending: set[int] = set()  # positions before it that have not been taken yet
+        self._next = 0  # after the last position that was taken from the stream
 
     def __iter__(self) -> Iterator[list[dict]]:
         with preserve_random_state():  # without groups, it draws a seed for the workers
@@ -70,25 +69,21 @@ class ResumableLoader:
         while True:
             with preserve_random_state():
                 batch = next(batches)
-            waiting = self._waiting()
-            positions = [record.pop(_POSITION) for record in batch]
-            self._used = max(self._used, *(p + 1 for p in [*positions, *waiting]))
-            self._pending.difference_update(positions, waiting)
+            # The image that fills a batch is the last one that was taken.
+            self._next = 1 + max(record.pop(_POSITION) for record in batch)
             yield batch
-
-    def _waiting(self) -> list[int]:
-        """Return the positions of images that wait for others to fill their batch."""
-        if self._groups is None:
-            return []
-        return [record[_POSITION] for group in self._groups._buckets for record in group]
 
     def state_dict(self) -> dict:
         """Return what a new loader needs to continue after the last batch."""
+        groups = [] if self._groups is None else self._groups._buckets
+        waiting = [record[_POSITION] for group in groups for record in group]
+        # Images that waited when an earlier loader stopped, and have not been taken again yet.
+        waiting += [position for position in self._sampler.waiting if position >= self._next]
         return {
             "seed": self._images.seed,
             "sampler_seed": getattr(self._sampler.sampler, "_seed", None),
-            "used": self._used,
-            "waiting": sorted(self._pending.union(self._waiting())),
+            "used": max(self._next, self._sampler.start),
+            "waiting": sorted(waiting),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -96,12 +91,11 @@ class ResumableLoader:
         self._images.seed = state["seed"]
         if state["sampler_seed"] is not None:
             self._sampler.sampler._seed = state["sampler_seed"]
-        self._used, self._pending = state["used"], set(state["waiting"])
         self._sampler.start, self._sampler.waiting = state["used"], frozenset(state["waiting"])
 
     def skip(self, count: int) -> None:
         """Start after the first `count` images of the stream. Call it before the first batch."""
-        self._used = self._sampler.start = count
+        self._sampler.start = count
 
 
 def redistribute(states: Sequence[dict], rank: int, num_processes: int) -> dict:
