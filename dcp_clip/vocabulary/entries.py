@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import yaml
+from PIL import ImageColor
 
 from dcp_clip.vocabulary.category import Category, VocabularyError, shortened, warn_once
 
@@ -214,7 +215,9 @@ def _integer(value: Any) -> int | None:
 
 
 def parse_color(value: Any, where: str) -> tuple[int, ...] | None:
-    """Return an RGB colour from [red, green, blue], "#rrggbb" or "rgb(red, green, blue)".
+    """Return an RGB colour from [red, green, blue], "red, green, blue" or a colour of CSS.
+
+    CSS has "#rrggbb", "#rgb", "rgb(red, green, blue)", "hsl(...)" and names such as "navy".
 
     Raises:
         VocabularyError: if the value is none of these.
@@ -222,16 +225,17 @@ def parse_color(value: Any, where: str) -> tuple[int, ...] | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
-        if match := re.fullmatch(r"#?([0-9a-fA-F]{6})([0-9a-fA-F]{2})?", value.strip()):
-            return tuple(bytes.fromhex(match[1]))
-        match = re.fullmatch(
-            r"(?:rgba?\()?\s*(\d{1,3})\D+(\d{1,3})\D+(\d{1,3})[^#]*", value.strip()
-        )
-        value = list(match.groups()) if match else value
+        text = value.strip()
+        is_hexadecimal = re.fullmatch("[0-9a-fA-F]{6}([0-9a-fA-F]{2})?", text)
+        try:
+            return ImageColor.getrgb(f"#{text}" if is_hexadecimal else text)[:3]
+        except ValueError:  # no colour, or numbers in a form that Pillow does not know
+            match = re.fullmatch(r"(?:rgba?\()?\s*(\d{1,3})\D+(\d{1,3})\D+(\d{1,3})[^#]*", text)
+            value = list(match.groups()) if match else value
     channels = [_integer(channel) for channel in value] if isinstance(value, list) else [None]
     if None in channels:
         raise VocabularyError(
-            f"{where}: 'color' must be [red, green, blue] or \"#rrggbb\", got "
+            f'{where}: the colour must be [red, green, blue], "#rrggbb" or a name of CSS, got '
             f"{shortened(reprlib.repr(value))}."
         )
     return tuple(channels)

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 
 from dcp_clip.vocabulary.category import Category, VocabularyError, shortened, warn_once
-from dcp_clip.vocabulary.entries import categories_of, numbered, parse_color
+from dcp_clip.vocabulary.entries import categories_of, numbered
 from dcp_clip.vocabulary.strings import FULL_WIDTH, OPENING_QUOTES, has_file_suffix, unquoted
 
 # A line of CVAT's labelmap.txt: label:color_rgb:parts:actions.
@@ -190,26 +190,16 @@ def parse_xml(text: str, file: str) -> tuple[Category, ...]:
     except (ElementTree.ParseError, ValueError, RecursionError) as e:
         raise VocabularyError(f"{file} is not valid XML: {e}.") from e
     entries = [
-        {"name": label.get("value", ""), "color": _xml_color(label.get("background"), file)}
+        {"name": label.get("value", ""), "color": label.get("background")}
         for label in root.iter("Label")
     ]
     for label in () if entries else root.iterfind(".//labels/label"):
-        name, color = label.findtext("name", ""), label.findtext("color")
-        entries.append({"name": name, "color": _xml_color(color, file)})
+        entries.append({"name": label.findtext("name", ""), "color": label.findtext("color")})
     if not entries:
         raise VocabularyError(
             f"{file} has no <Label value=...> of Label Studio and no <label> of CVAT."
         )
     return categories_of(entries, file)
-
-
-def _xml_color(value: str | None, file: str) -> list[int] | None:
-    """Read a colour of HTML; its names, such as "red", are not read."""
-    if not value or value.strip().isalpha():
-        return None
-    if short := re.fullmatch(r"\s*#([0-9a-fA-F]{3})\s*", value):
-        value = "#" + "".join(2 * digit for digit in short[1])
-    return list(parse_color(value, file) or ()) or None
 
 
 def parse_label_map(text: str, file: str) -> tuple[Category, ...]:

@@ -1,6 +1,9 @@
-"""Fixed colours of common names. test_vocabulary.py tests the colours of other names."""
+"""Fixed colours of common names, and colours in files. test_vocabulary.py tests other colours."""
+
+import pytest
 
 from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary.categories import read_categories
 from dcp_clip.vocabulary.colors import natural_colors
 
 
@@ -12,3 +15,18 @@ def test_common_names_have_natural_colours():
     red, green, blue = vocabulary.colors[names.index("grass")]
     assert green > red > blue
     assert Vocabulary(["Grass"]).colors[0] == (red, green, blue)
+
+
+@pytest.mark.parametrize("color", ["navy", " Navy ", "#000080", "rgba(0, 0, 128, 0.7)"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.xml", '<View><Label value="sky" background="{}"/></View>'),
+        ("a.json", '[{{"name": "sky", "color": "{}"}}]'),
+        ("a.csv", 'name,color\nsky,"{}"\n'),
+    ],
+)
+def test_colours_of_css(tmp_path, name, content, color):
+    path = tmp_path / name
+    path.write_text(content.format(color))
+    assert read_categories(path)[0].color == (0, 0, 128)

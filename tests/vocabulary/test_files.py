@@ -189,12 +189,13 @@ def test_words_of_yaml_stay_words(tmp_path):
         ("a.csv", 'sky\n"tree\n', "not a valid table"),
         ("a.csv", "name,id\nsky,1,2\n", "3 cells"),
         ("a.csv", "name,id\nsky,1\n,2\n", "empty name"),
-        ("a.csv", "name,color\nsky,azure\n", "'color' must be"),
+        ("a.csv", "name,color\nsky,blueish\n", r"\('sky'\): the colour must be .* got 'blueish'"),
         ("a.csv", "name\n", "no category"),
         ("a.txt", "images/1.jpg\nimages/2.jpg\n", "line 1: 'images/1.jpg' looks like a file"),
         ("a.txt", "a\0b\nc", "not text"),
         ("a.txt", codecs.BOM_UTF16_LE + b"a", "UTF-8"),
         ("a.xml", "<View><Label/></View>", "empty name"),
+        ("a.xml", '<View><Label value="sky" background="var(--sky)"/></View>', "the colour must"),
         ("a.xml", "<View/>", "no <Label"),
         ("a.xml", "<View>", "not valid XML"),
         ("a.xml", '<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>', "document type"),
@@ -247,9 +248,9 @@ def test_a_yaml_file_creates_no_objects_and_has_no_aliases(tmp_path):
 
 
 _fragments = st.one_of(
-    st.sampled_from("name names: id categories sky car 0 1 -1 null true 1e999".split()),
+    st.sampled_from("name names: id color categories sky car 0 1 -1 null true 1e999".split()),
     st.sampled_from(["<Label value=", "/>", "<View>", "</View>", "&#0;", "item {", "::", "!!str "]),
-    st.sampled_from(["64,128,64", "#ff0000", "rgb(1,2,3)", "color", "r,g,b", "<<: ", "&a ", "*a"]),
+    st.sampled_from(["64,128,64", "#ff0000", "rgb(1,2,3)", "red", "r,g,b", "<<: ", "&a ", "*a"]),
     st.sampled_from([": ", "- ", "? ", "\n", "\n  ", "\t", "\0", "\ufeff", "\x85", "\u2028"]),
     st.sampled_from(list("[]{}\"'#|%@,;")),
 )
