@@ -62,7 +62,7 @@ def register_sem_seg(
             one background category, whose label is ``num_foreground`` (CAT-Seg's PAS-20b), and
             ``evaluator_type`` becomes "sem_seg_background". None if all categories are scored.
         advice: sentence appended to the loader's errors, such as the prepare command to run.
-        check_labels: whether to check the label maps when the data set is first used, and to log
+        check_labels: whether to check the files when the data set is first used, and to log
             how often each category occurs: see :class:`dcp_clip.data.label_statistics.LabelCheck`.
         replace: whether to replace an earlier registration of ``name``. Otherwise a name that is
             in use is an error of Detectron2.
@@ -122,14 +122,15 @@ def load_sem_seg(
     label_ext: str | Sequence[str] = ".png",
     expected_count: int | Callable[[], int] | None = None,
     advice: str = "",
-    check: Callable[[Sequence[Path]], None] | None = None,
+    check: Callable[[Sequence[tuple[Path, Path]]], None] | None = None,
 ) -> list[dict]:
     """List a data set in Detectron2's format, without reading the images.
 
     Args:
         image_dir, label_dir, image_ext, label_ext, expected_count, advice: see
             :func:`register_sem_seg`.
-        check: called with the label maps; raises DatasetError. Default: reads the first one.
+        check: called with the pairs of images and label maps; raises DatasetError. Default: reads
+            the first label map.
 
     Returns:
         Dicts with ``file_name``, ``sem_seg_file_name`` and ``image_id`` (the stem), sorted by
@@ -152,11 +153,10 @@ def load_sem_seg(
         expected_count=expected_count,
         advice=advice,
     )
-    labels = [label for _, label in pairs]
     if check is None:
-        read_labels(labels[0])  # Fails early if label maps hold colours.
+        read_labels(pairs[0][1])  # Fails early if label maps hold colours.
     else:
-        check(labels)
+        check(pairs)
     logger.info("%d images with label maps in %s", len(pairs), image_dir)
     return [
         {"file_name": str(image), "sem_seg_file_name": str(label), "image_id": image.stem}

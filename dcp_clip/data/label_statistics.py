@@ -9,6 +9,7 @@ import numpy as np
 
 from dcp_clip.data.label_maps import read_labels, read_palette
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.photographs import check_size
 from dcp_clip.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _MAX_NAMES = 20
 
 
 class LabelCheck:
-    """Checks the label maps of a user's data set once, when it is first used."""
+    """Checks the files of a user's data set once, when it is first used."""
 
     def __init__(self, name: str, vocabulary: Vocabulary, ignore_label: int) -> None:
         """
@@ -34,16 +35,22 @@ class LabelCheck:
         self.ignore_label = ignore_label
         self._checked = False
 
-    def __call__(self, files: Sequence[Path]) -> None:
-        """Check the palettes of all files, and count the labels of up to 100 of them.
+    def __call__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        """Check the sizes and palettes of all files, and count the labels of up to 100 of them.
+
+        Args:
+            pairs: the photographs and their label maps.
 
         Raises:
-            DatasetError: if a file cannot be read or holds other labels; see also
-                :func:`check_palettes` and :func:`report_pixels`.
+            DatasetError: if a file cannot be read, or a label map has another size than its
+                photograph or holds other labels; see also :func:`check_palettes` and
+                :func:`report_pixels`.
         """
         if self._checked:
             return
-        names = self.vocabulary.display_names
+        for pair in pairs:
+            check_size(*pair)
+        names, files = self.vocabulary.display_names, [label for _, label in pairs]
         check_palettes(files, map(read_palette, files), self.vocabulary)
         step = -(-len(files) // _SAMPLE)
         sample = files[::step]

@@ -8,6 +8,7 @@ from dcp_clip.data.catalog import load_sem_seg
 from dcp_clip.data.label_maps import read_palette
 from dcp_clip.data.label_statistics import LabelCheck, check_palettes, count_labels, report_pixels
 from dcp_clip.data.pairing import DatasetError
+from dcp_clip.data.photographs import check_size
 from dcp_clip.vocabulary import Vocabulary
 
 NAMES = ["sky", "tree", "car"]
@@ -114,6 +115,28 @@ def test_first_use_of_a_users_data_set(tmp_path, caplog):
         load_sem_seg(*folders, check=label_check)
     assert caplog.text.count("1 of 3 categories have no pixel") == 1
     assert "The data set 'street': 2 of 3 categories occur" in caplog.text
+
+
+def test_the_size_of_every_label_map_is_checked(tmp_path):
+    images, labels = make_folders(tmp_path, [[[0, 1]]] * 250)
+    write(labels / "0001.png", [[0], [1]])  # not in the sample
+    expected = r"labels/0001.png has the shape \(2, 1\), .*images/0001.png has .*\(1, 2\)"
+    with pytest.raises(DatasetError, match=expected):
+        load_sem_seg(images, labels, check=LabelCheck("street", Vocabulary(NAMES), 255))
+    (images / "0001.png").write_bytes(b"x")
+    with pytest.raises(DatasetError, match="The photograph .*images/0001.png cannot be read"):
+        load_sem_seg(images, labels, check=LabelCheck("street", Vocabulary(NAMES), 255))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_a_rotated_photograph_can_have_the_size_of_either_orientation(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (3, 2)).save(path := tmp_path / f"a{suffix}", exif=exif)
+    for size in ((3, 2), (2, 3)):
+        check_size(path, write(tmp_path / "label.png", np.zeros(size)))
+    with pytest.raises(DatasetError, match=r"label.png has the shape \(2, 2\)"):
+        check_size(path, write(tmp_path / "label.png", np.zeros((2, 2))))
 
 
 def test_a_large_data_set_is_sampled(tmp_path, caplog):
