@@ -7,7 +7,7 @@ from open_clip.tokenizer import SimpleTokenizer
 __all__ = ["tokenizer_json"]
 
 # The words of open_clip's SimpleTokenizer.
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def tokenizer_json(tokenizer: SimpleTokenizer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
@@ -18,6 +19,7 @@ __all__ = ["TextEncoder", "TextFeatures", "clean_text"]
 
 _PROMPTS_PER_CALL = 128
 _KEPT_VOCABULARIES = 8
+_HTML_ENTITY = re.compile("&#?[0-9A-Za-z]+;")
 
 
 class TextFeatures(NamedTuple):
@@ -43,7 +45,7 @@ class TextEncoder:
             program: its text.onnx.
         """
         try:
-            from tokenizers import Tokenizer
+            from tokenizers import Tokenizer, normalizers
         except ModuleNotFoundError as error:
             raise ImportError("An exported model needs: pip install tokenizers.") from error
         self._folder, self._program = folder, program
@@ -52,6 +54,7 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package has no type of its own
             raise damaged_file(path, error) from error
+        self._tokenizer.normalizer = normalizers.Sequence([])  # clean_text does it
         self._kept: OrderedDict[str, TextFeatures] = OrderedDict()
         self._lock = Lock()
 
@@ -117,7 +120,7 @@ class TextEncoder:
 
 def clean_text(text: str) -> str:
     """Correct a text as open_clip does: damaged encodings, HTML entities, spaces, lower case."""
-    if not text.isascii():
+    if not text.isascii() or _HTML_ENTITY.search(text):
         text = _repair(text)
     text = html.unescape(html.unescape(text))
     return " ".join(text.split()).lower()
@@ -128,8 +131,8 @@ def _repair(text: str) -> str:
         import ftfy
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"The name '{text}' has letters beyond ASCII, for which CLIP's tokenizer needs ftfy: "
-            "pip install ftfy."
+            f"The name '{text}' has letters beyond ASCII or HTML entities, for which CLIP's "
+            "tokenizer needs ftfy: pip install ftfy."
         ) from error
     return ftfy.fix_text(text)
 
