@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dcp_clip_cli.arguments import add_import
+from dcp_clip_cli.arguments import add_import, input_name
 
 
 def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -21,8 +21,9 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", help="offer this model first, in addition to the shipped ones")
-    add("--weights", help="sets MODEL.WEIGHTS of --config-file")
+    config_help = "offer this model first, in addition to the shipped ones"
+    add("--config-file", type=input_name, help=config_help)
+    add("--weights", type=input_name, help="sets MODEL.WEIGHTS of --config-file")
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="keys of --config-file")
     add_import(parser)
     host_help = "address to listen at; 0.0.0.0 lets other machines use the page (default: "

@@ -8,6 +8,7 @@ __all__ = [
     "add_import",
     "add_model_arguments",
     "check_backend",
+    "input_name",
     "output_name",
     "output_path",
     "positive",
@@ -19,9 +20,9 @@ DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that choose a model, its weights and its config keys."""
     add = parser.add_argument
-    add("--config-file", default=DEFAULT_CONFIG, help="default: %(default)s")
+    add("--config-file", type=input_name, default=DEFAULT_CONFIG, help="default: %(default)s")
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
-    add("--weights", help=weights_help + "the config")
+    add("--weights", type=input_name, help=weights_help + "the config")
     backend_help = "with onnx or openvino, --weights is a folder of tools/export.py "
     backend_help += "(docs/export.md); default: %(default)s"
     backends = ("torch", "onnx", "openvino")
@@ -61,12 +62,23 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def input_name(text: str) -> str:
+    """Parse a path or URL to read, or the name of a shipped config.
+
+    An empty one, such as a shell variable without a value, would be the current folder, or the
+    defaults of Detectron2, or random weights.
+    """
+    return _not_empty(text, "name what to read, or . for the current folder")
+
+
 def output_name(text: str) -> str:
     """Parse a path or URL to write to; an empty one would be the current folder."""
+    return _not_empty(text, "name where to write, or . for the current folder")
+
+
+def _not_empty(text: str, advice: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is empty: name where to write, or . for the current folder"
-        )
+        raise argparse.ArgumentTypeError(f"'{text}' is empty: {advice}")
     return text
 
 

@@ -46,6 +46,7 @@ from dcp_clip_cli.arguments import (
     DEFAULT_CONFIG,
     add_model_arguments,
     check_backend,
+    input_name,
     output_path,
     positive,
 )
@@ -72,7 +73,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--input", nargs="+", default=[], help="image files, folders, or quoted glob patterns")
+    input_help = "image files, folders, or quoted glob patterns"
+    add("--input", nargs="+", type=input_name, default=[], help=input_help)
     samples_help = "use the sample photograph of scikit-learn"
     add("--samples", action="store_true", help=samples_help)
     add(

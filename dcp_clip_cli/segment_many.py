@@ -23,7 +23,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dcp_clip_cli.arguments import add_model_arguments, check_backend, output_name, positive
+from dcp_clip_cli.arguments import (
+    add_model_arguments,
+    check_backend,
+    input_name,
+    output_name,
+    positive,
+)
 
 PACKAGES = ("ray", "pyarrow")
 
@@ -43,7 +49,8 @@ def get_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--input", nargs="+", required=True, help="paths or URLs of the inputs")
+    input_help = "paths or URLs of the inputs"
+    add("--input", nargs="+", required=True, type=input_name, help=input_help)
     output_help = "path or URL of a folder that all workers can write to"
     add("--output", required=True, type=output_name, help=output_help)
     add("--vocabulary", help="names, a file of names or a data set, as for `dcp-clip segment`")

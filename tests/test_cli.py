@@ -89,3 +89,22 @@ def test_an_empty_path_for_the_output_is_an_error(
         assert raised.value.code == 2
         assert f"--output: '{empty}' is empty: name where to write" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "program, options",
+    [
+        ("demo/demo.py", ["--input", "--weights", "--config-file"]),
+        ("tools/segment_many.py", ["--input", "--weights", "--config-file"]),
+        ("demo/app.py", ["--weights", "--config-file"]),
+        ("tools/export.py", ["--weights", "--config-file"]),
+    ],
+)
+def test_an_empty_path_for_an_input_is_an_error(load_program, capsys, program, options):
+    """It would be the current folder, the defaults of Detectron2, or random weights."""
+    main = load_program(program).main
+    for option in options:
+        with pytest.raises(SystemExit) as raised:
+            main([option, ""])
+        assert raised.value.code == 2
+        assert f"{option}: '' is empty: name what to read" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import add_import, output_path
+from dcp_clip_cli.arguments import add_import, input_name, output_path
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,9 +27,10 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", required=True, metavar="YAML", help="config of the model")
+    config_help = "config of the model"
+    add("--config-file", required=True, type=input_name, metavar="YAML", help=config_help)
     weights_help = "sets MODEL.WEIGHTS; default: the weights that this repository contains for "
-    add("--weights", help=weights_help + "the config")
+    add("--weights", type=input_name, help=weights_help + "the config")
     add("--output", required=True, type=output_path, metavar="FOLDER", help="a new or empty folder")
     int8_help = "compute the convolutions of encoder.onnx and head.onnx in int8; a folder of "
     add("--int8", type=Path, metavar="PHOTOS", help=int8_help + "photographs like those to segment")
