@@ -88,7 +88,7 @@ def run_settings(
     # Only what differs from the default is a setting, so runs of earlier versions can be resumed.
     options: dict[str, Any] = {}
     if set(formats) != set(DEFAULT_FORMATS):
-        options["formats"] = sorted(formats)
+        options["formats"] = sorted(set(formats))
     if predictor.unknown_below:
         options["unknown_below"] = predictor.unknown_below
     if predictor.unknown_below or set(formats) - {"overlay", "labels"}:

@@ -48,6 +48,14 @@ def test_the_demo_knows_all_formats(demo):
     assert tuple(SUFFIXES) == demo.FORMATS and tuple(demo.FORMATS[:2]) == DEFAULT_FORMATS
 
 
+def test_a_format_that_is_given_twice_counts_once(demo, fake_model, capsys):
+    stripes("in/a.png", "#ff0000")
+    args = ["--input", "in", "--output", "out", *NAMES, "--format"]
+    assert demo.main([*args, "coco", "labels"]) == 0
+    assert demo.main([*args, "labels", "coco", "labels"]) == 0
+    assert "Skipping 1 of 1 images" in capsys.readouterr().out
+
+
 def test_all_formats(demo, fake_model, read_results, files_in, capsys):
     stripes("in/a.png", "#ff0000", "#0000ff")
     stripes("in/sub/b.png", "#00ff00")
