@@ -37,6 +37,7 @@ def fetch(
 
     Raises:
         FileNotFoundError: if `source` is neither a folder nor the name of a repository.
+        NotADirectoryError: if `source` is a file.
         ValueError: if `revision` is given for a folder.
         OSError: if the repository cannot be downloaded.
     """
@@ -48,6 +49,11 @@ def fetch(
                 "revision, or give a repository of the Hugging Face Hub."
             )
         return path
+    if path.exists():
+        raise NotADirectoryError(
+            f"'{source}' is a file: give the folder of a model, as Predictor.save_pretrained "
+            "writes it, or use Predictor.from_config_file(config_file, weights)."
+        )
     repository = os.fspath(source)
     if not _REPOSITORY.fullmatch(repository):
         raise FileNotFoundError(

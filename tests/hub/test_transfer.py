@@ -52,6 +52,16 @@ def test_neither_folder_nor_repository(source, monkeypatch, tmp_path):
         Predictor.from_pretrained(source)
 
 
+@pytest.mark.parametrize("source", ["output/model_final.pth", "config.yaml"])
+def test_a_file_is_not_looked_up_on_the_hub(source, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output").mkdir()
+    (tmp_path / source).touch()
+    monkeypatch.setattr(transfer, "snapshot_download", None)
+    with pytest.raises(NotADirectoryError, match=f"'{source}' is a file: give the folder"):
+        Predictor.from_pretrained(source)
+
+
 def test_a_folder_has_no_revision(saved):
     with pytest.raises(ValueError, match="is a folder, which has no revision 'v1'"):
         Predictor.from_pretrained(saved, revision="v1")
