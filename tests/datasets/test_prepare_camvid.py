@@ -161,7 +161,8 @@ def test_wrong_folders(tmp_path):
     with pytest.raises(DatasetError, match="nowhere does not exist"):
         prepare(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds neither"):
+    text = "holds neither images/train and labels/train nor train and trainannot"
+    with pytest.raises(DatasetError, match=text):
         prepare(tmp_path / "empty", tmp_path / "out")
     both = make_input(make_input(tmp_path / "both"), "SegNet")
     with pytest.raises(DatasetError, match="two layouts"):

@@ -45,8 +45,8 @@ def find_pairs(
         if any(part.is_dir() for parts in splits.values() for part in parts)
     ]
     if not found:
-        expected = " or ".join(" and ".join(p.format("train") for p in v) for v in LAYOUTS.values())
-        raise DatasetError(f"{folder} holds neither {expected}.", SOURCE)
+        layouts = [" and ".join(p.format("train") for p in v) for v in LAYOUTS.values()]
+        raise DatasetError(f"{folder} holds neither {' nor '.join(layouts)}.", SOURCE)
     if len(found) > 1:
         raise DatasetError(f"{folder} holds two layouts ({' and '.join(found)}): keep one.")
     return find_splits(folder, folders[found[0]], image_counts, advice=SOURCE)
