@@ -163,6 +163,7 @@ def test_unknown_keys_suggest_close_ones(tmp_path, key, suggestion, in_file):
         key, suggestion = "solver", "SOLVER"
     assert "2 config keys do not exist" in message and key in message and "BAD" in message
     assert (f"{key} (did you mean {suggestion}" in message) == bool(suggestion)
+    assert message.count("(if your own module adds keys, name the module with --import or ") == 1
     assert ("config.yaml" in message) == in_file
 
 

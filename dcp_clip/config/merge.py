@@ -174,7 +174,10 @@ def _require_known(cfg: CfgNode, unknown: Sequence[str], where: str) -> None:
         return
     keys = _names(cfg)
     noun = "key does" if len(unknown) == 1 else "keys do"
-    text = "; ".join(_explain(key, keys) for key in unknown)
+    explained = [_explain(key, keys) for key in unknown]
+    text = "; ".join(explained)
+    if set(explained) & set(unknown):  # nothing is known about a key
+        text += " (if your own module adds keys, name the module with --import or imports=[...])"
     raise KeyError(f"{where}: {len(unknown)} config {noun} not exist: {text}.")
 
 
