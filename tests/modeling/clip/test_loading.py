@@ -56,7 +56,7 @@ def test_local_files(load, source, tmp_path, suffix):
 def test_shipped_weights_are_found_from_any_folder(load, monkeypatch, tmp_path):
     """Their paths are relative to the folder that contains the package, installed or not."""
     monkeypatch.chdir(tmp_path)
-    for name in ("clip_tiny_emoji", "clip_tiny_emoji_plain"):
+    for name in ("clip_tiny_emoji", "clip_tiny_emoji_192", "clip_tiny_emoji_plain"):
         load(f"dcp_clip/weights/{name}.pth", clip="dcp-tiny-cnn-s16")
 
 
