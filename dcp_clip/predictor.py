@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from dcp_clip.config import setup_cfg
+from dcp_clip.config.merge import option_list
 from dcp_clip.data.augmentation import ResizeForTest
 from dcp_clip.data.vocabularies import dataset_vocabulary, parse_vocabulary
 from dcp_clip.engine.checkpoints.loading import load_model, shipped_weights
@@ -142,9 +143,10 @@ class Predictor(HubMixin):
             KeyError: if the file or `opts` contains an unknown config key.
             ValueError, WeightsError, VocabularyError: see the constructor.
         """
+        opts = option_list(opts)
         if weights is None and not options.get("allow_random_weights"):
             weights = shipped_weights(os.fspath(config_file), opts)
-        opts = (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else []) + list(opts)
+        opts = (["MODEL.WEIGHTS", os.fspath(weights)] if weights is not None else []) + opts
         cfg = setup_cfg(os.fspath(config_file), opts, imports=imports)
         return cls(cfg, vocabulary, **options)
 

@@ -197,12 +197,19 @@ def test_unknown_keys_suggest_close_ones(tmp_path, key, suggestion, in_file):
         (["MODEL.MASK_ON", "1"], "MODEL.MASK_ON must be True or False"),
         (["MODEL.WEIGHTS", 3], "MODEL.WEIGHTS must be a text, but is 3: write it in quotation"),
         (["MODEL.WEIGHTS", {"a": 1}], "MODEL.WEIGHTS is a text, not a group of keys"),
+        ("SEED 1", r"opts is 'SEED 1', but must be a list of keys and values, such as \["),
+        ({"SEED": 1, "VIS_PERIOD": 2}, r"opts is \{.*, but must be a list of keys and values"),
     ],
 )
 def test_wrong_options_are_one_sentence(opts, message):
     with pytest.raises(ValueError, match=message) as raised:
         setup_cfg(opts=opts)
     assert "\n" not in str(raised.value)
+
+
+def test_imports_are_a_list():
+    with pytest.raises(ValueError, match=r"imports is 'my_heads', .* write \[\"my_heads\"\]"):
+        setup_cfg(imports="my_heads")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])

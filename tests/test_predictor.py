@@ -270,3 +270,8 @@ def test_a_shipped_file_of_weights_is_found_in_every_folder(tmp_path, monkeypatc
 def test_an_option_without_a_value_is_named():
     with pytest.raises(ValueError, match="'MODEL.DEVICE' has no value"):
         Predictor.from_config_file("camvid/dcp_clip_tiny.yaml", opts=["MODEL.DEVICE"])
+
+
+def test_options_in_one_text_are_an_error():
+    with pytest.raises(ValueError, match="opts is 'SEED 1', but must be a list"):
+        Predictor.from_config_file("camvid/dcp_clip_tiny.yaml", opts="SEED 1")

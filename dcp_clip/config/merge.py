@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from dcp_clip.config.old_keys import OLD_KEYS
 
-__all__ = ["merge_file", "merge_options"]
+__all__ = ["merge_file", "merge_options", "option_list"]
 
 _NUMBERS = (int, float)
 _KINDS = {
@@ -41,6 +41,20 @@ def merge_file(cfg: CfgNode, content: Mapping, file: str) -> None:
     unknown: list[str] = []
     _merge(cfg, cfg, content, "", f"config file '{file}'", unknown)
     _require_known(cfg, unknown, f"config file '{file}'")
+
+
+def option_list(opts: Sequence) -> list:
+    """Return KEY VALUE KEY VALUE ... as a list.
+
+    Raises:
+        ValueError: for a string or a mapping, whose characters or keys would be the items.
+    """
+    if isinstance(opts, str | Mapping):
+        raise ValueError(
+            f"opts is {opts!r}, but must be a list of keys and values, such as "
+            '["TEST.UNKNOWN_BELOW", 0.4].'
+        )
+    return list(opts)
 
 
 def merge_options(cfg: CfgNode, opts: Sequence) -> None:

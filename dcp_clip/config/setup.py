@@ -14,7 +14,7 @@ from dcp_clip import data
 from dcp_clip.config.files import read_config_chain
 from dcp_clip.config.imports import import_modules, require_imported
 from dcp_clip.config.keys import add_dcp_clip_config
-from dcp_clip.config.merge import merge_file, merge_options
+from dcp_clip.config.merge import merge_file, merge_options, option_list
 from dcp_clip.utils.shipped_files import find_config
 from dcp_clip.vocabulary.prompts import is_template_set
 
@@ -74,11 +74,14 @@ def setup_cfg(
         KeyError: for keys that do not exist; the message names similar keys, and the new name of a
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
-            that must be positive is not, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is set, MODEL.DEVICE
-            is unknown, INPUT.FORMAT is not "RGB", an entry of DATASETS.SEM_SEG_FOLDERS is wrong, a
-            module of `imports` does not exist, or MODEL.IMPORTS names a module that is not in
-            `imports`.
+            that must be positive is not, `opts` or `imports` is a text, MODEL.PIXEL_MEAN or
+            MODEL.PIXEL_STD is set, MODEL.DEVICE is unknown, INPUT.FORMAT is not "RGB", an entry of
+            DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
+            MODEL.IMPORTS names a module that is not in `imports`.
     """
+    opts = option_list(opts)
+    if isinstance(imports, str):
+        raise ValueError(f'imports is {imports!r}, but must be a list: write ["{imports}"].')
     cfg = get_cfg() if cfg is None else cfg
     chain = read_config_chain(find_config(config_file)) if config_file else []
     for path, content in chain:  # before the merge, which finds keys of missing modules unknown
@@ -94,13 +97,13 @@ def setup_cfg(
             )
         _find_templates(content, path.parent)
         merge_file(cfg, content, str(path))
-    merge_options(cfg, list(opts))
+    merge_options(cfg, opts)
     require_imported(cfg.MODEL.IMPORTS, imports, "the options")
     _check_values(cfg)
     for node, key in ((cfg, "OUTPUT_DIR"), (cfg.SOLVER, "CHECKPOINT_COPY")):
         node[key] = os.path.expanduser(node[key])
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
-        if cfg.MODEL.DEVICE != "cuda" or "MODEL.DEVICE" in list(opts)[::2]:
+        if cfg.MODEL.DEVICE != "cuda" or "MODEL.DEVICE" in opts[::2]:
             raise ValueError(
                 f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no GPU: leave it out to "
                 "use the CPU."

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dcp_clip.config import get_cfg, setup_cfg
 from dcp_clip.config.files import read_yaml
+from dcp_clip.config.merge import option_list
 from dcp_clip.engine.checkpoints.calibration import calibration_file, write_temperature
 from dcp_clip.hub.card import model_card
 from dcp_clip.modeling.clip.loading import pixel_stats, weights_file
@@ -199,7 +200,7 @@ def read_config(folder: Path, opts: Sequence[str] = (), imports: Sequence[str] =
         KeyError: if the config contains an unknown key.
     """
     content = check_folder(folder)
-    opts = [*opts, "MODEL.WEIGHTS", str(folder / WEIGHTS)]
+    opts = [*option_list(opts), "MODEL.WEIGHTS", str(folder / WEIGHTS)]
     if _find(content, _TEMPLATES_KEY) == TEMPLATES:
         opts = [_TEMPLATES_KEY, str(folder / TEMPLATES), *opts]
     return setup_cfg(folder / CONFIG, opts, imports=imports)

@@ -285,3 +285,8 @@ def test_links_in_the_cache_of_the_hub(saved, tmp_path, image, predictor):
     for name in os.listdir(saved):
         (snapshot / name).symlink_to(os.path.join("..", "..", "blobs", name))
     assert Predictor.from_pretrained(snapshot)(image).shares == predictor(image).shares
+
+
+def test_options_in_one_text_are_an_error(saved):
+    with pytest.raises(ValueError, match="opts is 'SEED 1', but must be a list"):
+        Predictor.from_pretrained(saved, opts="SEED 1")
