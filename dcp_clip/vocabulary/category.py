@@ -13,6 +13,10 @@ logger = logging.getLogger(__name__)
 IGNORE_LABEL = 255
 # The mark of a negative name, also in full width.
 NEGATIVE_MARKS = ("!", "！")
+# Soft hyphen, zero-width space, word joiner, byte order mark: copied text has them unseen.
+INVISIBLE = "\u00ad\u200b\u2060\ufeff"
+# Joiners and direction marks are invisible too, but within a word or an emoji they have a meaning.
+_INVISIBLE_AT_ENDS = "\u200c\u200d\u200e\u200f"
 
 
 class VocabularyError(ValueError):
@@ -68,6 +72,8 @@ def clean_category(entry: str | Sequence[str], position: int) -> tuple[str, ...]
 def clean_name(name: str, where: str) -> str:
     """Convert to Unicode NFC, replace each run of white space by one space, and strip the ends.
 
+    Characters that cannot be seen, such as zero-width spaces, are removed.
+
     Args:
         name: the name.
         where: where the name comes from, for error messages.
@@ -80,7 +86,9 @@ def clean_name(name: str, where: str) -> str:
         raise VocabularyError(
             f"{where} has a name that is not a string: {shortened(repr(name))}. Put it in quotes."
         )
-    cleaned = " ".join(unicodedata.normalize("NFC", name.strip("\ufeff")).split())
+    visible = name.translate(str.maketrans("", "", INVISIBLE))
+    cleaned = " ".join(unicodedata.normalize("NFC", visible).split())
+    cleaned = cleaned.strip(f" {_INVISIBLE_AT_ENDS}")
     kinds = {unicodedata.category(character) for character in cleaned}
     if not kinds - {"Cf", "Zs"}:  # spaces and invisible formatting
         raise VocabularyError(f"{where} has an empty name.")

@@ -5,11 +5,11 @@ import json
 import re
 from pathlib import Path
 
-from dcp_clip.vocabulary.category import NEGATIVE_MARKS, VocabularyError, shortened
+from dcp_clip.vocabulary.category import INVISIBLE, NEGATIVE_MARKS, VocabularyError, shortened
 from dcp_clip.vocabulary.entries import categories_of, parse_json, parse_yaml
 
-# Separators of Chinese, Japanese, Arabic and full-width text, and a byte order mark.
-FULL_WIDTH = str.maketrans("；؛，、،｜", ";;,,,|", "\ufeff")
+# Separators of Chinese, Japanese, Arabic and full-width text; invisible characters are removed.
+FULL_WIDTH = str.maketrans("；؛，、،｜", ";;,,,|", INVISIBLE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "„": "“", "«": "»", "「": "」"}
 # A name does not begin with one of these, but it may begin with an apostrophe.
 OPENING_QUOTES = ('"', "“", "„", "«")

@@ -37,7 +37,7 @@ class Vocabulary:
     """An ordered list of C categories, immutable, hashable and cheap to pickle.
 
     Names are normalised: Unicode NFC, one space for each run of white space, no white space at the
-    ends. Repeated synonyms of a category are removed.
+    ends, no zero-width spaces. Repeated synonyms of a category are removed.
 
     A category whose first name begins with "!", such as "!hand", is negative: it takes part like
     any other, but its pixels are written as unknown. The mark is not a part of the name.

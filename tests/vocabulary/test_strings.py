@@ -35,6 +35,7 @@ SKY_TREE_ROAD = (("sky",), ("tree",), ("road",))
         "'sky'; 'tree'; 'road'",
         "“sky”, “tree”, “road”",
         "\ufeffsky; tree; road",
+        '"sky"\u200b; \u2060"tree"; ro\u00adad',
         "sky\r\ntree\r\n\r\nroad\r\n",
     ],
 )

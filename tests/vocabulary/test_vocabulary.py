@@ -84,6 +84,25 @@ def test_invalid_names(names, message):
         Vocabulary(names)
 
 
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("\u200bsky", "sky"),
+        ("!\u200b sky \u2060", "sky"),
+        ("\u200b!sky", "sky"),
+        ("traffic\u200b light\ufeff", "traffic light"),
+        ("auto\u00admobile", "automobile"),
+        ("\u200e sky \u200d\u200c", "sky"),
+        ("\u200c\u0645\u06cc\u200c\u0634\u0648\u062f", "\u0645\u06cc\u200c\u0634\u0648\u062f"),
+        ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"),  # astronaut
+        ("\U0001f3f4\U000e0067\U000e007f", "\U0001f3f4\U000e0067\U000e007f"),  # flag
+    ],
+)
+def test_invisible_characters(name, cleaned):
+    assert Vocabulary([name, "road"]).display_names[0] == cleaned
+    assert Vocabulary.from_string(f"{name}; road").display_names[0] == cleaned
+
+
 @pytest.mark.parametrize("text", ["", " \n ", ";", "sky;;tree", "sky,,tree", ",", "sky; ,tree"])
 def test_invalid_strings(text):
     with pytest.raises(VocabularyError):
