@@ -21,10 +21,12 @@ import timm
 import torch
 import torchvision
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch import nn
 
 from dcp_clip import __version__
+from dcp_clip.config import get_cfg
 from dcp_clip.utils.model_settings import model_settings
 
 __all__ = [
@@ -137,6 +139,16 @@ def _other_settings(cfg: CfgNode) -> str:
     if architecture != "SimilaritySegmentor":
         exclude.append("MODEL.TRAINING_FREE")
     settings = {"INPUT.RESIZE_TEST": cfg.INPUT.RESIZE_TEST, **model_settings(cfg, exclude)}
+    package = "dcp_clip.modeling.baselines."
+    baselines = [name for name, kind in META_ARCH_REGISTRY if kind.__module__.startswith(package)]
+    if architecture not in baselines:
+        # A model of one's own can read these many keys, but rarely does.
+        defaults = model_settings(get_cfg())
+        settings = {
+            key: value
+            for key, value in settings.items()
+            if not (key.startswith("MODEL.BASELINES.") and value == defaults[key])
+        }
     return ", ".join(f"{key} {value}" for key, value in settings.items() if value != "")
 
 

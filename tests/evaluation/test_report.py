@@ -3,11 +3,13 @@
 import functools
 import json
 import math
+import re
 from operator import getitem
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from dcp_clip.config import get_cfg
@@ -193,6 +195,16 @@ def test_environment_of_a_model_without_stages(make_cfg):
     found = environment.evaluation_environment(make_cfg(opts=opts), nn.Linear(1, 1))
     assert "input" in found and not {"stages", "proposals", "prompts"} & set(found)
     assert "MODEL.BASELINES.DIM 32" in found["other settings"]
+    assert "MODEL.BASELINES.MASK_QUERIES.NUM_QUERIES 24" in found["other settings"]
+
+
+def test_environment_of_a_model_of_ones_own(make_cfg, monkeypatch):
+    """It has those keys of the baselines that differ from their defaults."""
+    own = type("OwnSegmentor", (nn.Linear,), {"__module__": "my_heads"})
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "OwnSegmentor", own)
+    opts = {"MODEL.META_ARCHITECTURE": "OwnSegmentor", "MODEL.BASELINES.DIM": 32}
+    found = environment.evaluation_environment(make_cfg(opts=opts), own(1, 1))["other settings"]
+    assert re.findall(r"MODEL\.BASELINES\.\S+ \w+", found) == ["MODEL.BASELINES.DIM 32"]
 
 
 def test_fingerprint_depends_on_the_weights_only():
