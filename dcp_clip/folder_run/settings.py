@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dcp_clip.folder_run.result_files import DEFAULT_FORMATS
+from dcp_clip.vocabulary.category import shortened
+
 __all__ = ["describe_difference", "kind_of_input"]
 
 _MAX_DIFFERENCES = 3  # settings that an error message names
+_MAX_LENGTH = 40  # of a value in a message
+_DEFAULTS = {"formats": sorted(DEFAULT_FORMATS)}  # run.json does not have them
 
 
 def kind_of_input(settings: Mapping[str, Any]) -> str:
@@ -19,7 +24,7 @@ def describe_difference(before: Any, now: Mapping[str, Any]) -> str:
         return "run.json has another format"
     texts = []
     for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
+        old, new = (settings.get(key, _DEFAULTS.get(key)) for settings in (before, now))
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
@@ -27,8 +32,24 @@ def describe_difference(before: Any, now: Mapping[str, Any]) -> str:
         elif key == "working folder" and None in (old, new):
             texts.append("one run has relative paths of images, and the other absolute paths")
         else:
-            short = max(len(str(old)), len(str(new))) <= 40
-            texts.append(f"{key} was {old} and is {new}" if short else f"{key} differs")
+            texts.append(f"{key} {_describe_change(old, new)}")
     texts = [text for text in texts if text]
     more = len(texts) - _MAX_DIFFERENCES
     return ", ".join(texts[:_MAX_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _describe_change(old: Any, new: Any) -> str:
+    texts = [shortened(str(value), _MAX_LENGTH) for value in (old, new)]
+    is_short = texts == [str(old), str(new)]
+    if is_short or not (isinstance(old, list) and isinstance(new, list)):
+        return "differs" if texts[0] == texts[1] else f"was {texts[0]} and is {texts[1]}"
+    missing, extra = _items_only_in(old, new), _items_only_in(new, old)
+    parts = [f"has {extra}" if extra else "", f"lacks {missing}" if missing else ""]
+    return "now " + (" and ".join(filter(None, parts)) or "has another order")
+
+
+def _items_only_in(values: list, others: list) -> str:
+    known = set(map(str, others))
+    items = [f"'{shortened(str(x), _MAX_LENGTH)}'" for x in values if str(x) not in known]
+    more = f" and {len(items) - 2} more" if len(items) > 2 else ""
+    return ", ".join(items[:2]) + more

@@ -17,3 +17,34 @@ def test_equal_settings_have_no_difference():
     assert describe_difference({"a": {"b": 1}}, {"a": {"b": 2}}) == "b was 1 and is 2"
     folders = describe_difference({"working folder": "/a"}, {"working folder": "/b"})
     assert folders == "working folder was /a and is /b"
+
+
+NAMES = [f"category {i}" for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "text"),
+    [
+        (NAMES, [*NAMES, "sky"], "now has 'sky'"),
+        (
+            NAMES,
+            [*NAMES[3:], "x" * 50],
+            f"now has '{'x' * 39}…' and lacks 'category 0', 'category 1' and 1 more",
+        ),
+        (NAMES, NAMES[::-1], "now has another order"),
+        (["a"], ["b"], "was ['a'] and is ['b']"),
+        ("x" * 50, "y", f"was {'x' * 39}… and is y"),
+        ("x" * 50, "x" * 51, "differs"),
+        (None, NAMES, "was None and is ['category 0', 'category 1', "),
+    ],
+)
+def test_long_values_are_shortened(before, now, text):
+    difference = describe_difference({"vocabulary": before}, {"vocabulary": now})
+    assert difference.startswith(f"vocabulary {text}") and len(difference) < 150
+
+
+def test_the_default_formats_have_names():
+    formats = ["coco", "confidence", "labels", "overlay"]
+    text = "formats now has 'coco', 'confidence'"
+    assert describe_difference({}, {"formats": formats}) == text
+    assert describe_difference({"formats": formats}, {}) == text.replace("has", "lacks")
