@@ -19,6 +19,7 @@ _FILE_SUFFIXES = frozenset(
     "pickle pt pth ckpt onnx safetensors bin h5 hdf5 parquet arrow db sqlite py ipynb sh "
     "jpg jpeg png gif bmp tif tiff webp avif heic heif svg eps ppm pgm mp4 avi mov mkv".split()
 )
+_ADVICE_FOR_FILES = "If the file is a list of names, end its name in .txt, .csv, .json or .yaml."
 _EXAMPLE = '"sky; tree; car, automobile"'
 
 
@@ -100,15 +101,18 @@ def refuse_existing_path(text: str) -> None:
     Raises:
         VocabularyError: with the spelling for a category of this name.
     """
-    text, exists = text.translate(FULL_WIDTH).strip(), False
-    if text and not any(character in text for character in ";,|\n"):
-        with contextlib.suppress(OSError, ValueError):  # too long, or with a NUL
-            exists = Path(text).exists()
-    if exists:
+    text = text.translate(FULL_WIDTH).strip()
+    if text and not any(character in text for character in ";,|\n") and _exists(text):
         raise VocabularyError(
             f"'{shortened(text)}' is a file or folder, not a list of names. To use it as a name, "
-            f"write '{shortened(text)};'."
+            f"write '{shortened(text)};'. {_ADVICE_FOR_FILES}"
         )
+
+
+def _exists(path: str) -> bool:
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, NUL, unknown user
+        return Path(path).expanduser().exists()
+    return False
 
 
 def _in_brackets(text: str) -> list[list[str]]:
@@ -184,7 +188,9 @@ def _refuse_path(name: str) -> None:
             f".txt, .csv, .json or .yaml file alone, or write names such as {_EXAMPLE}."
         )
     if "/" in name or "\\" in name or re.match(r"~|[A-Za-z]:", name):
-        parts = [part.strip() for part in re.split(r"[/\\]", name) if part.strip()]
+        if _exists(name):
+            raise VocabularyError(f"'{shortened(name)}' is a file or folder. {_ADVICE_FOR_FILES}")
+        parts = [part.strip() for part in re.split(r"[/\\]", name) if part.strip(" .~")]
         synonyms = ""
         if len(parts) > 1:
             synonyms = f" If these are synonyms, write '{shortened(', '.join(parts))};'."

@@ -160,6 +160,21 @@ def test_files_and_folders_are_not_categories(tmp_path, monkeypatch):
         Vocabulary.parse("tree.csv")
 
 
+def test_a_file_without_an_extension(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "names").write_text("sky\ntree\n")
+    for text in ("names", "./names", "~/names", str(tmp_path / "names")):
+        with pytest.raises(VocabularyError, match="is a file or folder.*end its name in .txt"):
+            Vocabulary.parse(text)
+
+
+@pytest.mark.parametrize("text", ["./names", "../names", "~/names", "names/"])
+def test_a_folder_in_a_path_is_no_synonym(text):
+    with pytest.raises(VocabularyError, match="looks like a path. If it is one name"):
+        Vocabulary.parse(text)
+
+
 def test_a_list_that_contains_a_file_is_an_error():
     for names in (["names.txt"], ("sky", "names.JSON")):
         with pytest.raises(VocabularyError, match="Give the file alone"):
