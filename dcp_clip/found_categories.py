@@ -78,16 +78,20 @@ def area_shares(found: Sequence[FoundCategory], num_categories: int) -> tuple[np
     return shares, unknown
 
 
-def shares_by_name(found: Sequence[FoundCategory]) -> dict[str, float]:
+def shares_by_name(found: Sequence[FoundCategory], vocabulary: Vocabulary) -> dict[str, float]:
     """Return the fraction of the area by display name, in the order of `found`.
 
-    If two categories have the same display name, the second one gets its id as a suffix.
+    If several categories have the same display name, all but the first of the vocabulary get their
+    id as a suffix. Unknown pixels have the name "unknown (255)" if it has a category "unknown".
     """
-    shares: dict[str, float] = {}
+    owners: dict[str, int] = {}
+    for i, name in enumerate(vocabulary.display_names):
+        owners.setdefault(name, i)
+    shares = {}
     for category in found:
-        taken = category.name in shares
-        name = f"{category.name} ({category.id})" if taken else category.name
-        shares[name] = category.share
+        name = category.name
+        is_owner = owners.get(name, category.id) == category.id
+        shares[name if is_owner else f"{name} ({category.id})"] = category.share
     return shares
 
 

@@ -166,6 +166,18 @@ def test_the_unknown_id_is_no_category(predictor, image, count, dtype, value, tm
     assert predictor(image, vocabulary=vocabulary).label_map.dtype == "uint8"
 
 
+def test_a_category_keeps_the_name_unknown(predictor, image):
+    """Also where it has no pixel, or a smaller area than the unknown pixels."""
+    name = predictor(image).found[0].name
+    for vocabulary in (NAMES.replace(name, "unknown"), f"{NAMES}; unknown"):
+        prediction = predictor(image, vocabulary=vocabulary, unknown_below=0.9)
+        labels = prediction.label_map
+        shares = [(labels == i).mean() for i in (vocabulary.split("; ").index("unknown"), 255)]
+        names = ("unknown", "unknown (255)")
+        assert shares[1] > 0
+        assert [prediction.shares.get(n, 0) for n in names] == pytest.approx(shares)
+
+
 def test_negative_names_are_written_as_unknown(predictor, image):
     plain = predictor(image)
     first = plain.found[0]

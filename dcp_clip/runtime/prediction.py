@@ -82,9 +82,10 @@ class Prediction:
     def shares(self) -> dict[str, float]:
         """The fraction of the area (0 to 1) by display name, the largest area first.
 
-        If two categories have the same display name, the second one gets its id as a suffix.
+        If several categories have the same display name, all but the first of the vocabulary get
+        their id as a suffix. Unknown pixels are "unknown (255)" if it has a category "unknown".
         """
-        return shares_by_name(self.found)
+        return shares_by_name(self.found, self.vocabulary)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the label map as a PNG, see `dcp_clip.utils.label_maps.save_label_map`."""
