@@ -1,6 +1,8 @@
 """Find the images of a run, and choose a different result path for each one."""
 
+import functools
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from dcp_clip.utils.images.listing import list_images_by_input, search_root
 from dcp_clip.utils.images.reading import ImageReadError
 
 __all__ = ["Job", "find_images", "numbered_stems", "plan_jobs"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
 
     Args:
         inputs: files, folders and glob patterns, see `list_images_by_input`.
-        output: folder for the results. Images in it are skipped, unless they are given as files.
+        output: folder for the results. Images in it, and in sub-folders with the results of other
+            runs, are skipped, unless they are given as files.
 
     Returns:
         For each image, a path relative to `output` without suffix. Several images can have the same
@@ -59,20 +64,32 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
                 f"the input {given} is in the output folder {output}, where results and images "
                 "would be mixed; choose another --output"
             )
-    stems = {}
+    stems, other_runs = {}, {}
+    is_run = functools.cache(_holds_a_run)
     for image, given in list_images_by_input(inputs).items():
         if given not in folders:
             stems[image] = Path(image.name).with_suffix("")
         # If the output folder is in the input folder, it can contain results of an earlier run.
         elif output not in image.resolve().parents:
             root = folders[given]
+            below = [folder for folder in image.parents if root in folder.parents]
+            if run := next(filter(is_run, below), None):
+                other_runs[run] = True
+                continue
             parts = image.relative_to(root).with_suffix("").parts
             if ".." in parts:  # a pattern such as */../../photos must not lead out of `output`
                 parts = parts[len(parts) - parts[::-1].index("..") :]
             stems[image] = Path(root.resolve().name if len(folders) > 1 else "", *parts)
+    if other_runs:
+        names = ", ".join(map(str, other_runs))
+        logger.warning("Skipped the results of an earlier run in %s.", names)
     if not stems:
         raise ImageReadError(f"no images in {', '.join(inputs)} outside the output folder")
     return stems
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file() and (folder / "results.jsonl").is_file()
 
 
 def plan_jobs(

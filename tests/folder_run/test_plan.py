@@ -65,6 +65,19 @@ def test_results_stay_in_the_output_folder(tmp_path, monkeypatch, pattern):
     assert not any(".." in Path(name).parts or Path(name).is_absolute() for name in names)
 
 
+def test_results_of_another_run_are_skipped(caplog):
+    for name in ["in/x.jpg", "in/results/x_overlay.jpg", "in/results/s/y.png", "in/other/z.jpg"]:
+        save(name)
+    Path("in/other/run.json").touch()  # another program's
+    for name in ("run.json", "results.jsonl"):
+        Path("in/results", name).touch()
+    for pattern in ("in", "in/**/*.*g"):
+        assert stems([pattern]) == ["other/z", "x"]
+    assert caplog.messages == 2 * ["Skipped the results of an earlier run in in/results."]
+    assert stems(["in/results/x_overlay.jpg"]) == ["x_overlay"]
+    assert stems(["in/results"]) == ["s/y", "x_overlay"]
+
+
 def test_link_that_leads_out_of_the_output_folder():
     save("in/sub/x.jpg")
     Path("out").mkdir()
