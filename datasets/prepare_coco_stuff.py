@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import output_path, positive
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -27,8 +29,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="COCO with label maps (default: <root>/coco or <root>/coco-stuff)",
     )
-    parser.add_argument("--root", type=Path, help="default: $DETECTRON2_DATASETS or ./datasets")
-    parser.add_argument("--workers", type=int, help="number of processes (default: all processors)")
+    parser.add_argument(
+        "--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets"
+    )
+    parser.add_argument(
+        "--workers", type=positive, help="number of processes (default: all processors)"
+    )
     parser.add_argument(
         "--splits", nargs="+", choices=("train", "val"), help="default: those that exist"
     )

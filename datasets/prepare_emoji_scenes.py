@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dcp_clip_cli.arguments import output_path, positive
+
 logger = logging.getLogger("prepare_emoji_scenes")
 
 SOURCES = ("npm", "pip")
@@ -40,8 +42,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, help="default: $DETECTRON2_DATASETS or ./datasets")
-    parser.add_argument("--workers", type=int, help="number of processes (default: all processors)")
+    parser.add_argument(
+        "--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets"
+    )
+    parser.add_argument(
+        "--workers", type=positive, help="number of processes (default: all processors)"
+    )
     parser.add_argument(
         "--source",
         choices=SOURCES,

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_clip_cli.arguments import output_path, positive
+
 VAL_IDS = Path(__file__).parent / "pascal_context_val_ids.txt"
 
 
@@ -25,8 +27,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--input", dest="source", type=Path, help="default: <root>/VOCdevkit/VOC2010"
     )
-    parser.add_argument("--root", type=Path, help="default: $DETECTRON2_DATASETS or ./datasets")
-    parser.add_argument("--workers", type=int, help="number of processes (default: all processors)")
+    parser.add_argument(
+        "--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets"
+    )
+    parser.add_argument(
+        "--workers", type=positive, help="number of processes (default: all processors)"
+    )
     return parser.parse_args(argv)
 
 

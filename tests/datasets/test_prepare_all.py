@@ -182,3 +182,11 @@ def test_help_needs_no_torch(path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "--workers" in result.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("option", ["--workers=0", "--workers=-3", "--root="])
+def test_invalid_arguments(program, option, load_program, capsys):
+    with pytest.raises(SystemExit) as raised:
+        load_program(f"datasets/{program.name}").main([option])
+    assert raised.value.code == 2 and option.split("=")[0] in capsys.readouterr().err
