@@ -26,7 +26,6 @@ from detectron2.utils import comm
 from torch import nn
 
 from dcp_clip import __version__
-from dcp_clip.config import get_cfg
 from dcp_clip.utils.model_settings import model_settings
 
 __all__ = [
@@ -134,21 +133,13 @@ def _other_settings(cfg: CfgNode) -> str:
     exclude = [*_SHOWN, *_NOT_USED, *(f"MODEL.DCP_CLIP.{key}" for key in _STAGES.values())]
     if architecture == "DCPCLIP":
         exclude += [f"MODEL.DCP_CLIP.{key}" for key in _SHOWN_OF_ALL_STAGES]
-    if architecture in ("DCPCLIP", "SimilaritySegmentor"):
+    # Only these models and heads that inherit from them read the keys.
+    classes = META_ARCH_REGISTRY.get(architecture).__mro__
+    if not any(kind.__module__.startswith("dcp_clip.modeling.baselines.") for kind in classes):
         exclude.append("MODEL.BASELINES")
     if architecture != "SimilaritySegmentor":
         exclude.append("MODEL.TRAINING_FREE")
     settings = {"INPUT.RESIZE_TEST": cfg.INPUT.RESIZE_TEST, **model_settings(cfg, exclude)}
-    package = "dcp_clip.modeling.baselines."
-    baselines = [name for name, kind in META_ARCH_REGISTRY if kind.__module__.startswith(package)]
-    if architecture not in baselines:
-        # A model of one's own can read these many keys, but rarely does.
-        defaults = model_settings(get_cfg())
-        settings = {
-            key: value
-            for key, value in settings.items()
-            if not (key.startswith("MODEL.BASELINES.") and value == defaults[key])
-        }
     return ", ".join(f"{key} {value}" for key, value in settings.items() if value != "")
 
 

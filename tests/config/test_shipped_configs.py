@@ -12,8 +12,8 @@ from dcp_clip.engine import Trainer
 from dcp_clip.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
-# Rows of a table, and the config of tools/pretrain_clip.py.
-OTHERS = ("ablation", "clip_tiny")
+# Rows of a table, and the configs of tools/pretrain_clip.py.
+OTHERS = ("ablation", "clip_tiny", "clip_tiny_192")
 FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.stem not in OTHERS)
 NAMES = ["sky", "road", "tree", "car"]
 VOCABULARY = {"CACHE_DIR": "", "TEMPLATES": "single"}
