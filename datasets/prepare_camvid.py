@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import output_path, positive
+from dcp_clip_cli.arguments import add_preparation_arguments
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,12 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         required=True,
         help="the downloaded CamVid",
     )
-    parser.add_argument(
-        "--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets"
-    )
-    parser.add_argument(
-        "--workers", type=positive, help="number of processes (default: all processors)"
-    )
+    add_preparation_arguments(parser)
     return parser.parse_args(argv)
 
 

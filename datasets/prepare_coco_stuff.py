@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import output_path, positive
+from dcp_clip_cli.arguments import add_preparation_arguments
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,12 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="COCO with label maps (default: <root>/coco or <root>/coco-stuff)",
     )
-    parser.add_argument(
-        "--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets"
-    )
-    parser.add_argument(
-        "--workers", type=positive, help="number of processes (default: all processors)"
-    )
+    add_preparation_arguments(parser)
     parser.add_argument(
         "--splits", nargs="+", choices=("train", "val"), help="default: those that exist"
     )

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dcp_clip_cli.arguments import output_path, positive
+from dcp_clip_cli.arguments import add_preparation_arguments
 
 logger = logging.getLogger("prepare_emoji_scenes")
 
@@ -42,12 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets"
-    )
-    parser.add_argument(
-        "--workers", type=positive, help="number of processes (default: all processors)"
-    )
+    add_preparation_arguments(parser)
     parser.add_argument(
         "--source",
         choices=SOURCES,

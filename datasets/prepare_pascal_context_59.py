@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip_cli.arguments import output_path, positive
+from dcp_clip_cli.arguments import add_preparation_arguments
 
 VAL_IDS = Path(__file__).parent / "pascal_context_val_ids.txt"
 
@@ -27,12 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--input", dest="source", type=Path, help="default: <root>/VOCdevkit/VOC2010"
     )
-    parser.add_argument(
-        "--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets"
-    )
-    parser.add_argument(
-        "--workers", type=positive, help="number of processes (default: all processors)"
-    )
+    add_preparation_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -7,6 +7,7 @@ __all__ = [
     "DEFAULT_CONFIG",
     "add_import",
     "add_model_arguments",
+    "add_preparation_arguments",
     "check_backend",
     "input_name",
     "output_name",
@@ -53,6 +54,13 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         help="import a module of your own first, such as my_heads for my_heads.py in this folder "
         "(docs/new_head.md); can be repeated",
     )
+
+
+def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that all programs in datasets/ have."""
+    add = parser.add_argument
+    add("--root", type=output_path, help="default: $DETECTRON2_DATASETS or ./datasets")
+    add("--workers", type=positive, help="number of processes (default: all processors)")
 
 
 def positive(text: str) -> int:
