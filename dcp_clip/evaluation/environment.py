@@ -133,7 +133,7 @@ def _other_settings(cfg: CfgNode) -> str:
     exclude = [*_SHOWN, *_NOT_USED, *(f"MODEL.DCP_CLIP.{key}" for key in _STAGES.values())]
     if architecture == "DCPCLIP":
         exclude += [f"MODEL.DCP_CLIP.{key}" for key in _SHOWN_OF_ALL_STAGES]
-    # Only these models and heads that inherit from them read the keys.
+    # Only the baselines, and heads that inherit from one, read these keys.
     classes = META_ARCH_REGISTRY.get(architecture).__mro__
     if not any(kind.__module__.startswith("dcp_clip.modeling.baselines.") for kind in classes):
         exclude.append("MODEL.BASELINES")

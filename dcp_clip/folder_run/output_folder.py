@@ -23,7 +23,7 @@ import filelock
 
 from dcp_clip.folder_run.line_file import LineFile, file_state
 from dcp_clip.folder_run.records import is_result, parse_record, record_key, result_stem
-from dcp_clip.folder_run.result_files import ALL_SUFFIXES, DEFAULT_FORMATS
+from dcp_clip.folder_run.result_files import ALL_SUFFIXES, DEFAULT_FORMATS, RESULTS, SETTINGS
 from dcp_clip.folder_run.settings import describe_difference, kind_of_input
 from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
 
@@ -98,9 +98,9 @@ class RunFolder:
         self.folder = folder
         self.finished: dict[str, Path] = {}
         self.repeated = 0
-        self.results = LineFile(folder / "results.jsonl")
+        self.results = LineFile(folder / RESULTS)
         self.failures = LineFile(folder / "failures.jsonl")
-        self._manifest = folder / "run.json"
+        self._manifest = folder / SETTINGS
         self._is_new, self._may_replace = True, False
         self._settings: dict[str, Any] = {}
         self._videos: list[str] = []  # those that runs with these settings have made

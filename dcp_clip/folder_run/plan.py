@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcp_clip.folder_run.output_folder import is_inside
-from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES
+from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, RESULTS, SETTINGS, SUFFIXES
 from dcp_clip.utils.images.listing import list_images_by_input, search_root
 from dcp_clip.utils.images.reading import ImageReadError
 
@@ -89,7 +89,7 @@ def find_images(inputs: Sequence[str], output: Path) -> dict[Path, Path]:
 
 
 def _holds_a_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file() and (folder / "results.jsonl").is_file()
+    return all((folder / name).is_file() for name in (SETTINGS, RESULTS))
 
 
 def plan_jobs(

@@ -14,7 +14,18 @@ from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.images.writing import write_jpeg, write_png
 from dcp_clip.utils.label_maps import save_label_map
 
-__all__ = ["ALL_SUFFIXES", "DEFAULT_FORMATS", "SUFFIXES", "result_files", "write_result"]
+__all__ = [
+    "ALL_SUFFIXES",
+    "DEFAULT_FORMATS",
+    "RESULTS",
+    "SETTINGS",
+    "SUFFIXES",
+    "result_files",
+    "write_result",
+]
+
+# Files of the whole run: a line for each result, and the settings.
+RESULTS, SETTINGS = "results.jsonl", "run.json"
 
 # The formats, and what is appended to the name of an image. The keys are those of results.jsonl.
 SUFFIXES = {
