@@ -195,6 +195,18 @@ def test_strips_and_tiny_images_can_be_read(open_page, tmp_path, size):
     assert label["y"] + label["height"] <= frame["y"] + frame["height"]
 
 
+def test_all_names_can_be_read_beside_two_results(open_page):
+    # The column of the names is narrower beside two results, so they need more lines.
+    tab = open_page()
+    choose_sample(tab, 1)
+    wait_for_region(tab, "volcano")
+    tab.click("#options > button")
+    tab.check("#compare input")
+    tab.wait_for_selector("#other-names textarea")
+    hidden = "(box) => box.scrollHeight - box.clientHeight"
+    assert tab.locator("#names textarea").evaluate(hidden) <= 0
+
+
 def test_label_is_at_the_pointer_and_rows_have_the_keyboard(open_page):
     tab = open_page()
     choose_sample(tab, 1)
