@@ -121,7 +121,7 @@ class SemSegDatasetMapper(DatasetMapper):
         utils.check_image_size(record, image)
         codes = categories = None
         if label_file is not None and self.with_labels:
-            codes, categories = self._read_codes(label_file, image.shape[:2])
+            codes, categories = self._read_codes(label_file, record["file_name"], image.shape[:2])
         # In evaluation, labels say which categories are present. Resizing would lose small objects.
         aug_input = T.AugInput(image, sem_seg=codes if self.is_train else None)
         self.augmentations(aug_input)
@@ -140,8 +140,12 @@ class SemSegDatasetMapper(DatasetMapper):
             path, None if label_file is None else partial(label_size, label_file)
         )
 
-    def _read_codes(self, path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Read a label map as 8-bit codes, the only type that all augmentations support.
+    def _read_codes(
+        self, path: str | Path, photograph: str | Path, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read the label map of a photograph as 8-bit codes.
+
+        They are the only type that all augmentations support.
 
         Returns:
             (H, W) uint8 codes, 255 where ignored, and the (256,) int64 labels of the codes.
@@ -149,8 +153,9 @@ class SemSegDatasetMapper(DatasetMapper):
         labels = read_labels(path)
         if labels.shape != size:
             raise DatasetError(
-                f"The label map {path} has the shape {labels.shape}, but its image has the height "
-                f"and width {size} (after the EXIF rotation, if the photograph has one)."
+                f"The label map {path} has the shape {labels.shape}, but its photograph "
+                f"{photograph} has the height and width {size} (after the EXIF rotation, if it has "
+                "one)."
             )
         present = np.unique(labels)
         known = (present >= 0) & (present < self.num_labels)
