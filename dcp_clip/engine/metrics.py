@@ -64,8 +64,9 @@ class MetricsHook(HookBase):
         for name, (hint, pairs) in self._recent.items():
             for value, iteration in pairs:
                 trainer.storage.put_scalar(name, value, hint, iteration)
-        is_complete = False
-        if self._writer is not None:
+        is_complete = True
+        # A trainer with other writers may have none for this file.
+        if self._writer is not None and self._path.exists():
             last = self._remove_repeated_lines()
             is_complete = last >= trainer.start_iter - 1
             for writer in self._writer._writers:

@@ -5,7 +5,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage
 
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine import Trainer
@@ -162,6 +162,21 @@ def test_average_is_loaded_from_every_checkpoint(config, tmp_path, run):
     load_weights(trainer.model, str(path))
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, average[name]), name
+
+
+def test_a_trainer_with_other_writers(config, dataset, repeating, run, monkeypatch):
+    """Without metrics.json, an evaluation that may be missing there is not repeated."""
+
+    class OtherWriters(repeating):
+        def build_writers(self):
+            return [CommonMetricPrinter(self.max_iter)]
+
+    options = {"DATASETS.TEST": (dataset,), "TEST.EVAL_PERIOD": 3}
+    run(config(**options), stop_at=4, cls=OtherWriters)
+    evaluated = []
+    monkeypatch.setattr(OtherWriters, "test", lambda self, *_: evaluated.append(self.iter) or {})
+    run(config(**options), resume=True, cls=OtherWriters)
+    assert evaluated == [6]
 
 
 def test_losses_are_logged_by_name(config, repeating):
