@@ -172,6 +172,9 @@ def test_unknown_keys_suggest_close_ones(tmp_path, key, suggestion, in_file):
     [
         (["MODEL.WEIGHTS"], "'MODEL.WEIGHTS' has no value: add it"),
         (["MODEL.WEIGHTS=a.pth"], "has no value: write MODEL.WEIGHTS a.pth"),
+        (["SEED", "1", "--eval-only"], "contain '--eval-only', which must come before them"),
+        (["SEED", "1", "--import", "my_heads"], "contain '--import', which must come before them"),
+        (["--resume", "SEED", "1", "--eval-only"], "contain '--resume', which must come before"),
         (["DATASETS.TEST", "ade"], r"DATASETS.TEST must be a tuple.*'ade'.*write \"\('ade',\)\""),
         (["DATASETS.TEST", "a,b"], r"write \"\('a', 'b'\)\""),
         (["DATASETS.TEST", "(a, b)"], r"write \"\('a', 'b'\)\""),

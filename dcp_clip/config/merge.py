@@ -60,6 +60,10 @@ def option_list(opts: Sequence) -> list:
 def merge_options(cfg: CfgNode, opts: Sequence) -> None:
     """Merge KEY VALUE KEY VALUE ... of a command line; errors as in :func:`merge_file`."""
     where, unknown = "the options", []
+    if late := next((word for word in map(str, opts) if word.startswith("--")), ""):
+        raise ValueError(
+            f"{where} are pairs KEY VALUE, but contain '{late}', which must come before them."
+        )
     if len(opts) % 2:
         hint = " ".join(str(opts[-1]).split("=", 1)) if "=" in str(opts[-1]) else ""
         hint = f": write {hint}" if hint else ": add it"
