@@ -74,10 +74,10 @@ def setup_cfg(
         KeyError: for keys that do not exist; the message names similar keys, and the new name of a
             key that was renamed.
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
-            that must be positive is not, `opts` or `imports` is a text, MODEL.PIXEL_MEAN or
-            MODEL.PIXEL_STD is set, MODEL.DEVICE is unknown, INPUT.FORMAT is not "RGB", an entry of
-            DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
-            MODEL.IMPORTS names a module that is not in `imports`.
+            that must be positive is not, `opts` or `imports` is a text, OUTPUT_DIR is empty or a
+            URL, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is set, MODEL.DEVICE is unknown, INPUT.FORMAT
+            is not "RGB", an entry of DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does
+            not exist, or MODEL.IMPORTS names a module that is not in `imports`.
     """
     opts = option_list(opts)
     if isinstance(imports, str):
@@ -156,6 +156,11 @@ def _check_values(cfg: CfgNode) -> None:
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise ValueError(
             f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}, but must be at least 0 and below 1."
+        )
+    if not cfg.OUTPUT_DIR.strip():  # for example a shell variable without a value
+        raise ValueError(
+            f"OUTPUT_DIR is '{cfg.OUTPUT_DIR}', but must be a folder: name it, or . for the "
+            "current one."
         )
     if "://" in cfg.OUTPUT_DIR:
         raise ValueError(
