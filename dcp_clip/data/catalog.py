@@ -28,6 +28,21 @@ def evenly_spaced(count: int, limit: int) -> list[int]:
     return np.linspace(0, count - 1, min(limit, count)).round().astype(int).tolist()
 
 
+def ignored_label(name: str) -> int:
+    """Return the value of the ignored pixels in the label maps of a data set.
+
+    Raises:
+        ValueError: if its metadata has none. A data set can be registered without this package.
+    """
+    label = MetadataCatalog.get(name).get("ignore_label")
+    if label is None:
+        raise ValueError(
+            f"The metadata of data set '{name}' has no ignore_label: set it to the value of the "
+            "ignored pixels in the label maps, such as 255."
+        )
+    return label
+
+
 def register_sem_seg(
     name: str,
     image_dir: str | Path,

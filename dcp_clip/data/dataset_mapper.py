@@ -12,6 +12,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
 from dcp_clip.data.augmentation import ResizeForTest, build_sem_seg_augmentations
+from dcp_clip.data.catalog import ignored_label
 from dcp_clip.data.label_maps import label_size, read_labels
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.photographs import read_photograph
@@ -84,6 +85,9 @@ class SemSegDatasetMapper(DatasetMapper):
             dataset_names: registered data sets that have the same categories; default:
                 DATASETS.TRAIN or DATASETS.TEST. The background label of a data set with
                 ``num_foreground`` is ignored, because it is not the label of a single category.
+
+        Raises:
+            ValueError: if the metadata of a data set has no ``ignore_label``.
         """
         names = dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
         metadata = [MetadataCatalog.get(name) for name in names]
@@ -92,7 +96,7 @@ class SemSegDatasetMapper(DatasetMapper):
             "is_train": is_train,
             "augmentations": build_sem_seg_augmentations(cfg) if is_train else [ResizeForTest(cfg)],
             "num_labels": min(m.get("num_foreground", len(m.stuff_classes)) for m in metadata),
-            "ignored_labels": sorted({m.ignore_label for m in metadata} | background),
+            "ignored_labels": sorted(set(map(ignored_label, names)) | background),
             "vocabulary": None if is_train else dataset_vocabulary(names[0]),
         }
 

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from dcp_clip.data.catalog import ignored_label
 from dcp_clip.evaluation.mean_iou import read_checked_labels
 
 __all__ = [
@@ -90,7 +91,8 @@ class CalibrationEvaluator(DatasetEvaluator):
             temperature: temperature of the confidence.
 
         Raises:
-            ValueError: if several categories of the data set are its background.
+            ValueError: if several categories of the data set are its background, or its metadata
+                has no ``ignore_label``.
         """
         records = DatasetCatalog.get(dataset_name)
         meta = MetadataCatalog.get(dataset_name)
@@ -103,7 +105,7 @@ class CalibrationEvaluator(DatasetEvaluator):
         self._labels = {r["file_name"]: r["sem_seg_file_name"] for r in records}
         self._numbers = {r["file_name"]: i for i, r in enumerate(records)}
         self._ids = np.arange(len(meta.stuff_classes)) if ids is None else ids
-        self._ignore = meta.ignore_label
+        self._ignore = ignored_label(dataset_name)
         self._pixels, self._temperature = pixels, temperature
         self.reset()
 

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
+from dcp_clip.data.catalog import ignored_label
 from dcp_clip.data.label_maps import read_labels
 from dcp_clip.evaluation.confusion import (
     assign_majority_labels,
@@ -61,16 +62,25 @@ class MeanIoUEvaluator(SemSegEvaluator):
                 as, so that only the categories can be wrong.
 
         Raises:
-            ValueError: for `oracle_masks` together with `output_dir`; see also
-                :func:`category_groups`.
+            ValueError: for `oracle_masks` together with `output_dir`, or if an image has no label
+                map; see also :func:`category_groups` and :func:`ignored_label`.
         """
         if oracle_masks and output_dir:
             raise ValueError(
                 "TEST.ORACLE_MASKS evaluates the categories of the true masks, not the predicted "
                 "masks: set TEST.SAVE_PREDICTIONS to False."
             )
-        with silent_upstream():  # it warns if it cannot compute boundary IoU
-            super().__init__(dataset_name, distributed, output_dir)
+        ignored_label(dataset_name)
+        try:
+            with silent_upstream():  # it warns if it cannot compute boundary IoU
+                super().__init__(dataset_name, distributed, output_dir)
+        except KeyError as error:
+            if error.args != ("sem_seg_file_name",):
+                raise
+            raise ValueError(
+                f"The data set '{dataset_name}' has images without label maps, so it cannot be "
+                "evaluated: give each record a 'sem_seg_file_name'."
+            ) from error
         self._compute_boundary_iou = False
         self._oracle_masks = oracle_masks
         self._groups = category_groups(dataset_name)

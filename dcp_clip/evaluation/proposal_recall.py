@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from dcp_clip.data.catalog import ignored_label
 from dcp_clip.data.label_maps import read_labels
 from dcp_clip.evaluation.groups import category_groups
 
@@ -34,14 +35,14 @@ class ProposalRecallEvaluator(DatasetEvaluator):
                 category to propose.
 
         Raises:
-            ValueError: see :func:`category_groups`.
+            ValueError: see :func:`category_groups` and :func:`ignored_label`.
         """
         self._labels = {
             r["file_name"]: r["sem_seg_file_name"] for r in DatasetCatalog.get(dataset_name)
         }
         meta = MetadataCatalog.get(dataset_name)
         self._num_categories = meta.get("num_foreground", len(meta.stuff_classes))
-        self._ignore = meta.ignore_label
+        self._ignore = ignored_label(dataset_name)
         groups = category_groups(dataset_name)
         all_categories = np.ones(len(meta.stuff_classes), bool)
         # (C,) bool by group; "" for all categories.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
 from PIL import Image
 
 from dcp_clip.data.augmentation import ResizeForTest, build_sem_seg_augmentations
@@ -258,3 +258,14 @@ def test_a_damaged_file_is_named(tmp_path, damaged):
     (tmp_path / damaged).write_bytes(content[: len(content) // 2])
     with pytest.raises(DatasetError, match=f"{damaged} cannot be read"):
         make_mapper()(record)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_data_set_without_an_ignored_label_is_an_error(cfg, is_train):
+    name = "test_mapper_without_ignore_label"
+    MetadataCatalog.get(name).set(stuff_classes=["left", "right"])
+    try:
+        with pytest.raises(ValueError, match=f"'{name}' has no ignore_label: set it to"):
+            SemSegDatasetMapper(cfg, is_train=is_train, dataset_names=[name])
+    finally:
+        MetadataCatalog.pop(name)

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from sklearn.metrics import jaccard_score
 
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.evaluation import (
     BackgroundMeanIoUEvaluator,
+    CalibrationEvaluator,
     MeanIoUEvaluator,
     ProposalRecallEvaluator,
 )
@@ -34,6 +36,20 @@ def test_by_hand(register, evaluate):
     assert result["mACC"] == pytest.approx(100 * (1 / 2 + 3 / 4) / 2)
     assert result["fwIoU"] == pytest.approx(100 * (1 / 3 * 2 / 6 + 3 / 5 * 4 / 6))
     assert results["classes"]["present"] == results["classes"]["present_or_predicted"] == 2
+
+
+def test_registration_without_labels_or_without_their_ignored_value(register):
+    """Detectron2's own functions to register a data set ask for neither."""
+    records = register(NAME, [[[0]]], 2)
+    metadata = MetadataCatalog.pop(NAME)
+    MetadataCatalog.get(NAME).set(stuff_classes=["a", "b"])
+    for kind in (MeanIoUEvaluator, ProposalRecallEvaluator, CalibrationEvaluator):
+        with pytest.raises(ValueError, match=f"'{NAME}' has no ignore_label: set it to"):
+            kind(NAME)
+    MetadataCatalog.get(NAME).set(ignore_label=metadata.ignore_label)
+    del records[0]["sem_seg_file_name"]
+    with pytest.raises(ValueError, match=f"'{NAME}' has images without label maps"):
+        MeanIoUEvaluator(NAME)
 
 
 @pytest.mark.parametrize(("suffix", "ignore", "c"), [(".png", 255, 6), (".tif", 65535, 700)])
