@@ -27,6 +27,9 @@ __all__ = ["OnnxPredictor"]
 
 VocabularySpec = Vocabulary | str | os.PathLike | Sequence
 
+# The names of data sets that `Predictor` knows, in this project and in others.
+_DATASET = re.compile(r"[\w-]+_sem_seg(_[\w-]+)?|emoji_scenes_\w+")
+
 
 class OnnxPredictor:
     """Segment images with the folder that tools/export.py wrote, without PyTorch.
@@ -231,7 +234,7 @@ class OnnxPredictor:
 
 
 def _parsed(vocabulary: VocabularySpec) -> Vocabulary:
-    if isinstance(vocabulary, str) and re.fullmatch(r"\w+_sem_seg_\w+", vocabulary.strip()):
+    if isinstance(vocabulary, str) and _DATASET.fullmatch(vocabulary.strip()):
         raise VocabularyError(
             f"'{vocabulary.strip()}' is the name of a data set, which an exported model does not "
             "know: give the names, or a file of names."

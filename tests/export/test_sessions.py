@@ -27,6 +27,9 @@ def test_a_damaged_tokenizer(tmp_path):
 def test_names_of_data_sets_are_no_vocabulary():
     from dcp_clip.runtime.predictor import _parsed
 
-    with pytest.raises(ValueError, match="'camvid_sem_seg_val' is the name of a data set"):
-        _parsed("camvid_sem_seg_val")
+    names = "camvid_sem_seg_val emoji_scenes_all_test voc_2012_test_background_sem_seg".split()
+    for name in names:  # the last one is that of another project
+        with pytest.raises(ValueError, match=f"'{name}' is the name of a data set"):
+            _parsed(name)
     assert len(_parsed("sem_seg; car")) == 2
+    assert len(_parsed("emoji scenes")) == 1
