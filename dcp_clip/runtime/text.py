@@ -18,6 +18,7 @@ from dcp_clip.vocabulary import Vocabulary, VocabularyError, build_prompts
 __all__ = ["TextEncoder", "TextFeatures", "clean_text"]
 
 _PROMPTS_PER_CALL = 128
+_PROMPTS_PER_PART = 8192  # tokenised at once; 40,000 prompts take 170 MB
 _KEPT_VOCABULARIES = 8
 _HTML_ENTITY = re.compile("&#?[0-9A-Za-z]+;")
 
@@ -80,7 +81,11 @@ class TextEncoder:
         names = [name for names in groups for name in names]
         # A name of several categories is encoded once, so that their features are exactly equal.
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        features = self._encode_names(list(number))[[number[name] for name in names]]
+        distinct = list(number)
+        size = max(_PROMPTS_PER_PART // len(self._folder["templates"]), 1)
+        parts = [distinct[i : i + size] for i in range(0, len(distinct), size)]
+        features = np.concatenate([self._encode_names(part) for part in parts])
+        features = features[[number[name] for name in names]]
         counts = np.array([len(names) for names in groups])
         rows = _name_rows(counts)
         if pooling == "max" or counts.max() == 1:
