@@ -26,12 +26,12 @@ from dcp_clip.export.quantization import quantize_convolutions
 from dcp_clip.export.support import ExportError, check_exportable
 from dcp_clip.export.tokenizer import tokenizer_json
 from dcp_clip.modeling.clip.text_tower import can_truncate
+from dcp_clip.runtime.folder import FORMAT
 from dcp_clip.utils.atomic_files import atomic_folder, atomic_write
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["export_model"]
 
-FORMAT = 2  # of the folder; the runtime refuses others
 TORCH = (2, 14)  # earlier versions are not tested
 _PACKAGES = ("onnx", "onnxscript", "tokenizers")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["ModelFolder", "RuntimeFolderError", "read_folder"]
+__all__ = ["FORMAT", "ModelFolder", "RuntimeFolderError", "read_folder"]
 
-_FORMAT = 2
+FORMAT = 2  # of the folder; others are refused
 _FILES = ("encoder.onnx", "head.onnx", "image.onnx.data", "text.onnx", "labels.onnx")
 _FILES += ("tokenizer.json", "config.json")
 
@@ -59,7 +59,7 @@ def read_folder(path: Path) -> ModelFolder:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         found = settings["format"]
-        if found == _FORMAT:
+        if found == FORMAT:
             return ModelFolder(path, settings, _vocabulary(settings["vocabulary"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeFolderError(
@@ -67,7 +67,7 @@ def read_folder(path: Path) -> ModelFolder:
         ) from error
     raise RuntimeFolderError(
         f"'{file}' has the format {found!r}, but this version of dcp_clip reads the format "
-        f"{_FORMAT}; export the model again."
+        f"{FORMAT}; export the model again."
     )
 
 
