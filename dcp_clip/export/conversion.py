@@ -90,6 +90,11 @@ def _export(program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple) -> Ex
     except Exception as error:  # torch.export raises many types of errors
         raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
     _check_sizes(exported)
+    # The weights do not train. With gradients, PyTorch computes attention in another layout in
+    # memory, for which the program is wrong.
+    for name, weight in list(exported.state_dict.items()):
+        if isinstance(weight, nn.Parameter):
+            exported.state_dict[name] = nn.Parameter(weight.detach(), requires_grad=False)
     return exported
 
 
