@@ -26,7 +26,7 @@ def describe_schedule(cfg: CfgNode, num_gpus: int, num_images: int | None) -> st
     clipping = f"{clip.CLIP_TYPE} at {clip.CLIP_VALUE:g}" if clip.ENABLED else "none"
     half = cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DCP_CLIP.BF16
     period = cfg.TEST.EVAL_PERIOD
-    evaluations = (-(-last // period) if period else 1) if cfg.DATASETS.TEST else 0
+    evaluations = (-(-last // period) if period > 0 else 1) if cfg.DATASETS.TEST else 0
     checkpoints = last // cfg.SOLVER.CHECKPOINT_PERIOD + 1  # the last one is model_final.pth
     return (
         f"{num_gpus} GPU{'s' * (num_gpus > 1)} x {batch // num_gpus} = {batch} images per "

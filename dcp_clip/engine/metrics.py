@@ -84,7 +84,7 @@ class MetricsHook(HookBase):
     def after_step(self) -> None:
         # A line for each evaluation; otherwise a later line would contain its result.
         step, period = self.trainer.iter + 1, self._evaluation._period
-        if self._writer is None or not period or step % period:
+        if self._writer is None or period <= 0 or step % period:
             return
         if step % self._writer._period and step < self.trainer.max_iter:
             for writer in self._writer._writers:

@@ -141,6 +141,17 @@ def test_evaluations_and_the_last_iteration_have_a_line(make_config, run, interr
     assert lines == {2: True, 5: True, 6: False, 7: True}
 
 
+@pytest.mark.parametrize("period", [0, -1])
+def test_a_period_that_is_not_positive_leaves_the_evaluation_at_the_end(
+    make_config, run, interruptible, period
+):
+    """As in Detectron2."""
+    cfg = make_config("a", **{"TEST.EVAL_PERIOD": period})
+    run(cfg, cls=interruptible)
+    lines = {x["iteration"]: "sem_seg/mIoU" in x for x in metrics(cfg)}
+    assert lines == {6: False, 7: True}
+
+
 def test_a_made_up_final_checkpoint_keeps_the_state_of_the_loader(make_config, train):
     """It is written before the first step of the resumed training."""
     cfg = make_config("a", **{"SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2})

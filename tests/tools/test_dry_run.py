@@ -130,11 +130,13 @@ def test_data_that_are_not_prepared(run, tmp_path):
     assert not (output / "first_batch.png").exists()
 
 
-def test_without_a_training_set_the_epochs_are_unknown(run):
+def test_without_a_training_set_the_epochs_are_unknown(run, dataset):
     text, _ = run(**{"DATASETS.TRAIN": ()})
     assert "800 images: epochs unknown" in text and "No picture: DATASETS.TRAIN is empty." in text
     text, _ = run(**{"DATASETS.TEST": ()})
     assert "\n0 evaluations, " in text
+    text, _ = run(**{"DATASETS.TEST": (dataset,), "TEST.EVAL_PERIOD": -1})
+    assert "\n1 evaluation, " in text
 
 
 def test_nothing_trains(run, monkeypatch):
