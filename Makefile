@@ -64,7 +64,7 @@ demo: setup  ## label a photograph and generated scenes with the shipped weights
 	  --output output/demo/demo.png
 	@echo "Open output/demo/demo.png."
 
-app: setup  ## open a page in the browser that segments images (docs/app.md)
+app: setup  ## serve a page for the browser that segments images (docs/app.md)
 	$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --editable ".[app]"
 	$(PY) demo/app.py
 

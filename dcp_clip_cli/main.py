@@ -16,7 +16,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "segment": ("segment", "segment image files and folders on this machine"),
     "segment-many": ("segment_many", "segment millions of images with Ray, also on a cluster"),
-    "app": ("app", "open a page in the browser that segments images"),
+    "app": ("app", "serve a page for the browser that segments images"),
     "train": ("train", "train a model"),
     "evaluate": ("train", "evaluate a model: train --eval-only"),
     "check": ("check", "check the installation"),
