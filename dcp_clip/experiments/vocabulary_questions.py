@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dcp_clip.data.catalog import evenly_spaced
+from dcp_clip.data.catalog import evenly_spaced, ignored_label
 from dcp_clip.data.label_maps import read_labels
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.evaluation.groups import category_groups
@@ -75,6 +75,7 @@ class StudyImages:
         Raises:
             StudyError: if the data set has a background class without a name, or no image with
                 labels.
+            ValueError: if its metadata has no ``ignore_label``.
         """
         self.dataset, self.seed = dataset, seed
         self.own = dataset_vocabulary(dataset)
@@ -82,7 +83,7 @@ class StudyImages:
         if metadata.get("num_foreground") is not None:
             raise StudyError(f"{dataset} has a background without a name: use another --dataset.")
         self.is_thing = category_groups(dataset).get("things")
-        self._ignore_label = metadata.ignore_label
+        self._ignore_label = ignored_label(dataset)
         self.indices, self._files, self.present = [], [], []
         for i in evenly_spaced(len(records), limit):
             file = records[i]["sem_seg_file_name"]
