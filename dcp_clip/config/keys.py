@@ -94,8 +94,7 @@ def _add_stages(cfg: CN) -> None:
     # Stage 1: CategoryProposal, PooledProposal, DenseProposal, AllCategories, OracleProposal.
     cfg.MODEL.DCP_CLIP.PROPOSAL = CN()
     cfg.MODEL.DCP_CLIP.PROPOSAL.NAME = "CategoryProposal"
-    # K, the number of proposals in training and evaluation. The decoders learn to choose among this
-    # many; an evaluation with very many names can use more (docs/emoji_scenes_results.md).
+    # K, the number of proposals in training and evaluation. Stages 2 and 3 choose among this many.
     cfg.MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS = 32
     # Weights of the image-level and of the dense similarity. If stage 1 is learned, a POOLED_WEIGHT
     # of 0 has a higher recall on EmojiScenes (docs/plain_clip.md). Without training they are equal.
@@ -123,6 +122,9 @@ def _add_stages(cfg: CN) -> None:
     # Channels of the image pathway and of the category pathway.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM = 64
     cfg.MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM = 16
+    # M, the number of categories that stages 4 and 5 get in training and evaluation: those with the
+    # highest coarse probability at any position. 0 for all K proposals.
+    cfg.MODEL.DCP_CLIP.FINE_DECODER.NUM_CATEGORIES = 0
     # Normalisation: "GN", "BN", "SyncBN", "LN" or "".
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"
     # Add the product of pixel features and text features at stride 4.

@@ -165,13 +165,11 @@ class SegmentationCriterion(nn.Module):
             ce = -(log_hit * weight).sum() / weight.sum().clamp(min=1e-6)
             losses[f"loss_{name}_ce"] = factor * self.ce_weight * ce
             losses[f"loss_{name}_dice"] = factor * self.dice_weight * _dice(log_p, log_hit, target)
-        present = proposals.gather(present)
         # If stage 1 does not learn, its loss would train nothing, or CLIP only.
         if proposals.learned:
-            # Images without labels provide no negatives.
-            absent = proposals.valid & ~present & present.any(1, keepdim=True)
-            loss = ranking_loss(self.scale * proposals.scores, present, absent, dim=1)
+            loss = self._proposal_loss(proposals.candidates or proposals, present)
             losses["loss_proposal"] = self.proposal_weight * loss
+        present = proposals.gather(present)
         if isinstance(refinement, dict):
             if repeated := sorted(losses.keys() & refinement.keys()):
                 raise ValueError(
@@ -182,6 +180,12 @@ class SegmentationCriterion(nn.Module):
         elif refinement is not None:
             losses |= self._class_losses(refinement, proposals, present)
         return losses
+
+    def _proposal_loss(self, proposals: Proposals, present: Tensor) -> Tensor:
+        present = proposals.gather(present)
+        # Images without labels provide no negatives.
+        absent = proposals.valid & ~present & present.any(1, keepdim=True)
+        return ranking_loss(self.scale * proposals.scores, present, absent, dim=1)
 
     def _pixel_weight(self, labels: Tensor, target: Tensor, num_categories: int) -> Tensor:
         """(B, H, W) pixel weights: frequency**-b of the category in the batch; 0 where ignored."""

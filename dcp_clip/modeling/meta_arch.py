@@ -20,7 +20,8 @@ from dcp_clip.modeling.stages.registry import (
     TEXT_GUIDANCE_REGISTRY,
     build_stage,
 )
-from dcp_clip.structures import Proposals, Refinement
+from dcp_clip.modeling.stages.stage3_coarse_decoder import most_probable
+from dcp_clip.structures import Proposals, Refinement, select_categories
 from dcp_clip.vocabulary import Vocabulary
 
 __all__ = ["DCPCLIP"]
@@ -43,12 +44,15 @@ class DCPCLIP(OpenVocabularySegmentor):
         coarse_decoder: nn.Module,
         fine_decoder: nn.Module,
         refinement: nn.Module,
+        num_fine_categories: int = 0,
         channels_last: bool = False,
         **common,
     ):
         """
         Args:
             proposal, guidance, coarse_decoder, fine_decoder, refinement: stages 1 to 5.
+            num_fine_categories: M, the number of categories of an image that stages 4 and 5 get; 0
+                for all K proposals.
             channels_last: keep convolutions in channels-last memory format.
             common: see :class:`OpenVocabularySegmentor`.
         """
@@ -58,6 +62,7 @@ class DCPCLIP(OpenVocabularySegmentor):
         self.coarse_decoder = coarse_decoder
         self.fine_decoder = fine_decoder
         self.refinement = refinement
+        self.num_fine_categories = num_fine_categories
         if channels_last:
             to_channels_last(self)
 
@@ -76,6 +81,7 @@ class DCPCLIP(OpenVocabularySegmentor):
             "coarse_decoder": coarse,
             "fine_decoder": build_stage(FINE_DECODER_REGISTRY, "FINE_DECODER", cfg, shape, *widths),
             "refinement": build_stage(CLASS_REFINEMENT_REGISTRY, "CLASS_REFINEMENT", cfg, shape),
+            "num_fine_categories": cfg.MODEL.DCP_CLIP.FINE_DECODER.NUM_CATEGORIES,
             "channels_last": cfg.MODEL.DCP_CLIP.CHANNELS_LAST,
             **clip,
             **cls.common_config(cfg),
@@ -120,6 +126,18 @@ class DCPCLIP(OpenVocabularySegmentor):
         coarse, visual, text_features = self.coarse_decoder(
             dense, guidance, similarity, pixel_valid, proposals.valid
         )
+        # Given categories are used as they are: the windows of a large image share them.
+        if self.num_fine_categories and ids is None:
+            chosen = most_probable(
+                coarse,
+                pixel_valid,
+                proposals.valid,
+                self.num_fine_categories,
+                None if present is None else proposals.gather(present),
+            )
+            proposals = proposals.select(chosen)
+            coarse = select_categories(coarse, chosen)
+            text_features = select_categories(text_features, chosen)
         fine = self.fine_decoder(
             coarse, visual, text_features, features, pixel_valid, proposals.valid
         )

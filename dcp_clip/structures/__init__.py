@@ -2,7 +2,7 @@
 
 from dcp_clip.structures.regions import label_regions, region_map
 from dcp_clip.structures.sem_seg import SemSegLabels, SemSegProposals, output_size
-from dcp_clip.structures.stages import Proposals, Refinement, TextFeatures
+from dcp_clip.structures.stages import Proposals, Refinement, TextFeatures, select_categories
 
 __all__ = [
     "Proposals",
@@ -13,4 +13,5 @@ __all__ = [
     "label_regions",
     "output_size",
     "region_map",
+    "select_categories",
 ]

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Proposals", "Refinement", "TextFeatures"]
+__all__ = ["Proposals", "Refinement", "TextFeatures", "select_categories"]
+
+
+def select_categories(values: Tensor, positions: Tensor) -> Tensor:
+    """Return the values (B, M, ...) at positions (B, M) of values (B, K, ...)."""
+    # `take_along_dim` would fix the batch size of an exported program.
+    index = positions.unflatten(1, (-1, *[1] * (values.dim() - 2)))
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
 @dataclass
@@ -42,6 +49,7 @@ class Proposals:
         learned: whether the scores have learned parameters and a loss.
         presence: (B, K), probability by stage 5 that each category is in the image; None without
             stage 5.
+        candidates: the proposals from which these were selected; None if these are all.
     """
 
     ids: Tensor
@@ -50,6 +58,7 @@ class Proposals:
     text_features: Tensor
     learned: bool = False
     presence: Tensor | None = None
+    candidates: Proposals | None = None
 
     @classmethod
     def all_categories(cls, logits: Tensor, pixel_valid: Tensor | None = None) -> Proposals:
@@ -73,6 +82,17 @@ class Proposals:
         values = {"ids": self.ids, "scores": self.scores, "presence": self.presence}
         keep = self.valid[image]
         return {name: value[image][keep] for name, value in values.items() if value is not None}
+
+    def select(self, positions: Tensor) -> Proposals:
+        """Return the M proposals at positions (B, M) among the K proposals."""
+        return Proposals(
+            self.ids.gather(1, positions),
+            self.scores.gather(1, positions),
+            self.valid.gather(1, positions),
+            select_categories(self.text_features, positions),
+            self.learned,
+            candidates=self,
+        )
 
     def gather(self, values: Tensor) -> Tensor:
         """Gather (B, C) values of all categories to (B, K); padding becomes 0 or False."""

@@ -33,11 +33,13 @@ def can_export():
 
 @pytest.fixture(scope="session")
 def cfg(make_cfg):
-    """All five stages learn, K is 4, and every synonym has its own feature."""
+    """All five stages learn, 4 of 6 proposals are refined, every synonym has its own feature."""
     return make_cfg(
         opts={
             "MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING": "max",
+            "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS": 6,
             "MODEL.DCP_CLIP.COARSE_DECODER.NUM_LAYERS": 1,
+            "MODEL.DCP_CLIP.FINE_DECODER.NUM_CATEGORIES": 4,
             "INPUT.MIN_SIZE_TEST": 64,
             "INPUT.MAX_SIZE_TEST": 160,
             "DATASETS.TRAIN": (),

@@ -158,3 +158,30 @@ def test_losses_are_summed_in_float32(trained, make_image):
     finally:
         trained.criterion = criterion
     assert losses["loss"].item() == 70_000
+
+
+# ---- stages 4 and 5 get fewer categories than stage 1 proposes
+
+
+@pytest.mark.parametrize(("fewest", "expected"), [(0, 8), (2, 5), (6, 6), (20, 8)])
+def test_the_categories_of_the_ground_truth_reach_stage_4(make_model, make_image, fewest, expected):
+    """The ranking loss of stage 1 compares all K proposals, whatever reaches stage 4."""
+    seen, losses = {}, {}
+    for count in (fewest, 0):
+        opts = {
+            "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS": 8,
+            "MODEL.DCP_CLIP.FINE_DECODER.NUM_CATEGORIES": count,
+        }
+        model = make_model("test-vit-16", opts)
+        model.proposal.random_ratio = 0.0
+        model.criterion.register_forward_pre_hook(
+            lambda _, args, count=count: seen.update({count: args})
+        )
+        labels = torch.arange(60)[:, None].expand(60, 52) // 12 + 3  # categories 3 to 7
+        losses[count] = losses_of(model, [make_image(60, 52)], [labels])
+    logits, _, proposals, *_ = seen[fewest]
+    assert all(maps.shape[:2] == (1, expected) for maps in logits.values())
+    assert {3, 4, 5, 6, 7} <= set(proposals.ids[0].tolist())
+    assert proposals.ids[0].tolist() == sorted(proposals.ids[0].tolist())
+    assert torch.equal(losses[fewest]["loss_proposal"], losses[0]["loss_proposal"])
+    assert all(gradient.isfinite().all() for gradient in gradients(model, losses[0]).values())

@@ -8,10 +8,16 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcp_clip.modeling.layers import MLP, CrossAttention
+from dcp_clip.modeling.layers import MLP, CrossAttention, masked_max
 from dcp_clip.modeling.stages.registry import COARSE_DECODER_REGISTRY
 
-__all__ = ["CosineDecoder", "DualInteractionDecoder", "ImageToTextDecoder", "TextToImageDecoder"]
+__all__ = [
+    "CosineDecoder",
+    "DualInteractionDecoder",
+    "ImageToTextDecoder",
+    "TextToImageDecoder",
+    "most_probable",
+]
 
 
 @COARSE_DECODER_REGISTRY.register()
@@ -162,3 +168,37 @@ class CosineDecoder(nn.Module):
         """As :meth:`DualInteractionDecoder.forward`; the visual features are `dense`, the text
         features are `guidance`."""
         return self.scale * similarity, dense, guidance
+
+
+@torch.no_grad()
+def most_probable(
+    coarse: Tensor,
+    pixel_valid: Tensor,
+    proposal_valid: Tensor,
+    count: int,
+    required: Tensor | None = None,
+) -> Tensor:
+    """Choose the categories for the fine decoder, as the early rejection of SED does.
+
+    Most proposals win nowhere. The probability of a category among the K proposals, at the position
+    where it is highest, shows which ones can win somewhere (arXiv 2311.15537).
+
+    Args:
+        coarse: (B, K, h, w) coarse logits.
+        pixel_valid: (B, h, w) bool, False at padding.
+        proposal_valid: (B, K) bool, False for padded proposals.
+        count: M, the number of categories to choose.
+        required: (B, K) bool, categories that must be chosen.
+
+    Returns:
+        (B, M) positions among the K proposals, in ascending order. M is at most K, and larger than
+        `count` if an image has more required categories.
+    """
+    # Sums of many probabilities need float32.
+    logits = coarse.float().masked_fill(~proposal_valid[..., None, None], float("-inf"))
+    highest = masked_max(logits.softmax(1).flatten(2), pixel_valid.flatten(1)[:, None])
+    if required is not None:
+        highest = highest.masked_fill(required, 2.0)
+        count = max(count, int(required.sum(1).max()))
+    count = torch.sym_min(coarse.shape[1], count)
+    return highest.topk(count, dim=1).indices.sort(dim=1).values

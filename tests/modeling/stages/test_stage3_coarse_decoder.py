@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dcp_clip.modeling.stages.stage3_coarse_decoder import DualInteractionDecoder
+from dcp_clip.modeling.stages.stage3_coarse_decoder import DualInteractionDecoder, most_probable
 
 DIRECTIONS = [(True, True), (True, False), (False, True)]
 
@@ -62,3 +62,44 @@ def test_without_a_direction_the_features_of_one_side_do_not_see_the_other():
     assert torch.equal(without_text_to_image(dense, guidance.flip(1), *rest)[1], visual)
     _, _, text_features = without_image_to_text(dense, guidance, *rest)
     assert torch.equal(without_image_to_text(dense.flip(1), guidance, *rest)[2], text_features)
+
+
+# ---- the categories for the fine decoder
+
+
+def coarse_logits():
+    """One image of 1 x 3 positions: categories 1, 3 and 0 are the most probable of a position."""
+    logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 9.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 5.0]]])
+    return logits[:, :, None], torch.ones(1, 1, 3).bool(), torch.ones(1, 4).bool()
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [1, 3]), (3, [0, 1, 3])])
+def test_the_most_probable_categories_are_kept_in_order(count, expected):
+    assert most_probable(*coarse_logits(), count).tolist() == [expected]
+
+
+@pytest.mark.parametrize("count", [4, 5, 1000])
+def test_a_large_number_keeps_every_category(count):
+    assert most_probable(*coarse_logits(), count).tolist() == [[0, 1, 2, 3]]
+
+
+def test_padding_chooses_no_category():
+    logits, pixel_valid, proposal_valid = coarse_logits()
+    pixel_valid[..., 1] = False
+    assert most_probable(logits, pixel_valid, proposal_valid, 2).tolist() == [[0, 3]]
+    proposal_valid[:, 3] = False
+    logits[:, 3] = float("nan")
+    assert most_probable(logits, pixel_valid, proposal_valid, 2).tolist() == [[0, 2]]
+
+
+def test_a_large_logit_is_no_reason_if_others_are_larger_there():
+    """A category needs a high probability; the level of a position does not matter."""
+    logits, *valid = coarse_logits()
+    shifted = logits + torch.tensor([0.0, 0.0, 50.0])
+    assert torch.equal(most_probable(shifted, *valid, 2), most_probable(logits, *valid, 2))
+
+
+def test_required_categories_are_chosen():
+    required = torch.tensor([[False, False, True, False]])
+    assert most_probable(*coarse_logits(), 2, required).tolist() == [[1, 2]]
+    assert most_probable(*coarse_logits(), 1, ~required).tolist() == [[0, 1, 3]]
