@@ -58,7 +58,8 @@ def list_images_by_input(inputs: Sequence[str | os.PathLike]) -> dict[Path, str]
         `inputs`, and in natural order within each input (2.jpg before 10.jpg).
 
     Raises:
-        ImageReadError: if an input does not exist, or contains or matches no image.
+        ImageReadError: if an input does not exist, is a pipe or a device, or contains or matches no
+            image.
     """
     found: dict[str, tuple[Path, str]] = {}  # path without links: path that is listed, input
     skipped: dict[str, str] = {}  # link that is not followed: reason
@@ -100,6 +101,8 @@ def _list_input(given: str, skipped: dict[str, str]) -> list[Path]:
             raise ImageReadError(f"no images in {given}: {reason}")
         return matches
     if path.exists():
+        if not path.is_file():
+            raise ImageReadError(f"no images in {given}: it is a pipe or a device, not a file")
         return [path]
     if not glob.has_magic(given):
         raise ImageReadError(f"no images in {given}: no such file or folder")

@@ -65,6 +65,13 @@ def test_error_contains_the_input_without_images(tmp_path, monkeypatch, given):
         list_images([])
 
 
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for given in (os.devnull, tmp_path / "pipe"):
+        with pytest.raises(ImageReadError, match=f"{given}: it is a pipe or a device"):
+            list_images([given])
+
+
 def test_a_folder_of_videos_is_explained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch("clips/s/a.MP4", "clips/notes.txt")
