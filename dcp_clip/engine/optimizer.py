@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
@@ -11,6 +12,7 @@ from tabulate import tabulate
 from torch import nn
 
 from dcp_clip.engine.muon import Muon, hidden_matrices
+from dcp_clip.modeling import CLIPBackbone
 
 __all__ = ["build_optimizer", "learning_rates_by_part", "part_of", "trainable_table"]
 
@@ -24,12 +26,20 @@ def part_of(name: str) -> str:
     return name.split(".", 1)[0]
 
 
-def _lr_multiplier(cfg: CfgNode, part: str) -> float:
-    multipliers = {
-        "backbone": cfg.SOLVER.IMAGE_LR_MULTIPLIER,
-        "text_encoder": cfg.SOLVER.TEXT_LR_MULTIPLIER,
-    }
-    return multipliers.get(part, 1.0)
+def _lr_multipliers(cfg: CfgNode, model: nn.Module) -> Callable[[str], float]:
+    """Return a function from the name of a parameter to its rate relative to SOLVER.BASE_LR.
+
+    The backbone of a baseline also has new layers on top of CLIP's image tower.
+    """
+    towers = [n for n, module in model.named_modules() if isinstance(module, CLIPBackbone)]
+    image = tuple(f"{name}." for name in towers or ["backbone"])
+
+    def multiplier(name: str) -> float:
+        if name.startswith(image):
+            return cfg.SOLVER.IMAGE_LR_MULTIPLIER
+        return cfg.SOLVER.TEXT_LR_MULTIPLIER if part_of(name) == "text_encoder" else 1.0
+
+    return multiplier
 
 
 def learning_rates_by_part(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
@@ -39,10 +49,10 @@ def learning_rates_by_part(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     updates, SOLVER.MUON_LR_MULTIPLIER.
     """
     matrices = hidden_matrices(model) if cfg.SOLVER.OPTIMIZER == "MUON" else set()
-    rates: dict[str, float] = {}
+    multiplier, rates = _lr_multipliers(cfg, model), {}
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        rate = cfg.SOLVER.BASE_LR * _lr_multiplier(cfg, part)
+        rate = cfg.SOLVER.BASE_LR * multiplier(name)
         if parameter.requires_grad and parameter in matrices:
             rate *= cfg.SOLVER.MUON_LR_MULTIPLIER
         rates[part] = max(rate, rates.get(part, 0.0))
@@ -86,7 +96,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: _lr_multiplier(cfg, part_of(name)),
+        lr_factor_func=_lr_multipliers(cfg, model),
         overrides=_decay_overrides(cfg, model),
     )
     if cfg.SOLVER.OPTIMIZER == "SGD":

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -49,6 +50,28 @@ def test_learning_rates_by_part(make_cfg):
     for name, rate in rates.items():
         assert rate == pytest.approx(0.01 * factor.get(part_of(name), 1.0)), name
     assert {part_of(n) for n in rates} >= {"backbone", "text_encoder", "coarse_decoder"}
+
+
+def test_the_pyramid_of_a_baseline_learns_at_the_base_rate(make_cfg):
+    """SOLVER.IMAGE_LR_MULTIPLIER is for CLIP's weights, not for new layers on top of them."""
+    DatasetCatalog.register("test_rates_sem_seg", list)
+    MetadataCatalog.get("test_rates_sem_seg").set(stuff_classes=["sky", "tree"])
+    options = {
+        **SOLVER,
+        "MODEL.META_ARCHITECTURE": "FPNSegmentor",
+        "DATASETS.TRAIN": ("test_rates_sem_seg",),
+    }
+    try:
+        cfg = make_cfg("dcp-tiny-cnn", options)
+        model = build_model(cfg)
+    finally:
+        DatasetCatalog.remove("test_rates_sem_seg")
+        MetadataCatalog.pop("test_rates_sem_seg")
+    rates = settings_of(model, build_optimizer(cfg, model), "lr")
+    for name, rate in rates.items():
+        factor = 0.1 if name.startswith("backbone.bottom_up.") else 1.0
+        assert rate == pytest.approx(0.01 * factor), name
+    assert learning_rates_by_part(cfg, model) == pytest.approx({"backbone": 0.01, "head": 0.01})
 
 
 def test_norms_do_not_decay(make_cfg):
