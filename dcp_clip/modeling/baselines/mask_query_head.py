@@ -132,7 +132,9 @@ class MaskQueryHead(nn.Module):
 def mask_pool(weights: Tensor, features: Tensor) -> Tensor:
     """(B, N, d) averages of features (B, d, h, w) with the weights (B, N, h, w)."""
     total = weights.sum((2, 3))[..., None].clamp(min=1e-6)
-    return torch.einsum("bnhw,bdhw->bnd", weights, features.float()) / total
+    # Sums over all positions overflow float16.
+    with torch.autocast(weights.device.type, enabled=False):
+        return torch.einsum("bnhw,bdhw->bnd", weights, features.float()) / total
 
 
 def _sine_positions(features: Tensor) -> Tensor:

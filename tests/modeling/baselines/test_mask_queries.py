@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 from dcp_clip.modeling.baselines.mask_losses import MaskPredictions, MaskQueryCriterion
+from dcp_clip.modeling.baselines.mask_query_head import mask_pool
 from dcp_clip.vocabulary import Vocabulary
 
 KIND = "MaskQuerySegmentor"
@@ -154,3 +155,13 @@ def test_an_untrained_query_classifies_its_mask_as_clip(make_cfg, head_options, 
         shares = F.avg_pool2d(masks.sigmoid(), 8)
         pooled = F.normalize(torch.einsum("bnhw,bdhw->bnd", shares, unit), dim=2)
         torch.testing.assert_close(classes[..., :-1], 20 * pooled @ text.T)
+
+
+def test_pooling_under_masks_is_precise_under_autocast():
+    """The sum over the positions of a large image overflows float16."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(1, 2, 24, 24, generator=generator)
+    features = 5 + torch.rand(1, 3, 24, 24, generator=generator)
+    expected = mask_pool(weights, features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mask_pool(weights, features), expected)
