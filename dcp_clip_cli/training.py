@@ -31,6 +31,7 @@ from dcp_clip.engine.checkpoints.loading import (
 )
 from dcp_clip.engine.checkpoints.training_folder import training_folder
 from dcp_clip.engine.logs import set_up_logs
+from dcp_clip.evaluation.build import check_expected_results
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import format_error
 
@@ -85,11 +86,7 @@ def evaluate(cfg: CfgNode, args: Namespace) -> dict:
     """Evaluate on DATASETS.TEST, and compare with TEST.EXPECTED_RESULTS."""
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty: set the data sets to evaluate.")
-    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) > 1:
-        raise ValueError(
-            "TEST.EXPECTED_RESULTS does not name data sets, but DATASETS.TEST has "
-            f"{len(cfg.DATASETS.TEST)}: evaluate one data set."
-        )
+    check_expected_results(cfg)
     weights = weights_to_evaluate(cfg, args)
     cfg = cfg.clone()
     cfg.defrost()

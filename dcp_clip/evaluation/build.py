@@ -13,7 +13,7 @@ from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.evaluation.mean_iou import BackgroundMeanIoUEvaluator, MeanIoUEvaluator
 from dcp_clip.evaluation.proposal_recall import ProposalRecallEvaluator
 
-__all__ = ["build_sem_seg_evaluator", "build_test_evaluators"]
+__all__ = ["build_sem_seg_evaluator", "build_test_evaluators", "check_expected_results"]
 
 # By evaluator_type in the metadata.
 _EVALUATORS = {"sem_seg": MeanIoUEvaluator, "sem_seg_background": BackgroundMeanIoUEvaluator}
@@ -61,10 +61,21 @@ def build_test_evaluators(
         build: builds the evaluator of one data set.
 
     Raises:
-        ValueError: if a data set is named twice; see also :func:`build_sem_seg_evaluator`.
+        ValueError: if a data set is named twice; see also :func:`build_sem_seg_evaluator` and
+            :func:`check_expected_results`.
     """
+    check_expected_results(cfg)
     names = list(cfg.DATASETS.TEST)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"DATASETS.TEST contains {', '.join(repeated)} more than once.")
     return [build(cfg, name) for name in names]
+
+
+def check_expected_results(cfg: CfgNode) -> None:
+    """Raise ValueError if TEST.EXPECTED_RESULTS could be those of several data sets."""
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) > 1:
+        raise ValueError(
+            "TEST.EXPECTED_RESULTS does not name data sets, but DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)}: evaluate one data set."
+        )

@@ -223,6 +223,14 @@ def test_amp_needs_cuda(config):
         Trainer(config(**{"SOLVER.AMP.ENABLED": True}))
 
 
+def test_expected_results_of_several_data_sets_are_an_error(config, repeating):
+    """Otherwise the error would come after the last iteration."""
+    expected = {"TEST.EXPECTED_RESULTS": [["sem_seg", "mIoU", 50, 1]]}
+    trainer = repeating(config(**expected, **{"DATASETS.TEST": ("a", "b")}))
+    with pytest.raises(ValueError, match="EXPECTED_RESULTS .* DATASETS.TEST has 2: evaluate one"):
+        trainer.train()
+
+
 def test_data_set_of_another_task_is_an_error(config, dataset):
     MetadataCatalog.pop(dataset)
     MetadataCatalog.get(dataset).set(evaluator_type="coco", stuff_classes=["a"], ignore_label=255)
