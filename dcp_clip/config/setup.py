@@ -13,6 +13,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 from dcp_clip import data
 from dcp_clip.config.files import read_config_chain
 from dcp_clip.config.imports import import_modules, require_imported
+from dcp_clip.config.input import check_input
 from dcp_clip.config.keys import add_dcp_clip_config
 from dcp_clip.config.merge import merge_file, merge_options, option_list
 from dcp_clip.utils.shipped_files import find_config
@@ -80,8 +81,9 @@ def setup_cfg(
         ValueError: if a file is not YAML with plain values, a value has the wrong type, a number
             that must be positive is not, `opts` or `imports` is a text, OUTPUT_DIR is empty or a
             URL, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is set, MODEL.DEVICE is unknown, INPUT.FORMAT
-            is not "RGB", an entry of DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does
-            not exist, or MODEL.IMPORTS names a module that is not in `imports`.
+            is not "RGB", a key of INPUT is wrong (:func:`check_input`), an entry of
+            DATASETS.SEM_SEG_FOLDERS is wrong, a module of `imports` does not exist, or
+            MODEL.IMPORTS names a module that is not in `imports`.
     """
     opts = option_list(opts)
     if isinstance(imports, str):
@@ -176,3 +178,4 @@ def _check_values(cfg: CfgNode) -> None:
             f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}', but CLIP's pixel statistics and filters are in "
             "the order RGB: set it to 'RGB'."
         )
+    check_input(cfg.INPUT)
