@@ -123,7 +123,8 @@ def _add_stages(cfg: CN) -> None:
     cfg.MODEL.DCP_CLIP.FINE_DECODER.IMAGE_DIM = 64
     cfg.MODEL.DCP_CLIP.FINE_DECODER.CATEGORY_DIM = 16
     # M, the number of categories that stages 4 and 5 get in training and evaluation: those with the
-    # highest coarse probability at any position. 0 for all K proposals.
+    # highest coarse probability at any position. 0 for all K proposals. With SLIDING_WINDOW.SIZE it
+    # is 2 M in evaluation, because all windows of a large image share these categories.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NUM_CATEGORIES = 0
     # Normalisation: "GN", "BN", "SyncBN", "LN" or "".
     cfg.MODEL.DCP_CLIP.FINE_DECODER.NORM = "GN"

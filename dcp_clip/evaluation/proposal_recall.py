@@ -1,4 +1,4 @@
-"""Recall of the category proposals of stage 1."""
+"""Recall of the category proposals of stage 1, without those that do not reach stage 4."""
 
 from __future__ import annotations
 

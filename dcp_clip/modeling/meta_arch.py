@@ -51,8 +51,8 @@ class DCPCLIP(OpenVocabularySegmentor):
         """
         Args:
             proposal, guidance, coarse_decoder, fine_decoder, refinement: stages 1 to 5.
-            num_fine_categories: M, the number of categories of an image that stages 4 and 5 get; 0
-                for all K proposals.
+            num_fine_categories: M, the number of categories of an image that stages 4 and 5 get,
+                2 M if large images are segmented in windows; 0 for all K proposals.
             channels_last: keep convolutions in channels-last memory format.
             common: see :class:`OpenVocabularySegmentor`.
         """
@@ -126,13 +126,15 @@ class DCPCLIP(OpenVocabularySegmentor):
         coarse, visual, text_features = self.coarse_decoder(
             dense, guidance, similarity, pixel_valid, proposals.valid
         )
-        # Given categories are used as they are: the windows of a large image share them.
+        # Given categories are used as they are: the windows of a large image share them. A large
+        # image shows more of them than a window, so it gets twice as many.
         if self.num_fine_categories and ids is None:
+            in_windows = self.window is not None and not self.training
             chosen = most_probable(
                 coarse,
                 pixel_valid,
                 proposals.valid,
-                self.num_fine_categories,
+                self.num_fine_categories * (2 if in_windows else 1),
                 None if present is None else proposals.gather(present),
             )
             proposals = proposals.select(chosen)

@@ -18,7 +18,6 @@ CLIPS = ["test-convnext", "test-vit-14-quickgelu"]
 SIZES = st.sampled_from([(33, 47), (64, 64), (1, 1), (5, 200), (97, 20)])
 SYNONYM_POOLING = "MODEL.DCP_CLIP.VOCABULARY.SYNONYM_POOLING"
 K = "MODEL.DCP_CLIP.PROPOSAL.NUM_PROPOSALS"
-M = "MODEL.DCP_CLIP.FINE_DECODER.NUM_CATEGORIES"
 AUGMENTED = {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": (0.5, 1.5)}
 
 
@@ -181,41 +180,6 @@ def test_5_variants(variant, make_image, sizes, seed, twelve_categories):
         assert torch.equal(a["proposals"]["ids"], b["proposals"]["ids"])
         torch.testing.assert_close(a["proposals"], b["proposals"], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(a["sem_seg"].logits, b["sem_seg"].logits, rtol=1e-3, atol=1e-3)
-
-
-# ---- stages 4 and 5 get fewer categories than stage 1 proposes
-
-
-@pytest.mark.parametrize("clip", CLIPS)
-@FEW
-@given(data=st.data())
-def test_2_and_3_fewer_fine_categories(
-    models, make_image, clip, data, twelve_categories, run, assert_same
-):
-    model = models(clip, {K: 6, M: 3})
-    proposed = []
-    handle = model.proposal.register_forward_hook(lambda *args: proposed.append(args[2].ids[0]))
-    image = make_image(*data.draw(SIZES), seed=data.draw(st.integers(0, 5)))
-    maps, scores, sem_seg = run(model, image, twelve_categories)
-    handle.remove()
-    assert len(proposed[0]) == 6 and len(maps) == 3
-    assert set(sem_seg.category_ids.tolist()) < set(proposed[0].tolist())
-    assert_same(run(model, image, data.draw(st.permutations(twelve_categories))), (maps, scores))
-    kept = [twelve_categories[i] for i in proposed[0].tolist()]
-    others = [name for name in twelve_categories if name not in kept]
-    kept += data.draw(st.lists(st.sampled_from(others), unique_by=tuple))
-    fewer = run(model, image, [name for name in twelve_categories if name in kept])
-    assert_same(fewer, (maps, scores), exact=True)
-
-
-@pytest.mark.parametrize("clip", CLIPS)
-def test_4_fewer_fine_categories(models, make_image, clip, twelve_categories, run, assert_same):
-    limited = models(clip, {K: 12, M: 5})
-    unlimited = models(clip, {"MODEL.DCP_CLIP.PROPOSAL.NAME": "AllCategories", M: 5})
-    image = make_image(45, 70)
-    results = [run(model, image, twelve_categories) for model in (limited, unlimited)]
-    assert len(results[0][0]) == 5
-    assert_same(*results, exact=True)
 
 
 # ---- contract 7: any size
