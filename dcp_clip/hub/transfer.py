@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from dcp_clip.hub.folder import CARD, FILES
+from dcp_clip.utils.arguments import in_one_line
 
 __all__ = ["fetch", "push"]
 
@@ -126,9 +127,6 @@ def push(
 
 
 def _transfer_error(what: str, error: Exception) -> OSError:
-    reason = " ".join(str(error).split())
-    reason = reason if len(reason) <= 300 else f"{reason[:300]}…"
     return OSError(
-        f"{what}: check the name, the network and the access token. "
-        f"({type(error).__name__}: {reason})"
+        f"{what}: check the name, the network and the access token. ({in_one_line(error)})"
     )

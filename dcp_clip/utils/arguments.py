@@ -4,12 +4,19 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["escape_unprintable_output", "format_error", "require_folders"]
+from dcp_clip.vocabulary.category import shortened
+
+__all__ = ["escape_unprintable_output", "format_error", "in_one_line", "require_folders"]
 
 
 def format_error(error: BaseException) -> str:
     """Return the message of an error, also of a KeyError, which ``str`` puts in quotation marks."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def in_one_line(error: BaseException, length: int = 300) -> str:
+    """Return class and message of an error in one line of at most `length` characters."""
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), length)
 
 
 def require_folders(files: dict[str, str | Path | None]) -> None:

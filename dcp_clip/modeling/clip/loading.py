@@ -17,6 +17,7 @@ import torch
 from detectron2.config import CfgNode
 
 from dcp_clip.modeling.clip import tiny_cnn  # noqa: F401  (registers its image towers with timm)
+from dcp_clip.utils.arguments import in_one_line
 from dcp_clip.utils.shipped_files import find_file
 from dcp_clip.utils.tensor_files import TensorFileError, explain, require_tensors
 
@@ -117,7 +118,7 @@ def pixel_stats(name: str, path: Path | None) -> dict[str, tuple[float, ...]]:
         except (ValueError, KeyError, TypeError) as error:
             raise CLIPWeightsError(
                 f"'{path.with_name(_SETTINGS)}' has no 'mean' and 'std' below 'preprocess_cfg', as "
-                f"open_clip writes it; correct or remove it. ({_in_one_line(error)})"
+                f"open_clip writes it; correct or remove it. ({in_one_line(error)})"
             ) from error
     tags = [
         open_clip.get_pretrained_cfg(name, tag)
@@ -146,7 +147,7 @@ def _settings_beside(path: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CLIPWeightsError(
-            f"'{file}' is no JSON; correct or remove it. ({_in_one_line(error)})"
+            f"'{file}' is no JSON; correct or remove it. ({in_one_line(error)})"
         ) from error
 
 
@@ -174,7 +175,7 @@ def create_clip(name: str, **kwargs) -> torch.nn.Module:
             f"The text tower of '{name}' (MODEL.CLIP.NAME) is '{text}' of the Hugging Face Hub: "
             "install `pip install transformers`, and without internet fetch its config.json on "
             "another machine (`hf download`) and copy the cache (HF_HOME). "
-            f"({_in_one_line(error)})"
+            f"({in_one_line(error)})"
         ) from error
 
 
@@ -210,7 +211,7 @@ def _load_tag(name: str, tag: str) -> torch.nn.Module:
         raise CLIPWeightsError(
             f"The weights '{tag}' of '{name}' are not cached and cannot be downloaded; fetch "
             f"'{where.rstrip('/')}' (open_clip_model.safetensors) on a machine with internet and "
-            f"set MODEL.CLIP.PRETRAINED to the path of the file{without}. ({_in_one_line(error)})"
+            f"set MODEL.CLIP.PRETRAINED to the path of the file{without}. ({in_one_line(error)})"
         ) from error
 
 
@@ -251,8 +252,3 @@ def _load_file(model: torch.nn.Module, name: str, path: Path) -> None:
             f"MODEL.CLIP.PRETRAINED: '{path}' {explain(path, error)}."
         ) from error
     logger.info("Loaded CLIP weights for %s from %s", name, path)
-
-
-def _in_one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 300 else f"{text[:300]}…"

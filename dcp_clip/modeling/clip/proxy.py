@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dcp_clip.modeling.clip.families.timm_vit import allow_any_size
 from dcp_clip.modeling.clip.loading import weights_file
+from dcp_clip.utils.arguments import in_one_line
 from dcp_clip.utils.tensor_files import TensorFileError, require_tensors
 
 __all__ = ["AttentionProxy", "proxy_attention"]
@@ -152,7 +153,7 @@ def _build_tower(name: str, pretrained: str) -> nn.Module:
     try:
         tower = timm.create_model(name, num_classes=0, **source)
     except Exception as error:  # the Hugging Face client raises many types of errors
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        text = in_one_line(error)
         raise ValueError(
             f"The weights '{pretrained}' ({_NODE}.PRETRAINED) of '{name}' cannot be loaded; fetch "
             f"them on a machine with internet (`hf download timm/{name}.{pretrained}`) and give "
@@ -180,8 +181,7 @@ def _problem_of(tower: nn.Module) -> str:
     try:
         _last_features(tower.eval(), torch.zeros(1, 3, 4 * stride, 6 * stride))
     except Exception as error:  # towers raise many types of errors
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return f"does not accept images of any size ({text})"
+        return f"does not accept images of any size ({in_one_line(error, 200)})"
     return ""
 
 

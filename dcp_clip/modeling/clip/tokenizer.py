@@ -12,6 +12,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleToken
 from torch import Tensor
 
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
+from dcp_clip.utils.arguments import in_one_line
 from dcp_clip.vocabulary import VocabularyError
 from dcp_clip.vocabulary.prompts import build_prompts
 
@@ -87,12 +88,11 @@ class HubTokenizer:
                 f"not installed: `pip install transformers sentencepiece`. ({error})"
             ) from error
         except Exception as error:  # the client of the hub raises many types of errors
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise CLIPWeightsError(
                 f"The tokenizer of '{self._model_name}' (MODEL.CLIP.NAME) cannot be loaded from "
                 f"'{source}'; fetch tokenizer.json and tokenizer_config.json of '{hub_name}' "
                 "on a machine with internet and put them beside the file of MODEL.CLIP.PRETRAINED. "
-                f"({reason[:300]})"
+                f"({in_one_line(error)})"
             ) from error
 
     def __call__(self, texts: str | list[str]) -> Tensor:
