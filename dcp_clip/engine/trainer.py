@@ -27,7 +27,7 @@ from dcp_clip.data.train_loader import (
 )
 from dcp_clip.engine.checkpoints.loading import load_weights
 from dcp_clip.engine.checkpoints.remote_copy import RemoteCopy
-from dcp_clip.engine.checkpoints.safe_checkpointer import SafeCheckpointer
+from dcp_clip.engine.checkpoints.safe_checkpointer import FINAL, SafeCheckpointer
 from dcp_clip.engine.checkpoints.training_folder import training_record
 from dcp_clip.engine.ema import EMAHook
 from dcp_clip.engine.metrics import MetricsHook
@@ -46,7 +46,6 @@ from dcp_clip.modeling.stages.registry import CATEGORY_PROPOSAL_REGISTRY
 
 __all__ = ["Trainer"]
 
-_FINAL = "model_final"  # Detectron2's name of the last checkpoint
 logger = logging.getLogger(__name__)
 
 
@@ -177,10 +176,10 @@ class Trainer(DefaultTrainer):
         # The training was stopped between its last checkpoint and model_final.pth, or MAX_ITER is
         # now that of the last checkpoint: there is no iteration left to write model_final.pth.
         is_finished = 0 < self.start_iter == self.max_iter
-        if is_finished and Path(self.checkpointer.get_checkpoint_file()).stem != _FINAL:
+        if is_finished and Path(self.checkpointer.get_checkpoint_file()).stem != FINAL:
             for hook in filter(None, (self._ema, self._wise_ft)):
                 hook.finish()
-            self.checkpointer.save(_FINAL, iteration=self.max_iter - 1)
+            self.checkpointer.save(FINAL, iteration=self.max_iter - 1)
         return super().train()
 
     @classmethod

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from dcp_clip.engine.checkpoints.file_format import read_checkpoint
-from dcp_clip.engine.checkpoints.safe_checkpointer import LAST, find_checkpoint
+from dcp_clip.engine.checkpoints.safe_checkpointer import FINAL, LAST, find_checkpoint
 from dcp_clip.utils.atomic_files import atomic_write
 from dcp_clip.utils.tensor_files import damage
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _KEY = "SOLVER.CHECKPOINT_COPY"
 _NUMBERED = re.compile(r"model_\d+\.pth")
-_FINAL_FILE = "model_final.pth"  # Detectron2's name of the last checkpoint
+_FINAL_FILE = f"{FINAL}.pth"
 
 
 class CopyError(OSError):

@@ -21,11 +21,12 @@ from dcp_clip.utils.tensor_files import (
     write_tensors,
 )
 
-__all__ = ["LAST", "SafeCheckpointer", "WeightsError", "find_checkpoint"]
+__all__ = ["FINAL", "LAST", "SafeCheckpointer", "WeightsError", "find_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"  # the file that names the newest checkpoint
+FINAL = "model_final"  # Detectron2's name of the last checkpoint of a training
 
 
 class WeightsError(RuntimeError):

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from dcp_clip.data.vocabularies import dataset_vocabulary
 from dcp_clip.engine.checkpoints.file_format import read_checkpoint
 from dcp_clip.engine.checkpoints.remote_copy import RemoteCopy
-from dcp_clip.engine.checkpoints.safe_checkpointer import find_checkpoint
+from dcp_clip.engine.checkpoints.safe_checkpointer import LAST, find_checkpoint
 from dcp_clip.utils.atomic_files import remove_unfinished
 from dcp_clip.utils.model_settings import model_settings
 
@@ -178,8 +178,8 @@ def prepare_training_folder(cfg: CfgNode, resume: bool) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     _require_no_file(folder)
     checkpoints = sorted(folder.glob("model_*.pth"))
-    if not resume and (checkpoints or (folder / "last_checkpoint").exists()):
-        found = checkpoints[-1].name if checkpoints else "last_checkpoint"
+    if not resume and (checkpoints or (folder / LAST).exists()):
+        found = checkpoints[-1].name if checkpoints else LAST
         raise ResumeError(
             f"OUTPUT_DIR '{folder}' has the checkpoints of another training ({found}): add "
             "--resume to continue it or --eval-only --resume to evaluate it, or choose another "
