@@ -41,10 +41,11 @@ def pretrain(args: argparse.Namespace) -> dict | None:
     from dcp_clip.config import get_cfg, setup_cfg
     from dcp_clip.emoji_scenes.pretraining import CLIPTrainer, add_pretraining_config
     from dcp_clip.engine.checkpoints.file_format import half_precision
-    from dcp_clip.engine.checkpoints.loading import has_weights, last_checkpoint, load_weights
+    from dcp_clip.engine.checkpoints.loading import load_weights
     from dcp_clip.engine.checkpoints.training_folder import training_folder
     from dcp_clip.engine.logs import set_up_logs
     from dcp_clip.utils.tensor_files import write_tensors
+    from dcp_clip_cli.training import weights_to_evaluate
 
     cfg = get_cfg()
     add_pretraining_config(cfg)
@@ -53,13 +54,8 @@ def pretrain(args: argparse.Namespace) -> dict | None:
     cfg.freeze()
     if args.eval_only:
         set_up_logs(cfg, args)
-        if not (args.resume or has_weights(cfg)):
-            raise ValueError(
-                "The config names no weights to evaluate: set MODEL.WEIGHTS, or give --resume for "
-                "the last checkpoint in OUTPUT_DIR."
-            )
+        weights = weights_to_evaluate(cfg, args)
         model = CLIPTrainer.build_model(cfg)
-        weights = last_checkpoint(cfg.OUTPUT_DIR, args.opts) if args.resume else cfg.MODEL.WEIGHTS
         load_weights(model, weights)
         return CLIPTrainer.test(cfg, model)
     with training_folder(cfg, args.resume):
