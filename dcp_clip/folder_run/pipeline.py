@@ -24,6 +24,7 @@ from dcp_clip.folder_run.plan import Job
 from dcp_clip.folder_run.result_files import DEFAULT_FORMATS, SUFFIXES, result_files, write_result
 from dcp_clip.predictor import Prediction, Predictor
 from dcp_clip.utils.images.reading import ImageReadError, read_image_and_size
+from dcp_clip.utils.model_settings import all_settings
 
 __all__ = ["Job", "ReadImage", "Summary", "run_settings", "segment_files"]
 
@@ -101,17 +102,9 @@ def run_settings(
         "vocabulary": list(vocabulary.display_names),
         "max_input_pixels": predictor.max_input_pixels,
         "working folder": os.getcwd() if relative else None,
-        "config": dict(_flatten(predictor.cfg)),
+        "config": {k: str(v) for k, v in all_settings(predictor.cfg) if k not in _OTHER_KEYS},
         **options,
     }
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif prefix + key not in _OTHER_KEYS:
-            yield prefix + key, str(value)
 
 
 def segment_files(

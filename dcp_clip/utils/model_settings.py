@@ -1,15 +1,15 @@
-"""The config keys of a model that are not those of Detectron2."""
+"""The keys of a config by their whole names, and those of a model that Detectron2 does not have."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
-__all__ = ["model_settings"]
+__all__ = ["all_settings", "model_settings"]
 
 
 def model_settings(cfg: CfgNode, exclude: Iterable[str] = ()) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def model_settings(cfg: CfgNode, exclude: Iterable[str] = ()) -> dict[str, Any]:
     groups = tuple(f"{name}." for name in exclude)
     return {
         key: value
-        for key, value in _leaves(cfg.MODEL, "MODEL.")
+        for key, value in all_settings(cfg.MODEL, "MODEL.")
         if (key == "MODEL.META_ARCHITECTURE" or key not in _detectron2_keys())
         and not f"{key}.".startswith(groups)
     }
@@ -33,12 +33,18 @@ def model_settings(cfg: CfgNode, exclude: Iterable[str] = ()) -> dict[str, Any]:
 
 @functools.cache
 def _detectron2_keys() -> frozenset[str]:
-    return frozenset(key for key, _ in _leaves(detectron2_cfg().MODEL, "MODEL."))
+    return frozenset(key for key, _ in all_settings(detectron2_cfg().MODEL, "MODEL."))
 
 
-def _leaves(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+def all_settings(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the names of all keys, such as "MODEL.DEVICE", and their values.
+
+    Args:
+        node: a config, or a group of its keys.
+        prefix: beginning of the names.
+    """
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from all_settings(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
