@@ -29,6 +29,7 @@ from dcp_clip.modeling.clip.text_tower import can_truncate
 from dcp_clip.runtime.folder import FORMAT
 from dcp_clip.utils.atomic_files import atomic_folder, atomic_write
 from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary.category import with_marks
 
 __all__ = ["export_model"]
 
@@ -133,9 +134,9 @@ def _settings(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 def _categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     return [
         {
-            "names": [("!" if i in vocabulary.negatives else "") + names[0], *names[1:]],
+            "names": list(names),
             "display_name": vocabulary.display_names[i],
             "color": list(vocabulary.colors[i]),
         }
-        for i, names in enumerate(vocabulary.synonyms)
+        for i, names in enumerate(with_marks(vocabulary.synonyms, vocabulary.negatives))
     ]

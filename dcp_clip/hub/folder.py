@@ -25,6 +25,7 @@ from dcp_clip.modeling.clip.loading import pixel_stats, weights_file
 from dcp_clip.utils.atomic_files import atomic_folder, atomic_write
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import read_categories
+from dcp_clip.vocabulary.category import with_marks
 from dcp_clip.vocabulary.prompts import is_template_set, load_templates
 
 __all__ = ["CARD", "FILES", "check_folder", "read_config", "read_names", "write_folder"]
@@ -156,19 +157,15 @@ def _fitted_on(weights: str) -> Sequence[str]:
 
 
 def _names_json(vocabulary: Vocabulary) -> str:
-    categories = []
-    for i, (names, title) in enumerate(
-        zip(vocabulary.synonyms, vocabulary.display_names, strict=True)
-    ):
-        mark = "!" if i in vocabulary.negatives else ""
-        categories.append(
-            {
-                "name": mark + names[0],
-                "synonyms": list(names[1:]),
-                "color": list(vocabulary.colors[i]),
-                "official": title,
-            }
-        )
+    categories = [
+        {
+            "name": name,
+            "synonyms": synonyms,
+            "color": list(vocabulary.colors[i]),
+            "official": vocabulary.display_names[i],
+        }
+        for i, (name, *synonyms) in enumerate(with_marks(vocabulary.synonyms, vocabulary.negatives))
+    ]
     return json.dumps({"categories": categories}, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -140,6 +140,16 @@ def split_negatives(
     return tuple(plain), tuple(negatives)
 
 
+def with_marks(
+    categories: Sequence[tuple[str, ...]], negatives: Sequence[int]
+) -> list[tuple[str, ...]]:
+    """Undo :func:`split_negatives`: add the mark "!" to the first name of negative categories."""
+    return [
+        (f"{NEGATIVE_MARKS[0]}{first}" if i in negatives else first, *others)
+        for i, (first, *others) in enumerate(categories)
+    ]
+
+
 def shortened(text: str, length: int = 80) -> str:
     """Return the beginning of a long text, for error messages."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
