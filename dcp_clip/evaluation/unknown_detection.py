@@ -8,6 +8,7 @@ import numpy as np
 import scipy
 
 from dcp_clip.evaluation.calibration import PixelSamples, label_confidence
+from dcp_clip.utils.optional_packages import import_optional
 
 __all__ = ["detection_scores", "removed_names", "require_sklearn", "unknown_signals"]
 
@@ -93,10 +94,6 @@ def require_sklearn() -> tuple[ModuleType, ModuleType]:
     Raises:
         ImportError: if scikit-learn is not installed.
     """
-    try:
-        from sklearn import linear_model, metrics
-    except ImportError as error:
-        raise ImportError(
-            "unknown detection needs scikit-learn: pip install scikit-learn"
-        ) from error
-    return linear_model, metrics
+    need = "The detection of unknown pixels needs"
+    modules = ("sklearn.linear_model", "sklearn.metrics")
+    return tuple(import_optional(module, need, "scikit-learn") for module in modules)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dcp_clip.runtime.folder import damaged_file
+from dcp_clip.utils.optional_packages import import_optional
 
 __all__ = ["BACKENDS", "Program", "open_program"]
 
@@ -66,12 +67,7 @@ def open_program(
 
 class _OnnxRuntime(Program):
     def __init__(self, path: Path, threads: int, providers: Sequence[str]):
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                "The ONNX backend needs ONNX Runtime: pip install onnxruntime."
-            ) from error
+        onnxruntime = import_optional("onnxruntime", "The ONNX backend needs")
         known = onnxruntime.get_available_providers()
         if unknown := [name for name in providers if name not in known]:
             raise ValueError(
@@ -94,10 +90,7 @@ class _OnnxRuntime(Program):
 
 class _OpenVino(Program):
     def __init__(self, path: Path, threads: int):
-        try:
-            import openvino
-        except ModuleNotFoundError as error:
-            raise ImportError("The backend 'openvino' needs: pip install openvino.") from error
+        openvino = import_optional("openvino", "The backend 'openvino' needs")
         core = openvino.Core()
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}

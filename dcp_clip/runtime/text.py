@@ -13,6 +13,7 @@ import numpy as np
 
 from dcp_clip.runtime.folder import ModelFolder, damaged_file
 from dcp_clip.runtime.sessions import Program
+from dcp_clip.utils.optional_packages import import_optional
 from dcp_clip.vocabulary import Vocabulary, VocabularyError, build_prompts
 
 __all__ = ["TextEncoder", "TextFeatures", "clean_text"]
@@ -45,17 +46,14 @@ class TextEncoder:
             folder: the exported model.
             program: its text.onnx.
         """
-        try:
-            from tokenizers import Tokenizer, normalizers
-        except ModuleNotFoundError as error:
-            raise ImportError("An exported model needs: pip install tokenizers.") from error
+        tokenizers = import_optional("tokenizers", "An exported model needs")
         self._folder, self._program = folder, program
         path = folder.path / "tokenizer.json"
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package has no type of its own
             raise damaged_file(path, error) from error
-        self._tokenizer.normalizer = normalizers.Sequence([])  # clean_text does it
+        self._tokenizer.normalizer = tokenizers.normalizers.Sequence([])  # clean_text does it
         self._kept: OrderedDict[str, TextFeatures] = OrderedDict()
         self._lock = Lock()
 
@@ -132,14 +130,8 @@ def clean_text(text: str) -> str:
 
 
 def _repair(text: str) -> str:
-    try:
-        import ftfy
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"The name '{text}' has letters beyond ASCII or HTML entities, for which CLIP's "
-            "tokenizer needs ftfy: pip install ftfy."
-        ) from error
-    return ftfy.fix_text(text)
+    need = f"The name '{text}' has letters beyond ASCII or HTML entities, for which CLIP's "
+    return import_optional("ftfy", need + "tokenizer needs").fix_text(text)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

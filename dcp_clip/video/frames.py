@@ -29,7 +29,7 @@ def import_av() -> Any:
     Raises:
         ImportError: if it is not installed; the message says how to install it.
     """
-    return import_optional("av", "Videos need", package="PyAV")
+    return import_optional("av", "Videos need PyAV,")
 
 
 def is_video(path: str | Path) -> bool:

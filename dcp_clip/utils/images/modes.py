@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dcp_clip.utils.images.files import orientation_of
+from dcp_clip.utils.optional_packages import import_optional
 
 logger = logging.getLogger(__name__)
 
@@ -167,12 +168,8 @@ def _colour_to_8_bits(image: Image.Image, path: Path, content: bytes | None) -> 
             image.info["transparency"] = tuple(value >> 8 for value in transparent)
         return image
     # OpenCV is imported here because exported models run without it, except for such files.
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "An image with 12 bits of each colour needs OpenCV: pip install opencv-python-headless."
-        ) from error
+    need = "An image with 12 bits of each colour needs"
+    cv2 = import_optional("cv2", need, "opencv-python-headless")
     # Like Pillow, OpenCV rotates TIFF files but no others.
     stored = np.fromfile(path, np.uint8) if content is None else np.frombuffer(content, np.uint8)
     values = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)
