@@ -14,7 +14,8 @@ import numpy as np
 from dcp_clip.runtime.folder import ModelFolder, damaged_file
 from dcp_clip.runtime.sessions import Program
 from dcp_clip.utils.optional_packages import import_optional
-from dcp_clip.vocabulary import Vocabulary, VocabularyError, build_prompts
+from dcp_clip.vocabulary import Vocabulary
+from dcp_clip.vocabulary.prompts import build_prompts, name_too_long
 
 __all__ = ["TextEncoder", "TextFeatures", "clean_text"]
 
@@ -102,12 +103,7 @@ class TextEncoder:
         context = self._folder["context_length"]
         for i, ids in enumerate(tokens):
             if len(ids) > context:
-                name = names[i // len(templates)]
-                raise VocabularyError(
-                    f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} "
-                    f"characters) needs {len(ids)} tokens in the prompt, but CLIP's context has "
-                    f"{context}; shorten it."
-                )
+                raise name_too_long(names[i // len(templates)], len(ids), context)
         features = np.empty((len(tokens), self._folder["embedding"]), np.float32)
         # Prompts of similar length together, because the text tower runs up to the longest one.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))

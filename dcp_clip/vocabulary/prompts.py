@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcp_clip.vocabulary.category import VocabularyError
+from dcp_clip.vocabulary.category import VocabularyError, shortened
 
 _TEMPLATES_DIR = Path(__file__).parent / "templates"
 
@@ -64,3 +64,11 @@ def build_prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """
     # str.format would fail on names and templates that contain other braces.
     return [template.replace("{}", name) for name in names for template in templates]
+
+
+def name_too_long(name: str, tokens: int, context: int) -> VocabularyError:
+    """Return the error for a name whose prompt has more tokens than CLIP's context."""
+    return VocabularyError(
+        f"The name '{shortened(name, 60)}' ({len(name)} characters) needs {tokens} tokens in the "
+        f"prompt, but CLIP's context has {context}; shorten it."
+    )

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from dcp_clip.modeling.clip.loading import CLIPWeightsError
 from dcp_clip.utils.arguments import in_one_line
-from dcp_clip.vocabulary import VocabularyError
-from dcp_clip.vocabulary.prompts import build_prompts
+from dcp_clip.vocabulary.prompts import build_prompts, name_too_long
 
 __all__ = ["HubTokenizer", "PrefixTokenizer", "build_tokenizer", "tokenize"]
 
@@ -154,10 +153,5 @@ def tokenize(tokenizer, names: Sequence[str], templates: Sequence[str]) -> Tenso
     for i in full.nonzero()[:, 0].tolist():
         length = count(prompts[i])
         if length > context:
-            name = names[i // len(templates)]
-            raise VocabularyError(
-                f"The name '{name[:60]}{'…' if len(name) > 60 else ''}' ({len(name)} characters) "
-                f"needs {length} tokens in the prompt, but CLIP's context holds {context}; "
-                "shorten it."
-            )
+            raise name_too_long(names[i // len(templates)], length, context)
     return tokens
