@@ -57,9 +57,9 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.IMPORTS = ()
 
     cfg.MODEL.DCP_CLIP = CN()
-    # Width d of the decoders.
+    # Width d of the decoders, and of the queries and keys of stage 1 (LEARNED).
     cfg.MODEL.DCP_CLIP.DIM = 128
-    # Attention heads of stages 2 and 3.
+    # Attention heads of stages 1 (LEARNED), 2 and 3.
     cfg.MODEL.DCP_CLIP.NUM_HEADS = 4
     # Factor from cosine similarities to logits. If a stage learns it, this is the initial value.
     cfg.MODEL.DCP_CLIP.SIMILARITY_SCALE = 20.0

@@ -66,15 +66,16 @@ class CLIPBackbone(Backbone):
             visual: open_clip's image tower.
             pixel_mean: three values on the 0 to 255 scale, RGB.
             pixel_std: three values on the same scale.
-            dense_attention: how a ViT computes its dense features; convolutional towers
-                ignore it.
+            dense_attention: how a ViT with a class token computes its dense features; other towers
+                have "maskclip" only.
             window: size of the encoder windows in pixels; 0 for none.
             window_stride: pixels from one encoder window to the next.
             proxy: gives the attention between the positions of ``dense``; None for CLIP's own.
             views: test-time augmentation; None for none.
 
         Raises:
-            ValueError: for a tower that no family supports, or windows that do not fit its grid.
+            ValueError: for a tower that no family supports or that does not have this attention, or
+                windows that do not fit its grid.
         """
         super().__init__()
         self.visual = visual
