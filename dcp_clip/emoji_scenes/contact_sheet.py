@@ -14,16 +14,11 @@ from dcp_clip.vocabulary import Vocabulary
 
 # Gap between images and height of a line in pixels; largest number of names below a scene.
 _GAP, _LINE, _LINES = 6, 11, 9
+# Number of scenes of each source, and of sources in a row of the page.
+_SCENES = _ACROSS = 3
 
 
-def draw_contact_sheet(
-    path: Path,
-    sources: Sequence[SceneSource],
-    names: NameList,
-    *,
-    scenes: int = 3,
-    across: int = 3,
-) -> None:
+def draw_contact_sheet(path: Path, sources: Sequence[SceneSource], names: NameList) -> None:
     """Draw the first scenes of each subset: image, coloured label map and names.
 
     The scenes are drawn again, so they need not be on the disk.
@@ -32,13 +27,11 @@ def draw_contact_sheet(
         path: PNG file to write.
         sources: sources of the scenes, all of the same size.
         names: the list of names.
-        scenes: number of scenes of each source.
-        across: number of sources in a row of the page.
     """
     size = sources[0].options.size
     cell = size + _GAP
-    width, height = scenes * cell + 2 * _GAP, 2 * cell + (_LINES + 3) * _LINE
-    across = min(across, len(sources))
+    width, height = _SCENES * cell + 2 * _GAP, 2 * cell + (_LINES + 3) * _LINE
+    across = min(_ACROSS, len(sources))
     page = Image.new("RGB", (across * width, -(-len(sources) // across) * height), "white")
     for number, source in enumerate(sources):
         left, top = number % across * width + _GAP, number // across * height + _GAP
@@ -46,7 +39,7 @@ def draw_contact_sheet(
         styles = source.styles[0] if len(source.styles) == 1 else f"{len(source.styles)} styles"
         title = f"{source.subset.name}: {len(vocabulary)} names, {styles}"
         ImageDraw.Draw(page).text((left, top), title, fill="black")
-        for column in range(scenes):
+        for column in range(_SCENES):
             _draw_scene(page, source(column), vocabulary, left + column * cell, top + _LINE + 4)
     write_image(path, page, format="PNG")
 

@@ -74,9 +74,7 @@ class NameList:
         return Vocabulary([(e.name, *e.synonyms) for e in (self.entries[i] for i in ids)])
 
 
-def thing_parts(
-    names: list[str], split: int, num_base: int = NUM_BASE, num_unseen: int = NUM_UNSEEN
-) -> list[str]:
+def thing_parts(names: list[str], split: int) -> list[str]:
     """Divide the things into base, unseen and rest.
 
     The names are ranked by the SHA-256 of ``"<split>/<name>"``. The first 150 are base, the next
@@ -86,15 +84,15 @@ def thing_parts(
     order = sorted(names, key=lambda name: hashlib.sha256(f"{split}/{name}".encode()).hexdigest())
     rank = {name: i for i, name in enumerate(order)}
     return [
-        "base" if rank[n] < num_base else "unseen" if rank[n] < num_base + num_unseen else "rest"
+        "base" if rank[n] < NUM_BASE else "unseen" if rank[n] < NUM_BASE + NUM_UNSEEN else "rest"
         for n in names
     ]
 
 
 @functools.cache
-def load_name_list(path: Path = _FILE) -> NameList:
+def load_name_list() -> NameList:
     """Read the list of names."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = json.loads(_FILE.read_text(encoding="utf-8"))
     things = tuple(
         Thing(
             name=t["name"],

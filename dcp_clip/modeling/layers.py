@@ -18,6 +18,9 @@ __all__ = [
 ]
 
 
+_BIAS_WEIGHT = 0.5  # of the similarity, before training
+
+
 class MLP(nn.Sequential):
     """LayerNorm, linear, GELU, linear: the feed-forward half of a transformer block."""
 
@@ -34,12 +37,11 @@ class CrossAttention(nn.Module):
     bias, categories that were not in training also start from CLIP's similarity.
     """
 
-    def __init__(self, dim: int, num_heads: int, bias_init: float = 0.5):
+    def __init__(self, dim: int, num_heads: int):
         """
         Args:
             dim: width of queries and keys.
             num_heads: heads; must divide `dim`.
-            bias_init: initial weight of the similarity bias, one learned scalar for each head.
         """
         super().__init__()
         check_heads(dim, num_heads)
@@ -49,7 +51,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
-        self.bias_weight = nn.Parameter(torch.full((num_heads,), bias_init))
+        self.bias_weight = nn.Parameter(torch.full((num_heads,), _BIAS_WEIGHT))
 
     def forward(self, query: Tensor, key: Tensor, bias: Tensor, key_valid: Tensor) -> Tensor:
         """

@@ -13,6 +13,9 @@ from dcp_clip.data.pairing import (
 
 logger = logging.getLogger(__name__)
 
+_IMAGE_EXT = ".jpg"
+_TREE_LABEL = "_seg.png"  # follows the stem of the photograph, in a tree of folders
+
 
 def require_folder(folder: str | Path, advice: str = "", *, what: str = "The folder") -> None:
     """Check that a folder exists.
@@ -83,7 +86,6 @@ def pair_listed(
     image_dir: str | Path,
     label_dir: str | Path,
     *,
-    image_ext: str = ".jpg",
     label_ext: str = ".png",
     advice: str = "",
 ) -> list[tuple[Path, Path]]:
@@ -95,7 +97,7 @@ def pair_listed(
     Raises:
         DatasetError: if a folder or a file is missing.
     """
-    pairs = [(Path(image_dir, i + image_ext), Path(label_dir, i + label_ext)) for i in ids]
+    pairs = [(Path(image_dir, i + _IMAGE_EXT), Path(label_dir, i + label_ext)) for i in ids]
     for folder, files in zip((image_dir, label_dir), zip(*pairs)):
         check_files(folder, files, advice=advice)
     return pairs
@@ -120,17 +122,14 @@ def check_files(folder: str | Path, files: Sequence[Path], *, advice: str = "") 
 def pair_in_tree(
     folder: str | Path,
     *,
-    image_ext: str = ".jpg",
-    label_ending: str = "_seg.png",
     expected_count: int | None = None,
     advice: str = "",
 ) -> list[tuple[Path, Path]]:
     """Match images and label maps that are side by side in a tree of folders.
 
     Args:
-        folder: root of the tree.
-        image_ext: suffix of photographs. Other files are ignored.
-        label_ending: what follows the image's stem in the name of a label map.
+        folder: root of the tree. A photograph x.jpg has the label map x_seg.png; other files are
+            ignored.
         expected_count: required number of pairs; None for any number above zero.
         advice: a sentence appended to every error that says what to do.
 
@@ -149,12 +148,12 @@ def pair_in_tree(
     for path in sorted(folder.rglob("*")):
         if path.name.startswith("."):
             continue
-        if path.suffix.lower() == image_ext:
+        if path.suffix.lower() == _IMAGE_EXT:
             if path.stem in stems:
                 raise DatasetError(f"{stems[path.stem]} and {path} have the same stem.", advice)
             stems[path.stem] = images[path.stem, path.parent] = path
-        elif path.name.endswith(label_ending):
-            labels[path.name.removesuffix(label_ending), path.parent] = path
+        elif path.name.endswith(_TREE_LABEL):
+            labels[path.name.removesuffix(_TREE_LABEL), path.parent] = path
     pairs = match_files(
         images, labels, image_place="beside it", label_place="beside it", advice=advice
     )

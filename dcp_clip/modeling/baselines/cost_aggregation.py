@@ -32,6 +32,8 @@ _LOSSES = ("softmax", "sigmoid")
 # guidance.
 _LEVELS = {"res3": (8, 64, 32), "res2": (4, 32, 16)}
 _WINDOW = 12
+# Names processed at once in evaluation, which bounds memory. Only the attention between names needs
+# all of them.
 _NAMES_PER_CHUNK = 64
 
 
@@ -56,7 +58,6 @@ class CostAggregationHead(nn.Module):
         num_layers: int,
         scale: float,
         sigmoid: bool = False,
-        chunk_size: int = _NAMES_PER_CHUNK,
     ):
         """
         Args:
@@ -66,8 +67,6 @@ class CostAggregationHead(nn.Module):
             num_layers: number of aggregation layers.
             scale: initial factor from cosine similarities to logits.
             sigmoid: start from the log-odds of CLIP's softmax instead of its logits.
-            chunk_size: names processed at once in evaluation, which bounds memory. Only the
-                attention between names needs all K of them.
 
         Raises:
             ValueError: if `dim` is not a multiple of `num_heads`, or not larger than the guidance.
@@ -79,7 +78,7 @@ class CostAggregationHead(nn.Module):
                 f"{_NODE}: DIM ({dim}) must be above {least} and a multiple of NUM_HEADS "
                 f"({num_heads})."
             )
-        self.sigmoid, self.chunk_size = sigmoid, chunk_size
+        self.sigmoid, self.chunk_size = sigmoid, _NAMES_PER_CHUNK
         embed_dim = input_shape["dense"].channels
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.embed = nn.Conv2d(1, dim, 7, padding=3)

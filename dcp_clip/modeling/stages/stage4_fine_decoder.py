@@ -27,12 +27,12 @@ def _target_size(feature: Tensor, stride: int, target: int) -> tuple[int, int]:
     return -(-h * stride // target), -(-w * stride // target)
 
 
-def _conv(in_channels: int, out_channels: int, norm: str, kernel_size: int = 3) -> Conv2d:
+def _conv(in_channels: int, out_channels: int, norm: str) -> Conv2d:
     return Conv2d(
         in_channels,
         out_channels,
-        kernel_size,
-        padding=kernel_size // 2,
+        3,
+        padding=1,
         bias=norm == "",
         norm=get_norm(norm, out_channels) if norm != "GN" else nn.GroupNorm(_GROUPS, out_channels),
         activation=F.relu_,
