@@ -85,8 +85,6 @@ class CalibrationStudy:
                 f"MODEL.WEIGHTS is '{self.cfg.MODEL.WEIGHTS}', but --write stores the temperature "
                 "next to a file of weights: set it to such a file, or leave out --write."
             )
-        if not torch.cuda.is_available():
-            self.cfg.MODEL.DEVICE = "cpu"
         self.model = build_model(self.cfg).eval()
         require_logits(self.model, "its confidence cannot be calibrated")
         self._pixels = pixels

@@ -66,9 +66,9 @@ def export_text(program: TextProgram, length: int, shorter: bool) -> ExportedPro
 def export_labels(program: LabelProgram) -> ExportedProgram:
     """Export the upsampling of logits to labels; all sizes stay open."""
     dynamic, index = Dim.DYNAMIC, torch.arange
-    inputs = (torch.randn(5, 6, 7), index(6), index(6), torch.rand(6), index(7), index(7))
+    rows, columns = (index(6), index(6), torch.rand(6)), (index(7), index(7), torch.rand(7))
+    inputs = (torch.randn(5, 8, 9), *rows, *columns, torch.tensor(1.0))
     shapes = ({0: dynamic, 1: dynamic, 2: dynamic}, *({0: dynamic} for _ in range(6)), {})
-    inputs = (torch.randn(5, 8, 9), *inputs[1:], torch.rand(7), torch.tensor(1.0))
     return _export(program, inputs, shapes)
 
 

@@ -206,8 +206,8 @@ class SegmentationCriterion(nn.Module):
             refinement.class_logits[supervised], present[supervised].float(), reduction="sum"
         ) / supervised.sum().clamp(min=1)
         # Only masks of categories that are present have a correct answer.
-        rows = refinement.mask_logits[present.bool()]
-        columns = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)[present.bool()]
+        rows = refinement.mask_logits[present]
+        columns = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)[present]
         fit = F.cross_entropy(rows, columns, reduction="sum") / max(len(rows), 1)
         return {
             "loss_presence": self.presence_weight * presence,

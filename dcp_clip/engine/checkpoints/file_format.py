@@ -154,8 +154,9 @@ def read_checkpoint(path: str | Path, mmap: bool = False, bare: bool = True) -> 
         raise TensorFileError(path, "has no 'model' entry: give a checkpoint of train_net.py")
     checkpoint = dict(content) if "model" in content else {"model": content}
     state = checkpoint["model"]
-    is_state = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
-    wrong = [k for k, v in state.items() if not isinstance(v, Tensor)] if is_state else ["model"]
+    wrong = ["model"]
+    if _has_names(state):
+        wrong = [k for k, v in state.items() if not isinstance(v, Tensor)]
     if wrong:
         raise TensorFileError(
             path,

@@ -131,7 +131,7 @@ def _scale_floats(values: np.ndarray, path: Path) -> np.ndarray:
     finite = np.isfinite(values)
     if not finite.any():
         raise ValueError("it has no finite value")
-    low, high = float(values.min(where=finite, initial=np.inf)), 0.0
+    low = float(values.min(where=finite, initial=np.inf))
     high = float(values.max(where=finite, initial=-np.inf))
     if low >= 0 and high <= 255:
         black, white = 0.0, 1.0 if high <= 1 else 255.0
