@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 __all__ = [
+    "BACKENDS",
     "DEFAULT_CONFIG",
     "add_import",
     "add_model_arguments",
@@ -16,6 +17,8 @@ __all__ = [
 ]
 
 DEFAULT_CONFIG = "camvid/dcp_clip_tiny.yaml"
+# Values of --backend, and the backend of an exported model.
+BACKENDS = {"torch": None, "onnx": "onnxruntime", "openvino": "openvino"}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +29,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=input_name, help=weights_help + "the config")
     backend_help = "with onnx or openvino, --weights is a folder of tools/export.py "
     backend_help += "(docs/export.md); default: %(default)s"
-    backends = ("torch", "onnx", "openvino")
-    add("--backend", choices=backends, default="torch", help=backend_help)
+    add("--backend", choices=BACKENDS, default="torch", help=backend_help)
     add_import(parser)
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
 

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from dcp_clip_cli.arguments import (
+    BACKENDS,
     DEFAULT_CONFIG,
     add_model_arguments,
     check_backend,
@@ -125,7 +126,7 @@ def make_predictor(args: argparse.Namespace) -> Any:
         predictor = RunOnnxPredictor(
             args.weights,
             args.vocabulary,
-            backend={"onnx": "onnxruntime"}.get(args.backend, args.backend),
+            backend=BACKENDS[args.backend],
             unknown_below=args.unknown_below,
         )
     else:

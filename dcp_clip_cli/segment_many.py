@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dcp_clip_cli.arguments import (
+    BACKENDS,
     add_model_arguments,
     check_backend,
     input_name,
@@ -81,8 +82,7 @@ def make_predictor(args: argparse.Namespace) -> Any:
     from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 
     if args.backend != "torch":
-        backend = {"onnx": "onnxruntime"}.get(args.backend, args.backend)
-        return RunOnnxPredictor(args.weights, args.vocabulary, backend=backend)
+        return RunOnnxPredictor(args.weights, args.vocabulary, backend=BACKENDS[args.backend])
     # The actors move the model to their GPUs.
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     predictor = Predictor.from_config_file(
