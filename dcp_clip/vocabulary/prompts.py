@@ -70,5 +70,5 @@ def name_too_long(name: str, tokens: int, context: int) -> VocabularyError:
     """Return the error for a name whose prompt has more tokens than CLIP's context."""
     return VocabularyError(
         f"The name '{shortened(name, 60)}' ({len(name)} characters) needs {tokens} tokens in the "
-        f"prompt, but CLIP's context has {context}; shorten it."
+        f"prompt, but CLIP's context holds {context}; shorten it."
     )
