@@ -1,7 +1,6 @@
 """Run the stages of a bulk run on a cluster with Ray Data."""
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from dcp_clip.folder_run.pipeline import run_settings
 from dcp_clip.predictor import Predictor
 from dcp_clip.runtime.resizing import Resizing
 from dcp_clip.structures import TextFeatures
+from dcp_clip.utils.processors import usable_cpus
 
 __all__ = ["BulkOptions", "ClusterError", "connect", "segment_many"]
 
@@ -69,7 +69,7 @@ def connect(address: str | None, options: BulkOptions) -> None:
         ClusterError: if there is no cluster, or it is too small for the options.
     """
     if not ray.is_initialized():
-        start = {"address": "local", "num_cpus": (os.cpu_count() or 1) + _CPUS_TO_READ_AND_WRITE}
+        start = {"address": "local", "num_cpus": usable_cpus() + _CPUS_TO_READ_AND_WRITE}
         try:
             ray.init(**({"address": address} if address else start), logging_level=logging.WARNING)
         except (ConnectionError, ValueError) as error:

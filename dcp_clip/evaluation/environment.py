@@ -27,6 +27,7 @@ from torch import nn
 
 from dcp_clip import __version__
 from dcp_clip.utils.model_settings import model_settings
+from dcp_clip.utils.processors import usable_cpus
 
 __all__ = [
     "evaluation_environment",
@@ -151,7 +152,6 @@ def _format_settings(node: CfgNode, keys: Sequence[str] | None = None) -> str:
 @functools.cache  # finding Detectron2's distribution takes a second
 def software_and_hardware() -> dict[str, str]:
     """Return the versions of the main packages and a description of the machine, by name."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "detectron2": f"{detectron2.__version__}{_detectron2_commit()}",
@@ -165,7 +165,7 @@ def software_and_hardware() -> dict[str, str]:
         "Python": platform.python_version(),
         "system": platform.platform(),
         "CPU": _cpu_name(),
-        "CPU cores": f"{cores} usable of {os.cpu_count()}",
+        "CPU cores": f"{usable_cpus()} usable of {os.cpu_count()}",
         "PyTorch on CPU": f"{torch.backends.cpu.get_cpu_capability()}, "
         f"{torch.get_num_threads()} threads",
         "GPU": ", ".join(gpus) or "none",

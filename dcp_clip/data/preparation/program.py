@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,11 @@ from dcp_clip.data.pairing import DatasetError
 from dcp_clip.data.preparation.convert import Pair, count_pixels, prepare_split
 from dcp_clip.data.preparation.label_encoding import LabelEncoding
 from dcp_clip.utils.atomic_files import atomic_write, remove_unfinished
+from dcp_clip.utils.processors import usable_cpus
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS_FILE = "prepared.json"
-
-
-def available_cpus() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_program(
@@ -43,7 +38,7 @@ def run_program(
     options |= {"root": Path(datasets_root()) if root is None else root}
     paths = {key: value.expanduser() for key, value in options.items() if isinstance(value, Path)}
     try:
-        prepare(workers=available_cpus() if workers is None else workers, **options | paths)
+        prepare(workers=usable_cpus() if workers is None else workers, **options | paths)
     except (DatasetError, OSError) as e:
         logger.error("error: %s", e)
         return 1
