@@ -33,9 +33,9 @@ _COLUMNS = (
 )
 _LEGEND = """\
 All scores are percentages. mIoU is the mean over the classes present in the ground truth. Recall at
-K is the fraction of the classes in an image that are among its K proposals (K: mean over the
-images). images/s is the throughput of the whole evaluation in wall-clock time, with all processes;
-"model only" is that of the model in one process.
+K is the fraction of the classes in an image that are among its K proposals, without those that do
+not reach stage 4 (K: mean over the images). images/s is the throughput of the whole evaluation in
+wall-clock time, with all processes; "model only" is that of the model in one process.
 """
 # If the metadata of a data set has `is_thing` or `is_base`.
 _GROUPS_LEGEND = """\

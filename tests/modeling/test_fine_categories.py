@@ -1,4 +1,4 @@
-"""Contracts 2 to 4 if stages 4 and 5 get fewer categories than stage 1 proposes."""
+"""Contracts 2 to 5 if stages 4 and 5 get fewer categories than stage 1 proposes."""
 
 import pytest
 import torch
@@ -47,6 +47,24 @@ def test_4_enough_proposals_are_the_same_as_no_proposal_stage(
     results = [run(model, image, twelve_categories) for model in (limited, unlimited)]
     assert len(results[0][0]) == 5
     assert_same(*results, exact=True)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@FEW
+@given(sizes=st.lists(SIZES, min_size=2, max_size=4), seed=st.integers(0, 9))
+def test_5_images_of_a_batch_do_not_influence_each_other(
+    make_model, make_image, clip, sizes, seed, twelve_categories
+):
+    model = make_model(clip, {K: 6, M: 3})
+    images = [make_image(*size, seed=seed + i) for i, size in enumerate(sizes)]
+    inputs = [{"image": image, "vocabulary": Vocabulary(twelve_categories)} for image in images]
+    with torch.no_grad():
+        together = model(inputs)
+        alone = [model([x])[0] for x in inputs]
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a["proposals"]["ids"], b["proposals"]["ids"])
+        torch.testing.assert_close(a["proposals"], b["proposals"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a["sem_seg"].logits, b["sem_seg"].logits, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
