@@ -22,6 +22,8 @@ def add_pretraining_config(cfg: CN) -> None:
     # Fraction of the iterations in which the drawings are strongly augmented. Later the
     # augmentation is mild.
     cfg.PRETRAIN.STRONG_UNTIL = 0.5
+    # Probability that random convolutions change the colours and textures of an image (RandConv).
+    cfg.PRETRAIN.RANDOM_CONVOLUTIONS = 0.0
     # Templates of the captions: a set of prompt templates or the path of a text file. Half of the
     # captions are the name alone.
     cfg.PRETRAIN.TEMPLATES = "captions"
