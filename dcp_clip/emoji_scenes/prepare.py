@@ -28,7 +28,7 @@ from dcp_clip.emoji_scenes.scenes import SceneOptions
 from dcp_clip.emoji_scenes.sprites import (
     check_renderer,
     describe_sprites,
-    render_svg,
+    render_drawing,
     save_sprites,
 )
 from dcp_clip.emoji_scenes.subsets import SEEN, UNSEEN, SceneSource, get_subset
@@ -57,7 +57,9 @@ class Settings:
         seed: seed of the scenes.
         only: the styles to draw in; () for all of the source. A selection is not the benchmark.
         art: folder of the npm archives; default: ``art`` in the folder of the data set.
-        packages: the npm packages.
+        packages: the npm packages of the benchmark.
+        pretraining_art: npm packages that only the pre-training of CLIP uses; their sprites are
+            written too.
         names: the list of names.
     """
 
@@ -68,6 +70,7 @@ class Settings:
     only: tuple[str, ...] = ()
     art: Path | None = None
     packages: Sequence[ArtPackage] = ART
+    pretraining_art: Sequence[ArtPackage] = ()
     names: NameList = field(default_factory=load_name_list)
 
     @property
@@ -180,7 +183,7 @@ def prepare_sprites(settings: Settings, *, workers: int = 1) -> None:
         DatasetError: if the art is not available, or a drawing cannot be rendered.
     """
     folder = settings.folder / "sprites"
-    styles = settings.all_styles
+    styles = [*settings.all_styles, *(art.style for art in settings.pretraining_art)]
     missing = [style for style in styles if not (folder / f"{style}.npz").exists()]
     for art in _load_art(settings, missing):
         drawings = find_drawings(art, settings.names.things)
@@ -200,7 +203,8 @@ def prepare_sprites(settings: Settings, *, workers: int = 1) -> None:
                 f"{folder / style}.npz has sprites of {size} pixels, not {settings.sprite_size}: "
                 "remove it."
             )
-        licences.append(licence)
+        if style in settings.all_styles:  # the others are in no image
+            licences.append(licence)
     with atomic_write(settings.folder / "LICENCES", "w") as f:
         f.write("The drawings in these images, each under its own licence:\n\n")
         f.write("\n".join(licences) + "\n")
@@ -214,16 +218,17 @@ def _load_art(settings: Settings, styles: Sequence[str]) -> list[ArtSet]:
         return [read_pip_art()]
     cache = settings.art or settings.folder / "art"
     # Also the packages whose code points are used for another style.
-    needed = {p.code_points_of or p.style for p in settings.packages if p.style in styles}
-    packages = [p for p in settings.packages if p.style in needed.union(styles)]
+    available = [*settings.packages, *settings.pretraining_art]
+    needed = {p.code_points_of or p.style for p in available if p.style in styles}
+    packages = [p for p in available if p.style in needed.union(styles)]
     fetch_art(packages, cache)
     return [art for art in read_art(packages, cache) if art.style in styles]
 
 
-def _render(style: str, size: int, drawing: tuple[str, str]) -> np.ndarray:
-    name, svg = drawing
+def _render(style: str, size: int, drawing: tuple[str, str | bytes]) -> np.ndarray:
+    name, content = drawing
     try:
-        return render_svg(svg, size)
+        return render_drawing(content, size)
     except DatasetError as e:
         raise DatasetError(f"'{name}' in the style {style}: {e}") from e
 

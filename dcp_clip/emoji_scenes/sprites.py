@@ -47,7 +47,25 @@ def render_svg(svg: str, size: int) -> np.ndarray:
         png = renderer.svg_to_bytes(svg_string=svg, width=2 * size, skip_system_fonts=True)
     except (ValueError, RuntimeError) as e:
         raise DatasetError(f"An SVG document cannot be rendered: {e}.") from e
-    with Image.open(io.BytesIO(bytes(png)), formats=["PNG"]) as image:
+    return _fit_file(bytes(png), "PNG", size)
+
+
+def render_drawing(drawing: str | bytes, size: int) -> np.ndarray:
+    """Turn a drawing, an SVG document or a WebP file, into a sprite (S, S, 4) uint8.
+
+    Raises:
+        DatasetError: see :func:`render_svg`; or if the file is no image, or empty.
+    """
+    if isinstance(drawing, str):
+        return render_svg(drawing, size)
+    try:
+        return _fit_file(drawing, "WEBP", size)
+    except (OSError, ValueError) as e:
+        raise DatasetError(f"A WebP file cannot be read: {e}.") from e
+
+
+def _fit_file(data: bytes, file_format: str, size: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=[file_format]) as image:
         return fit_sprite(np.array(image.convert("RGBA")), size)
 
 
@@ -134,7 +152,8 @@ def _load(path: str) -> tuple[list[str], np.ndarray, str]:
         return names.tolist(), images, str(licence)
     except FileNotFoundError as e:
         raise DatasetError(
-            f"The sprites {path} do not exist: run `python datasets/prepare_emoji_scenes.py`."
+            f"The sprites {path} do not exist: run `python datasets/prepare_emoji_scenes.py` "
+            "(with --pretraining-art for PRETRAIN.MORE_ART)."
         ) from e
     except Exception as e:  # damaged archives raise many types of errors
         reason = " ".join(str(e).split()) or type(e).__name__

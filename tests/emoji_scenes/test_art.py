@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dcp_clip.data.pairing import DatasetError
 from dcp_clip.emoji_scenes import art as art_module
 from dcp_clip.emoji_scenes.art import (
     ART,
+    PRETRAINING_ART,
     SEEN_ART,
     UNSEEN_ART,
     fetch_art,
@@ -22,7 +24,13 @@ from dcp_clip.emoji_scenes.art import (
     read_pip_art,
 )
 from dcp_clip.emoji_scenes.names import Thing
-from dcp_clip.emoji_scenes.sprites import fit_sprite, load_sprites, render_svg, save_sprites
+from dcp_clip.emoji_scenes.sprites import (
+    fit_sprite,
+    load_sprites,
+    render_drawing,
+    render_svg,
+    save_sprites,
+)
 
 DOG = Thing("dog", (), "base", ("1f415", "1f436"), {"fxemoji": ("puppy",)})
 CUP = Thing("cup", (), "rest", ("2615-200d",), {})
@@ -90,6 +98,9 @@ def test_unseen_style_is_not_seen_in_training():
     seen = {p.style for p in SEEN_ART}
     assert UNSEEN_ART.style == "noto" and not any("noto" in style for style in seen)
     assert len({p.sha256 for p in ART}) == len(ART) == 8
+    more = {p.style for p in PRETRAINING_ART}
+    assert len(more) == 2 and not any("noto" in style for style in more)
+    assert not more & {p.style for p in ART}
 
 
 def test_damaged_archive(tmp_path):
@@ -197,3 +208,15 @@ def test_sprites_are_loaded_by_style_and_name(tmp_path):
     (tmp_path / "d.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(DatasetError, match="d.npz cannot be read"):
         load_sprites(tmp_path, ["d"])
+
+
+def test_a_webp_file_becomes_a_sprite():
+    image = Image.new("RGBA", (40, 30))
+    image.paste((255, 0, 0, 255), (10, 5, 30, 15))  # the transparent margin is removed
+    image.save(file := io.BytesIO(), "WEBP", lossless=True)
+    sprite = render_drawing(file.getvalue(), 16)
+    assert sprite.shape == (16, 16, 4)
+    assert (sprite[4:12] == (255, 0, 0, 255)).all() and (sprite[[0, 3, 12, 15], :, 3] == 0).all()
+    for content in (b"", b"no image", file.getvalue()[:30]):
+        with pytest.raises(DatasetError, match="WebP file cannot be read"):
+            render_drawing(content, 16)

@@ -24,6 +24,9 @@ def add_pretraining_config(cfg: CN) -> None:
     cfg.PRETRAIN.STRONG_UNTIL = 0.5
     # Probability that random convolutions change the colours and textures of an image (RandConv).
     cfg.PRETRAIN.RANDOM_CONVOLUTIONS = 0.0
+    # Also draw things in the styles that only the pre-training uses
+    # (prepare_emoji_scenes.py --pretraining-art).
+    cfg.PRETRAIN.MORE_ART = False
     # Templates of the captions: a set of prompt templates or the path of a text file. Half of the
     # captions are the name alone.
     cfg.PRETRAIN.TEMPLATES = "captions"

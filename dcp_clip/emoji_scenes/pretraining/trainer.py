@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcp_clip.data.catalog import datasets_root
-from dcp_clip.emoji_scenes.art import SEEN_ART, UNSEEN_ART, ArtPackage
+from dcp_clip.emoji_scenes.art import PRETRAINING_ART, SEEN_ART, UNSEEN_ART, ArtPackage
 from dcp_clip.emoji_scenes.names import load_name_list
 from dcp_clip.emoji_scenes.pretraining.drawing import MILD, STRONG, random_convolutions
 from dcp_clip.emoji_scenes.pretraining.pairs import PairBatch, PairSource
@@ -42,7 +42,7 @@ def _build_pair_source(cfg: CfgNode, art: Sequence[ArtPackage]) -> PairSource:
     )
 
 
-@functools.lru_cache(maxsize=2)  # the seen styles, in training and test, and the unseen style
+@functools.lru_cache(maxsize=3)  # the styles of the training, the seen styles, the unseen style
 def _load_pair_source(
     sprites: Path, styles: tuple[str, ...], templates: tuple[str, ...], seed: int
 ) -> PairSource:
@@ -102,7 +102,8 @@ class CLIPTrainer(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> PairLoader:
-        return PairLoader(cfg, _build_pair_source(cfg, SEEN_ART))
+        art = (*SEEN_ART, *PRETRAINING_ART) if cfg.PRETRAIN.MORE_ART else SEEN_ART
+        return PairLoader(cfg, _build_pair_source(cfg, art))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> dict:

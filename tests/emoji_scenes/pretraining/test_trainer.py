@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dcp_clip.config import get_cfg
+from dcp_clip.emoji_scenes.pretraining import trainer
 from dcp_clip.emoji_scenes.pretraining.config import add_pretraining_config
 from dcp_clip.emoji_scenes.pretraining.pairs import PairBatch
 from dcp_clip.emoji_scenes.pretraining.trainer import PairLoader, _ranks
@@ -46,3 +47,17 @@ def test_random_convolutions_change_the_images_of_a_batch_only():
         assert not torch.equal(plain.images, changed.images)
         assert torch.equal(changed.images, again.images)
         assert plain.captions == changed.captions and torch.equal(plain.match, changed.match)
+
+
+def test_more_art_is_for_training_only(monkeypatch):
+    requested = []
+    monkeypatch.setattr(
+        trainer, "_build_pair_source", lambda cfg, art: requested.append({a.style for a in art})
+    )
+    add_pretraining_config(cfg := get_cfg())
+    trainer.CLIPTrainer.build_train_loader(cfg)
+    cfg.PRETRAIN.MORE_ART = True
+    trainer.CLIPTrainer.build_train_loader(cfg)
+    seen, more = requested
+    assert more - seen == {"fluent-emoji-3d", "streamline-emojis"} and seen < more
+    assert "noto" not in more
