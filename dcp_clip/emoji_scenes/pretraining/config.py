@@ -22,8 +22,6 @@ def add_pretraining_config(cfg: CN) -> None:
     # Fraction of the iterations in which the drawings are strongly augmented. Later the
     # augmentation is mild.
     cfg.PRETRAIN.STRONG_UNTIL = 0.5
-    # Probability that random convolutions change the colours and textures of an image (RandConv).
-    cfg.PRETRAIN.RANDOM_CONVOLUTIONS = 0.0
     # Also draw things in the styles that only the pre-training uses
     # (prepare_emoji_scenes.py --pretraining-art).
     cfg.PRETRAIN.MORE_ART = False

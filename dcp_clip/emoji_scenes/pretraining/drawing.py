@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from dcp_clip.emoji_scenes.names import NameList
 from dcp_clip.emoji_scenes.sprites import load_sprites
 from dcp_clip.emoji_scenes.textures import draw_stuff
 
-__all__ = ["MILD", "PLAIN", "STRONG", "DrawingBank", "Look", "random_convolutions", "uniform"]
+__all__ = ["MILD", "PLAIN", "STRONG", "DrawingBank", "Look", "uniform"]
 
 # Size of the textures in pixels. Images of at most half this size use half-size textures.
 _TEXTURE_SIZE = 128
@@ -44,8 +43,6 @@ class Look:
 STRONG = Look(25.0, (0.8, 1.25), 0.1, (0.7, 1.25), (0.9, 1.1), (0.5, 1.4), 0.25)
 # Similar to the scenes of the benchmark.
 MILD = Look(25.0, (0.85, 1.18), 0.03, (0.75, 1.15), (0.92, 1.08), (0.8, 1.15), 0.08)
-# Groups of images that `random_convolutions` changes in the same way.
-_GROUPS = 8
 # No augmentation.
 PLAIN = Look(0.0, (1.0, 1.0), 0.0, (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), 0.0)
 
@@ -160,37 +157,6 @@ class DrawingBank:
 def uniform(rng: np.random.Generator, low: float, high: float, size) -> np.ndarray:
     """Uniform random numbers from `low` to `high`."""
     return low + (high - low) * rng.random(size)
-
-
-def random_convolutions(rng: np.random.Generator, images: Tensor, rate: float) -> Tensor:
-    """Give images random colours and textures, so that a model relies on shapes.
-
-    The images are divided into groups. With the probability `rate`, the images of a group are
-    blended with their convolution by a random kernel, of 1 x 1 or 3 x 3 pixels, that mixes the
-    channels. The mean and the standard deviation of each channel in the group are kept. This is
-    RandConv (arXiv 2007.13003).
-
-    Args:
-        rng: random generator.
-        images: (B, 3, R, R) float, 0 to 255.
-        rate: probability from 0 to 1.
-
-    Returns:
-        (B, 3, R, R) float, 0 to 255.
-    """
-    groups = []
-    for group in images.chunk(_GROUPS):
-        if rng.random() < rate:
-            size = int(rng.choice([1, 1, 3]))
-            kernel = torch.from_numpy(rng.standard_normal((3, 3, size, size), dtype=np.float32))
-            padded = F.pad(group, (size // 2,) * 4, mode="replicate")
-            changed = F.conv2d(padded, kernel / math.sqrt(kernel[0].numel()))
-            std, mean = torch.std_mean(changed, (0, 2, 3), keepdim=True)
-            old_std, old_mean = torch.std_mean(group, (0, 2, 3), keepdim=True)
-            changed = (changed - mean) / (std + 1e-3) * old_std + old_mean
-            group = group.lerp(changed, float(rng.random())).clamp(0, 255)
-        groups.append(group)
-    return torch.cat(groups)
 
 
 def _levels(images: np.ndarray) -> tuple[Tensor, Tensor]:

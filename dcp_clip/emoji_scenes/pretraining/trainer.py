@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dcp_clip.data.catalog import datasets_root
 from dcp_clip.emoji_scenes.art import PRETRAINING_ART, SEEN_ART, UNSEEN_ART, ArtPackage
 from dcp_clip.emoji_scenes.names import load_name_list
-from dcp_clip.emoji_scenes.pretraining.drawing import MILD, STRONG, random_convolutions
+from dcp_clip.emoji_scenes.pretraining.drawing import MILD, STRONG
 from dcp_clip.emoji_scenes.pretraining.pairs import PairBatch, PairSource
 from dcp_clip.emoji_scenes.register import FOLDER
 from dcp_clip.engine.trainer import Trainer
@@ -82,14 +82,12 @@ class PairLoader:
         look = STRONG if number < node.STRONG_UNTIL * self.length else MILD
         rng = np.random.default_rng([self.seed, 3, number])
         if number < node.SINGLES_UNTIL * self.length or number % 2:
-            draw, sizes, pixels = self.source.singles, node.SINGLE_SIZES, node.SINGLE_PIXELS
-        else:
-            draw, sizes, pixels = self.source.scenes, node.SCENE_SIZES, node.SCENE_PIXELS
-        size = int(rng.choice(sizes))
-        batch = draw(number, size, max(2, pixels // size**2), look=look)
-        if node.RANDOM_CONVOLUTIONS:
-            batch.images = random_convolutions(rng, batch.images, node.RANDOM_CONVOLUTIONS)
-        return batch
+            size = int(rng.choice(node.SINGLE_SIZES))
+            return self.source.singles(
+                number, size, max(2, node.SINGLE_PIXELS // size**2), look=look
+            )
+        size = int(rng.choice(node.SCENE_SIZES))
+        return self.source.scenes(number, size, max(2, node.SCENE_PIXELS // size**2), look=look)
 
 
 class CLIPTrainer(Trainer):

@@ -1,4 +1,4 @@
-"""The batches of the pre-training, and zero-shot classification."""
+"""The art of the pre-training, and zero-shot classification during pre-training."""
 
 from types import SimpleNamespace
 
@@ -8,8 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dcp_clip.config import get_cfg
 from dcp_clip.emoji_scenes.pretraining import trainer
 from dcp_clip.emoji_scenes.pretraining.config import add_pretraining_config
-from dcp_clip.emoji_scenes.pretraining.pairs import PairBatch
-from dcp_clip.emoji_scenes.pretraining.trainer import PairLoader, _ranks
+from dcp_clip.emoji_scenes.pretraining.trainer import _ranks
 
 
 def make_world(pooled):
@@ -29,24 +28,6 @@ def test_ranks_are_computed_on_the_device_of_the_model():
     with FakeTensorMode():
         world = make_world(torch.empty(3, 5, device="cuda"))
         assert _ranks(*world, torch.empty(3, 5, device="cuda"), 0).device.type == "cuda"
-
-
-def test_random_convolutions_change_the_images_of_a_batch_only():
-    def batches(rate):
-        cfg = get_cfg()
-        add_pretraining_config(cfg)
-        cfg.PRETRAIN.RANDOM_CONVOLUTIONS = rate
-        loader = PairLoader(cfg, source)
-        return [loader.batch(number) for number in range(2)]
-
-    def draw(number, size, count, look):
-        return PairBatch(torch.arange(8.0).expand(4, 3, 8, 8), ["a"], torch.ones(4, 1))
-
-    source = SimpleNamespace(singles=draw, scenes=draw)
-    for plain, changed, again in zip(batches(0.0), batches(1.0), batches(1.0), strict=True):
-        assert not torch.equal(plain.images, changed.images)
-        assert torch.equal(changed.images, again.images)
-        assert plain.captions == changed.captions and torch.equal(plain.match, changed.match)
 
 
 def test_more_art_is_for_training_only(monkeypatch):
