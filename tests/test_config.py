@@ -197,6 +197,7 @@ def test_unknown_keys_suggest_close_ones(tmp_path, key, suggestion, in_file):
         (["INPUT.MIN_SIZE_TEST", "-5"], "INPUT.MIN_SIZE_TEST is -5, but must be at least 0"),
         (["INPUT.MAX_SIZE_TEST", "-1"], "INPUT.MAX_SIZE_TEST is -1, but must be at least 0"),
         (["TEST.MAX_IMAGES", "-1"], "TEST.MAX_IMAGES is -1, but must be at least 0"),
+        (["MODEL.DCP_CLIP.LOSS.DICE_WEIGHT", "-1.0"], "DICE_WEIGHT is -1.0, but must be at least"),
         (["OUTPUT_DIR", ""], r"OUTPUT_DIR is '', but must be a folder: .* \. for the current one"),
         (["MODEL.MASK_ON", "1"], "MODEL.MASK_ON must be True or False"),
         (["MODEL.WEIGHTS", 3], "MODEL.WEIGHTS must be a text, but is 3: write it in quotation"),
