@@ -55,12 +55,17 @@ def open_program(
 
     Raises:
         RuntimeFolderError: if the file is damaged.
-        ValueError: for an unknown backend, or a provider that this installation does not have.
+        ValueError: for an unknown backend, a provider that this installation does not have, or
+            providers for OpenVINO.
         ImportError: if the package of the backend is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"The backend '{backend}' is unknown; known are {', '.join(BACKENDS)}.")
     if backend == "openvino":
+        if providers:
+            raise ValueError(
+                "Execution providers belong to the backend 'onnx': leave them out for 'openvino'."
+            )
         return _OpenVino(path, threads)
     return _OnnxRuntime(path, threads, providers)
 
