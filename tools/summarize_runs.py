@@ -49,6 +49,7 @@ def read_values(folders: Sequence[Path]) -> Values:
         SummaryError: if a folder has no results, or a file is not a report of an evaluation.
     """
     found = []
+    folders = list({folder.resolve(): folder for folder in folders}.values())  # each one once
     for folder in folders:
         paths = list(folder.rglob("results.json"))
         if not paths:

@@ -60,6 +60,13 @@ def test_table(summarize_runs, runs, capsys):
     ]
 
 
+def test_a_folder_that_is_named_twice_counts_once(summarize_runs, runs, capsys):
+    summarize_runs.main([str(runs)])
+    once = capsys.readouterr().out
+    summarize_runs.main([str(runs), f"{runs}/default/.."])
+    assert capsys.readouterr().out == once
+
+
 def test_data_without_things_shows_the_mean_iou(summarize_runs, tmp_path, capsys):
     write(tmp_path / "a", own=None)
     summarize_runs.main([str(tmp_path / "a")])
