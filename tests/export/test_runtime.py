@@ -135,7 +135,7 @@ def test_wrong_folders_are_one_sentence(folder, cfg, model, tmp_path, names):
         OnnxPredictor(folder, names, backend="x")
     with pytest.raises(ValueError, match="has no X"):
         OnnxPredictor(folder, names, providers=["X"])
-    with pytest.raises(ValueError, match="providers belong to the backend 'onnx'"):
+    with pytest.raises(ValueError, match="providers belong to the backend 'onnxruntime'"):
         OnnxPredictor(folder, names, backend="openvino", providers=["CPUExecutionProvider"])
     with pytest.raises(WriteError, match="not an empty folder"):
         export_model(cfg, model, folder)
