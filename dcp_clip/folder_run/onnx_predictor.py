@@ -30,7 +30,8 @@ class RunOnnxPredictor(OnnxPredictor):
     @property
     def cfg(self) -> dict[str, Any]:
         """What the results depend on, besides the weights."""
-        settings = dict(self.folder.settings)
+        # Backends can label single pixels differently.
+        settings = self.folder.settings | {"backend": self.backend}
         return {key: settings[key] for key in sorted(settings) if key != "vocabulary"}
 
     @property

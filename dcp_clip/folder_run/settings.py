@@ -10,7 +10,8 @@ __all__ = ["describe_difference", "kind_of_input"]
 
 _MAX_DIFFERENCES = 3  # settings that an error message names
 _MAX_LENGTH = 40  # of a value in a message
-_DEFAULTS = {"formats": sorted(DEFAULT_FORMATS)}  # run.json does not have them
+# Those that run.json does not have, or did not have in earlier versions.
+_DEFAULTS = {"formats": sorted(DEFAULT_FORMATS), "backend": "onnxruntime"}
 
 
 def kind_of_input(settings: Mapping[str, Any]) -> str:

@@ -1,8 +1,12 @@
 """Messages about the settings of two runs."""
 
+from pathlib import Path
+
 import pytest
 
+from dcp_clip.folder_run.onnx_predictor import RunOnnxPredictor
 from dcp_clip.folder_run.settings import describe_difference
+from dcp_clip.runtime.folder import ModelFolder
 
 
 @pytest.mark.parametrize("before, now", [("/home/me", None), (None, "/home/me")])
@@ -48,3 +52,15 @@ def test_the_default_formats_have_names():
     text = "formats now has 'coco', 'confidence'"
     assert describe_difference({}, {"formats": formats}) == text
     assert describe_difference({"formats": formats}, {}) == text.replace("has", "lacks")
+
+
+def test_backends_do_not_mix_their_results():
+    found = {}
+    for backend in ("onnxruntime", "openvino"):
+        predictor = RunOnnxPredictor.__new__(RunOnnxPredictor)
+        predictor.folder, predictor.backend = ModelFolder(Path(), {"format": 2}, None), backend
+        found[backend] = {"config": predictor.cfg}
+    text = "backend was onnxruntime and is openvino"
+    assert describe_difference(found["onnxruntime"], found["openvino"]) == text
+    # A run of an earlier version, which did not record the backend.
+    assert describe_difference({"config": {"format": 2}}, found["onnxruntime"]) == ""
