@@ -84,7 +84,8 @@ class HubMixin:
             ValueError: if `results` cannot be read or is the evaluation of other weights, or the
                 model needs more than such a folder contains.
         """
-        self._write(Path(save_directory), results)
+        # `from_pretrained` reads "~" in the same way.
+        self._write(Path(os.path.expanduser(save_directory)), results)
 
     def push_to_hub(
         self,

@@ -51,6 +51,12 @@ def test_round_trip(predictor, saved, image, monkeypatch, tmp_path):
     assert other(image).shares == predictor(image, vocabulary=names, unknown_below=0.3).shares
 
 
+def test_the_home_folder(predictor, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    predictor.save_pretrained("~/model")
+    assert Predictor.from_pretrained("~/model").vocabulary == predictor.vocabulary
+
+
 def test_the_folder_names_nothing_of_this_machine(saved):
     for name in ("config.yaml", "README.md", "names.json", "model.calibration.json"):
         assert "/home/me" not in (saved / name).read_text(encoding="utf-8")
