@@ -22,7 +22,7 @@ from dcp_clip.export.conversion import (
     write_onnx,
 )
 from dcp_clip.export.programs import ImageProgram, LabelProgram, TextProgram
-from dcp_clip.export.quantization import quantize_convolutions
+from dcp_clip.export.quantization import check_can_quantize, quantize_convolutions
 from dcp_clip.export.support import ExportError, check_exportable
 from dcp_clip.export.tokenizer import tokenizer_json
 from dcp_clip.modeling.clip.text_tower import can_truncate
@@ -56,6 +56,8 @@ def export_model(
     """
     check_exportable(cfg, model)
     _check_packages()
+    if photographs is not None:
+        check_can_quantize()  # before the long export
     with atomic_folder(output) as part:
         # The computation is a setting, so runs with and without int8 do not mix their results.
         _write(cfg, model, part, {} if photographs is None else {"int8": True})

@@ -17,9 +17,18 @@ from dcp_clip.utils.images.reading import read_image
 from dcp_clip.vocabulary import Vocabulary
 from dcp_clip.vocabulary.categories import load_names
 
-__all__ = ["quantize_convolutions"]
+__all__ = ["check_can_quantize", "quantize_convolutions"]
 
 _MAX_PHOTOGRAPHS = 32
+
+
+def check_can_quantize() -> None:
+    """Raise ExportError if ONNX Runtime is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime.quantization  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ExportError("int8 needs ONNX Runtime: pip install onnx onnxruntime.") from error
 
 
 def quantize_convolutions(
@@ -40,11 +49,10 @@ def quantize_convolutions(
         ExportError: if there is no photograph, or no ONNX Runtime.
         ImageReadError: if a photograph cannot be read.
     """
-    try:
-        import onnx
-        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    except ModuleNotFoundError as error:
-        raise ExportError("int8 needs ONNX Runtime: pip install onnx onnxruntime.") from error
+    check_can_quantize()
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
     if not photographs:
         raise ExportError("int8 needs photographs, but the folder of --int8 has none.")
     if vocabulary is None and read_folder(folder).vocabulary is None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import onnx as onnx_package
@@ -27,6 +28,13 @@ def test_an_export_in_int8_has_other_settings(can_export, cfg, model, monkeypatc
         export_model(cfg, model, tmp_path / name, photographs)
         settings.append(json.loads((tmp_path / name / "config.json").read_text()))
     assert settings[1] == settings[0] | {"int8": True}
+
+
+def test_onnx_runtime_is_missed_before_the_export(can_export, cfg, model, monkeypatch, tmp_path):
+    monkeypatch.setattr("dcp_clip.export.folder._write", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
+    with pytest.raises(ExportError, match="int8 needs ONNX Runtime: pip install"):
+        export_model(cfg, model, tmp_path / "int8", [])
 
 
 def test_convolutions_in_int8(folder, onnx, make_image, tmp_path, names):
