@@ -241,8 +241,11 @@ def _with_repeat_factors(cfg: CfgNode) -> CfgNode:
                 f"{key} has the entry {entry!r}, which must be the name of a data set and a "
                 "positive number, such as ['camvid_sem_seg_train', 2.0]."
             )
-        factors.append([resolve_dataset_name(name), float(factor)])
-        if factors[-1][0] not in cfg.DATASETS.TRAIN:
+        ours = resolve_dataset_name(name)
+        if ours in dict(factors):  # Detectron2 would use the last one
+            raise ValueError(f"{key} names '{ours}' twice: remove one of its entries.")
+        factors.append([ours, float(factor)])
+        if ours not in cfg.DATASETS.TRAIN:
             raise ValueError(f"{key} names '{name}', which is not in DATASETS.TRAIN: add it there.")
     if factors and sampler != "WeightedTrainingSampler":
         raise ValueError(

@@ -114,6 +114,7 @@ def test_repeat_factors_and_their_errors(make_config):
         ([[ADE, 0]], r"entry \['mini_ade.*positive number"),
         ([ADE], "entry 'mini_ade.*positive number"),
         ([["elsewhere", 2.0]], "names 'elsewhere', which is not in DATASETS.TRAIN"),
+        ([[ADE, 2.0], [ADE, 5.0]], f"names '{ADE}' twice: remove one"),
     ]:
         with pytest.raises(ValueError, match=f"{FACTORS}.*{message}"):
             build_train_loader(make_config(**sampler, **{FACTORS: factors}))
