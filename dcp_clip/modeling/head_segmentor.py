@@ -35,6 +35,8 @@ _STRIDES = {"res4": 16, "res3": 8, "res2": 4}
 class HeadSegmentor(OpenVocabularySegmentor):
     """CLIP's image and text towers, and one head that computes the logits of all C categories."""
 
+    outputs = ("last", "fine")  # there are no coarse logits
+
     def __init__(self, *, head: nn.Module, channels_last: bool = False, **common):
         """
         Args:

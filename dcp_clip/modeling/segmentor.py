@@ -20,9 +20,7 @@ from dcp_clip.modeling.sliding_window import SlidingWindow
 from dcp_clip.structures import Proposals, Refinement, SemSegProposals, output_size
 from dcp_clip.vocabulary import Vocabulary
 
-__all__ = ["OUTPUTS", "OpenVocabularySegmentor"]
-
-OUTPUTS = ("last", "fine", "coarse")
+__all__ = ["OpenVocabularySegmentor"]
 
 
 class OpenVocabularySegmentor(nn.Module, ABC):
@@ -33,6 +31,7 @@ class OpenVocabularySegmentor(nn.Module, ABC):
     """
 
     needs_train_names = False  # whether building the model reads the categories of DATASETS.TRAIN
+    outputs: tuple[str, ...] = ("last", "fine", "coarse")  # values of MODEL.DCP_CLIP.OUTPUT
 
     def __init__(
         self,
@@ -60,9 +59,10 @@ class OpenVocabularySegmentor(nn.Module, ABC):
             ValueError: for an unknown `output`.
         """
         super().__init__()
-        if output not in OUTPUTS:
+        if output not in self.outputs:
             raise ValueError(
-                f"MODEL.DCP_CLIP.OUTPUT is '{output}'; known are {', '.join(OUTPUTS)}."
+                f"MODEL.DCP_CLIP.OUTPUT is '{output}'; known are {', '.join(self.outputs)} for "
+                f"{type(self).__name__}."
             )
         self.backbone = backbone
         self.criterion = criterion

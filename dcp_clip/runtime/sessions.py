@@ -64,7 +64,8 @@ def open_program(
     if backend == "openvino":
         if providers:
             raise ValueError(
-                "Execution providers belong to the backend 'onnxruntime': leave them out for 'openvino'."
+                "Execution providers belong to the backend 'onnxruntime': leave them out for "
+                "'openvino'."
             )
         return _OpenVino(path, threads)
     return _OnnxRuntime(path, threads, providers)

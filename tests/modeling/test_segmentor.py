@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,3 +59,18 @@ def test_an_empty_batch_is_refused(training):
 def test_unknown_outputs_are_refused():
     with pytest.raises(ValueError, match="OUTPUT is 'best'; known are last, fine, coarse"):
         make(output="best")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PixelTextSegmentor", "CostAggregationSegmentor", "MaskQuerySegmentor"),
+        *("FPNSegmentor", "SimilaritySegmentor"),
+    ],
+)
+def test_coarse_logits_are_those_of_dcp_clip(make_cfg, name):
+    opts = {"MODEL.META_ARCHITECTURE": name, "MODEL.DCP_CLIP.OUTPUT": "coarse"}
+    opts["DATASETS.TRAIN"] = ("camvid_sem_seg_train",)
+    with pytest.raises(ValueError, match=f"OUTPUT is 'coarse'; known are last, fine for {name}"):
+        build_model(make_cfg("dcp-tiny-cnn", opts))
+    build_model(make_cfg("dcp-tiny-cnn", opts | {"MODEL.DCP_CLIP.OUTPUT": "fine"}))

@@ -33,6 +33,7 @@ class FPNSegmentor(OpenVocabularySegmentor):
     """
 
     needs_train_names = True
+    outputs = ("last", "fine")  # there are no coarse logits
 
     @configurable
     def __init__(self, *, fpn: FPN, head: SemSegFPNHead, channels_last: bool = False, **common):

@@ -39,6 +39,7 @@ class SimilaritySegmentor(OpenVocabularySegmentor):
     """
 
     gives_logits = False
+    outputs = ("last", "fine")  # there are no coarse logits
 
     @configurable
     def __init__(
