@@ -13,6 +13,7 @@ from dcp_clip.folder_run.interruption import Interruption
 from dcp_clip.folder_run.output_folder import RunFolder, blocks_folder, writing
 from dcp_clip.folder_run.pipeline import run_settings
 from dcp_clip.folder_run.plan import plan_jobs
+from dcp_clip.folder_run.result_files import check_name
 from dcp_clip.geo.raster import Raster, check_range
 from dcp_clip.geo.run import RASTER_FORMATS, RasterRun, publish, raster_suffixes
 from dcp_clip.predictor import Predictor
@@ -52,6 +53,8 @@ def segment_rasters(
         try:
             for job in jobs:
                 try:
+                    for suffix in suffixes:
+                        check_name(job.image, output, f"{job.stem.name}{suffix}")
                     with Raster(job.image, args.bands, args.range) as raster:
                         run = RasterRun(predictor, raster, output, formats, settings)
                         with writing(output):

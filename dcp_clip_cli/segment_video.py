@@ -24,7 +24,7 @@ from dcp_clip.folder_run.output_folder import (
 from dcp_clip.folder_run.pipeline import ReadImage, Summary, run_settings, segment_files
 from dcp_clip.folder_run.plan import Job, numbered_stems
 from dcp_clip.folder_run.records import record_key
-from dcp_clip.folder_run.result_files import result_files
+from dcp_clip.folder_run.result_files import check_name, result_files
 from dcp_clip.modeling.large_image import LARGE_IMAGE_PIXELS
 from dcp_clip.predictor import Predictor
 from dcp_clip.utils.images.files import ImageReadError
@@ -69,6 +69,12 @@ def segment_videos(
         folder.open(settings, args.overwrite)
         stems = _choose_stems({path: videos[path] for path in readers}, output, folder.finished)
         overlays = {path: _overlay(output, stem) for path, stem in stems.items() if has_overlays}
+        for path, overlay in overlays.items():
+            try:
+                check_name(path, output, overlay.name)
+            except ImageReadError as error:
+                failures[path] = error
+                del stems[path]
         jobs = {
             path: [
                 Job(path, stem / f"{frame:06d}", frame)

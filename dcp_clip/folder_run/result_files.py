@@ -9,8 +9,10 @@ from urllib.parse import quote
 
 import numpy as np
 
+from dcp_clip.folder_run.line_file import concerns_one_file
 from dcp_clip.prediction import Prediction
 from dcp_clip.utils.atomic_files import atomic_write
+from dcp_clip.utils.images.files import ImageReadError
 from dcp_clip.utils.images.writing import write_jpeg, write_png
 from dcp_clip.utils.label_maps import save_label_map
 
@@ -20,6 +22,7 @@ __all__ = [
     "RESULTS",
     "SETTINGS",
     "SUFFIXES",
+    "check_name",
     "result_files",
     "write_result",
 ]
@@ -60,6 +63,27 @@ def result_files(
     """
     path = output / stem
     return {name: path.with_name(path.name + s) for name, s in SUFFIXES.items() if name in formats}
+
+
+def check_name(source: Path, output: Path, name: str) -> None:
+    """Check that the file system allows the name of a result, before the source is segmented.
+
+    Args:
+        source: the file to segment.
+        output: folder for the results; must exist.
+        name: name of the result, without its folder.
+
+    Raises:
+        ImageReadError: if the name is too long, or has a character that is not allowed.
+    """
+    try:
+        os.lstat(output / name)
+    except OSError as error:
+        if concerns_one_file(error):
+            raise ImageReadError(
+                f"{source}: the name of its result, '{name}', is not allowed "
+                f"({error.strerror}): rename the file"
+            ) from error
 
 
 def write_result(

@@ -60,6 +60,18 @@ def test_bad_files_are_reported_and_skipped(demo, fake_model, capsys, save, read
     assert "2 of 5 images" in captured.out and "3 failed" in captured.out
 
 
+def test_a_name_that_is_too_long_for_its_results_is_one_failure(
+    demo, fake_model, save, read_results, files_in
+):
+    for name in ("a", "m" * 245, "z"):
+        save(f"in/{name}.jpg")
+    assert demo.main(["--input", "in", "--output", "out"]) == 1
+    assert [Path(line["file"]).stem for line in read_results("out")] == ["a", "z"]
+    (failure,) = Path("out/failures.jsonl").read_text().splitlines()
+    assert "mmm.jpg: OSError: " in json.loads(failure)["error"]
+    assert len(files_in("out")) == 6
+
+
 def test_all_formats_of_images(demo, fake_model, save, read_results):
     exif = Image.Exif()
     exif[0x0112] = 6

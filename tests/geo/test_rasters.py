@@ -289,3 +289,12 @@ def test_a_picture_without_georeference_gives_no_warning(run, make_image, tmp_pa
     formats = ("labels", "confidence", "overlay")
     assert run(tmp_path / "odd.png", "--bands", "3,2,1", "--format", *formats) == 0
     assert (tmp_path / "out" / "odd_confidence.tif").exists()
+
+
+def test_a_name_that_is_too_long_for_its_results_is_one_failure(run, make_image, tmp_path):
+    for name in ("a", "m" * 245, "z"):
+        write(tmp_path / f"{name}.tif", make_image(40, 50).numpy())
+    assert run(tmp_path / "*.tif") == 1
+    (failure,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    assert "mm.tif: the name of its result, " in failure and "rename the file" in failure
+    assert (tmp_path / "out" / "z_labels.tif").exists()

@@ -155,6 +155,15 @@ def test_a_video_that_cannot_be_read_does_not_stop_the_others(run, clip, tmp_pat
         run("--input", broken)
 
 
+def test_a_name_that_is_too_long_for_its_overlay_is_one_failure(run, write_clip, clip, tmp_path):
+    long = write_clip(tmp_path / f"{'m' * 249}.mp4")
+    assert run("--input", str(long), str(clip)) == (1, COUNT)
+    (failure,) = map(json.loads, (tmp_path / "out" / "failures.jsonl").read_text().splitlines())
+    assert failure["file"] == str(long) and "m_overlay.mp4', is not allowed" in failure["error"]
+    assert (tmp_path / "out" / "clip_overlay.mp4").exists()
+    assert run("--input", str(long), str(clip), "--format", "labels") == (0, COUNT)
+
+
 def test_a_video_without_any_result_does_not_stop_the_others(
     run, write_clip, clip, tmp_path, monkeypatch, capsys
 ):
