@@ -100,7 +100,7 @@ def make_scenes(
     scenes: int | None,
     styles: Sequence[str],
     contact_sheet: Path | None,
-    pretraining_art: bool = False,
+    pretraining_art: bool,
     **settings: Any,
 ) -> None:
     """Write scenes or, with `contact_sheet`, one page of samples.

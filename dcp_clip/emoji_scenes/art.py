@@ -178,28 +178,19 @@ def read_art(packages: Sequence[ArtPackage], cache: Path) -> list[ArtSet]:
     Raises:
         DatasetError: if an archive is missing or damaged.
     """
-    sets, tables = [], {}
+    sets = {}
     for package in packages:
         path = cache / package.archive
+        read = _read_images if package.images else _read_icons
         try:
             with tarfile.open(path) as archive:
-                if package.images:
-                    art = _read_images(package, archive)
-                else:
-                    icons, info = (_member(archive, name) for name in ("icons.json", "info.json"))
-                    art = ArtSet(package.style, _svgs(icons), licence=_licence(package, info))
-                    if package.code_points_of == package.style:
-                        tables[package.style] = {
-                            _plain(code): icon
-                            for code, icon in _member(archive, "chars.json").items()
-                        }
+                sets[package.style] = read(package, archive)
         except Exception as e:  # damaged archives raise many types of errors
             raise DatasetError(f"The art in {path} cannot be read: {e!r}.") from e
-        sets.append(art)
-    for package, art in zip(packages, sets):
+    for package in packages:
         if package.code_points_of:
-            art.code_points = tables[package.code_points_of]
-    return sets
+            sets[package.style].code_points = sets[package.code_points_of].code_points
+    return list(sets.values())
 
 
 def read_pip_art() -> ArtSet:
@@ -242,6 +233,13 @@ def find_drawings(art: ArtSet, things: Sequence[Thing]) -> list[tuple[str, str |
 
 def _member(archive: tarfile.TarFile, name: str) -> dict:
     return json.load(archive.extractfile(f"package/{name}"))
+
+
+def _read_icons(package: ArtPackage, archive: tarfile.TarFile) -> ArtSet:
+    icons, info = (_member(archive, name) for name in ("icons.json", "info.json"))
+    chars = _member(archive, "chars.json") if package.code_points_of == package.style else {}
+    code_points = {_plain(code): icon for code, icon in chars.items()}
+    return ArtSet(package.style, _svgs(icons), code_points, _licence(package, info))
 
 
 def _read_images(package: ArtPackage, archive: tarfile.TarFile) -> ArtSet:
