@@ -133,8 +133,8 @@ def _add_stages(cfg: CN) -> None:
     # Region pooling: at the end of PyramidDecoder, the pixels of a region agree on their category.
     # This is the stride of the pixels, and so of the final logits: 2 or 4; or 0 to leave it out.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.REGION_STRIDE = 0
-    # The stride of the positions whose probabilities they share, a multiple of 4. The cost grows
-    # with the square of the image's area over the product of both strides.
+    # The stride of the positions whose probabilities they share, a multiple of 4. The attention
+    # among these positions grows with the square of their number.
     cfg.MODEL.DCP_CLIP.FINE_DECODER.REGION_KEY_STRIDE = 32
     # BilateralDecoder: standard deviation in space, in cells of the coarse grid (at most 1), and in
     # colour, in standard deviations of CLIP's pixels (about 68 grey levels). Larger is smoother.

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcp_clip.export.stage1 import ExportableProposal
-from dcp_clip.export.stage4 import with_regions_in_parts
 from dcp_clip.modeling.clip.text_tower import encode_tokens
 from dcp_clip.modeling.meta_arch import DCPCLIP
 from dcp_clip.structures import TextFeatures
@@ -47,7 +46,6 @@ class ImageProgram(nn.Module):
         self.model._modules = {
             **model._modules,
             "proposal": ExportableProposal.of(model.proposal),
-            "fine_decoder": with_regions_in_parts(model.fine_decoder),
             "text_encoder": _GivenText(),
         }
         # Without the image itself, which the rest of the model gets as an input.

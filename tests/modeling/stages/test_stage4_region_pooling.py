@@ -5,26 +5,50 @@ import torch
 from detectron2.modeling import build_model
 
 from dcp_clip.modeling.layers import resize_to
-from dcp_clip.modeling.stages.stage4_region_pooling import RegionPooling
+from dcp_clip.modeling.stages.stage4_region_pooling import (
+    RegionPooling,
+    _average_over_all,
+    _average_over_neighbours,
+)
 
 NODE = "MODEL.DCP_CLIP.FINE_DECODER."
 
 
-def _expected(queries, keys, weight, values):
-    """The definition, with all distances."""
+def _maps(h, w, categories=3, seed=0):
+    """Embeddings (2, 5, h, w), attention logits (2, 1, h, w), values (2, K, h, w)."""
+    torch.manual_seed(seed)
+    return torch.randn(2, 5, h, w), torch.randn(2, 1, h, w), torch.rand(2, categories, h, w)
+
+
+def _expected(queries, keys, weight, values, near=None):
+    """The definition, with all distances; `near` (queries, keys) tells which pairs there are."""
     flat = [x.flatten(2).mT for x in (queries, keys, weight, values)]
-    distance = (flat[0][:, :, None] - flat[1][:, None]).square().sum(3)
-    share = (flat[2].mT - distance).softmax(2)
-    return (share @ flat[3]).mT.unflatten(2, queries.shape[-2:])
+    logits = flat[2].mT - (flat[0][:, :, None] - flat[1][:, None]).square().sum(3)
+    if near is not None:
+        logits = logits.masked_fill(~near, float("-inf"))
+    return (logits.softmax(2) @ flat[3]).mT.unflatten(2, queries.shape[-2:])
 
 
 @pytest.mark.parametrize("categories", [1, 3, 40])
-def test_attention_is_a_softmax_of_negative_squared_distances(categories):
-    torch.manual_seed(0)
-    queries, keys = torch.randn(2, 5, 6, 4), torch.randn(2, 5, 3, 2)
-    weight, values = torch.randn(2, 1, 3, 2), torch.rand(2, categories, 3, 2)
-    found = RegionPooling(6, 2, 4)._attend(queries, keys, weight, values)
-    torch.testing.assert_close(found, _expected(queries, keys, weight, values))
+def test_positions_attend_to_all_by_the_negative_squared_distance(categories):
+    keys, weight, values = _maps(3, 2, categories)
+    found = _average_over_all(keys, weight, values)
+    torch.testing.assert_close(found, _expected(keys, keys, weight, values))
+
+
+@pytest.mark.parametrize("cell", [1, 2, 4])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (21, 30)])
+def test_pixels_attend_to_the_positions_around_them(cell, size):
+    rows, columns = (-(-side // cell) for side in size)
+    keys, weight, values = _maps(rows, columns)
+    queries = torch.randn(2, 5, *size)
+    own = [torch.arange(side) // cell for side in size]
+    row_near = (own[0][:, None] - torch.arange(rows)).abs() <= 2
+    column_near = (own[1][:, None] - torch.arange(columns)).abs() <= 2
+    near = row_near[:, None, :, None] & column_near[None, :, None, :]
+    near = near.flatten(2, 3).flatten(0, 1)
+    found = _average_over_neighbours(queries, keys, weight, values, cell)
+    torch.testing.assert_close(found, _expected(queries, keys, weight, values, near))
 
 
 def _pooling(stride=2, key_stride=4):
