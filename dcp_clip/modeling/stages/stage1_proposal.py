@@ -30,7 +30,7 @@ __all__ = [
 
 # The ranking merges similar tokens until at most this many remain, which keeps the cost of 20,000
 # names small.
-_NUM_TOKENS = 128
+_NUM_TOKENS = 64
 # In training, the probability that a category gets a random rank.
 _RANDOM_RATIO = 0.1
 
