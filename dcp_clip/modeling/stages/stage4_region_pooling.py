@@ -41,7 +41,7 @@ class RegionPooling(nn.Module):
 
     The weights are shared over the categories and learned from the losses of the pooled logits
     alone. A loss that pulls the embeddings of one object together was less accurate
-    (docs/emoji_scenes_results.md).
+    (docs/emoji_scenes_alternatives.md).
 
     The first step has one pair for every two positions, so its cost grows with the square of the
     image's area: large images need a large `key_stride`. The second step has 25 pairs for each

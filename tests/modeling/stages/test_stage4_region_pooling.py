@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcp_clip.modeling.layers import resize_to
 from dcp_clip.modeling.stages.stage4_region_pooling import (
@@ -171,3 +172,24 @@ def test_everything_in_it_is_trained(make_model, make_input):
     parameters = dict(model.fine_decoder.regions.named_parameters())
     still = [name for name, p in parameters.items() if p.grad is None or not p.grad.any()]
     assert len(parameters) > 10 and not still
+
+
+class _LargestTensor(TorchDispatchMode):
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("key_stride", [4, 8])
+def test_the_memory_grows_with_the_area_of_the_image(key_stride):
+    """No tensor has all pairs: 16 times the area would have 256 times as many."""
+    largest = []
+    for side in (16, 64):
+        with torch.no_grad(), _LargestTensor() as mode:
+            _pooling(2, key_stride)(*_inputs(side, side))
+        largest.append(mode.numel)
+    assert largest[1] <= 20 * largest[0]
